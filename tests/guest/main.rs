@@ -1,0 +1,2 @@
+//! The tests that run inside a guest kernel.
+fn main() {}

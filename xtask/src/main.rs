@@ -1,0 +1,2 @@
+//! Build, test, virtual machines and measurements.
+fn main() {}
