@@ -1,1 +1,17 @@
-//! x
+//! nftracer shows which netfilter rules a packet met.
+
+pub mod netfilter;
+pub mod packet;
+pub mod ruleset;
+pub mod path;
+pub mod filter;
+pub mod trace_line;
+pub mod xtables;
+pub mod btf;
+pub mod backend;
+pub mod fetch;
+pub mod sink;
+pub mod doctor;
+pub mod sys;
+pub mod cli;
+pub mod command;

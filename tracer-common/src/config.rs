@@ -1,0 +1,47 @@
+//! What user space tells the programs before they are loaded.
+
+use crate::filter::Program;
+use crate::offsets::Offsets;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Where `ipt_do_table` and its siblings take skb, hook state and table.
+///
+/// Distribution kernels mix eras, so the order comes from BTF prototypes, never from a version.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArgumentOrder {
+    /// `(table, skb, state)`, 5.16 and later.
+    TableSkbState = 0,
+    /// `(skb, state, table)`, before.
+    SkbStateTable = 1,
+}
+
+/// The frozen configuration of the programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Config {
+    /// Address of the kernel's `__per_cpu_offset` array.
+    pub per_cpu_offset: u64,
+    /// Per-CPU address of `xt_recseq`, to which the CPU's offset is added.
+    pub recseq: u64,
+    /// An [`ArgumentOrder`].
+    pub argument_order: u32,
+    /// Size of `nf_hook_state.hook`: 1 or 4.
+    pub state_hook_bytes: u32,
+    /// `netns.inum` to trace, 0 for all.
+    pub netns: u32,
+    /// 4096-byte snapshot pages for each CPU.
+    pub snapshot_pages: u32,
+    /// Bytes in the ring before the reader is woken.
+    pub wakeup_bytes: u32,
+    /// Fills the structure to a multiple of eight.
+    pub reserved: u32,
+    /// Field offsets.
+    pub offsets: Offsets,
+    /// Fills the structure to a multiple of eight.
+    pub reserved_after_offsets: [u32; OFFSETS_PADDING],
+    /// Which packets are traced.
+    pub filter: Program,
+}
+
+const OFFSETS_PADDING: usize = (size_of::<Offsets>() % 8) / 4;

@@ -1,0 +1,147 @@
+//! Netfilter's own words: families, hooks, verdicts and the kinds of steps.
+
+use std::fmt;
+
+/// An address family with legacy tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// `NFPROTO_IPV4`.
+    Ipv4,
+    /// `NFPROTO_IPV6`.
+    Ipv6,
+}
+
+impl Family {
+    /// From the kernel's number, `enum` in `include/uapi/linux/netfilter.h`.
+    pub fn from_nfproto(number: u8) -> Option<Self> {
+        match number {
+            2 => Some(Self::Ipv4),
+            10 => Some(Self::Ipv6),
+            _ => None,
+        }
+    }
+
+    /// The name that nft and the JSON output use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ip",
+            Self::Ipv6 => "ip6",
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A netfilter hook of the IP families, by the kernel's number (`enum nf_inet_hooks`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    /// `NF_INET_PRE_ROUTING`
+    Prerouting = 0,
+    /// `NF_INET_LOCAL_IN`
+    Input = 1,
+    /// `NF_INET_FORWARD`
+    Forward = 2,
+    /// `NF_INET_LOCAL_OUT`
+    Output = 3,
+    /// `NF_INET_POST_ROUTING`
+    Postrouting = 4,
+}
+
+impl Hook {
+    /// All hooks, by number.
+    pub const ALL: [Self; 5] = [Self::Prerouting, Self::Input, Self::Forward, Self::Output, Self::Postrouting];
+
+    /// From the kernel's number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// The name of the built-in chain at this hook, as iptables writes it.
+    pub fn chain(self) -> &'static str {
+        ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"][self as usize]
+    }
+
+    /// The name that nft and the JSON output use.
+    pub fn name(self) -> &'static str {
+        ["prerouting", "input", "forward", "output", "postrouting"][self as usize]
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a table or hook decided about a packet, the low byte of the kernel's verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// `NF_DROP`
+    Drop,
+    /// `NF_ACCEPT`
+    Accept,
+    /// `NF_STOLEN`
+    Stolen,
+    /// `NF_QUEUE`
+    Queue,
+    /// `NF_REPEAT`
+    Repeat,
+    /// A number this program does not know.
+    Other(u8),
+}
+
+impl Verdict {
+    /// From what a hook function returned: queue numbers and error codes in the upper bits are left out.
+    pub fn from_return(value: u32) -> Self {
+        match value.to_le_bytes()[0] {
+            0 => Self::Drop,
+            1 => Self::Accept,
+            2 => Self::Stolen,
+            3 => Self::Queue,
+            4 => Self::Repeat,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Drop => f.write_str("drop"),
+            Self::Accept => f.write_str("accept"),
+            Self::Stolen => f.write_str("stolen"),
+            Self::Queue => f.write_str("queue"),
+            Self::Repeat => f.write_str("repeat"),
+            Self::Other(number) => write!(f, "verdict {number}"),
+        }
+    }
+}
+
+/// What the kernel's TRACE calls an entry.
+///
+/// The kernel chooses the word by shape, not by position: an unconditional entry with a negative standard verdict
+/// is a `policy` in a built-in chain and a `return` in a user chain, even when a person wrote it
+/// (`get_chainname_rulenum` in `net/ipv4/netfilter/ip_tables.c`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StepKind {
+    /// An ordinary rule.
+    Rule,
+    /// End of a user chain, or a rule of that shape.
+    Return,
+    /// Policy of a built-in chain, or a rule of that shape.
+    Policy,
+}
+
+impl fmt::Display for StepKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rule => "rule",
+            Self::Return => "return",
+            Self::Policy => "policy",
+        })
+    }
+}

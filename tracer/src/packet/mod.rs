@@ -1,0 +1,44 @@
+//! A packet as one rule saw it: device names, link-layer header, first bytes, mark and owner.
+
+use crate::netfilter::Family;
+
+/// What is known of a packet at one moment. Borrowed, so that showing a packet copies nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct PacketView<'a> {
+    /// Address family of the hook.
+    pub family: Family,
+    /// Name of the input device; `None` where the hook has none.
+    pub indev: Option<&'a [u8]>,
+    /// Name of the output device; `None` where the hook has none.
+    pub outdev: Option<&'a [u8]>,
+    /// The link layer of `skb->dev`.
+    pub link: Link<'a>,
+    /// `skb->len`, from the network header on.
+    pub len: u32,
+    /// The first bytes, from the network header on; fewer than `len` where not all were copied.
+    pub bytes: &'a [u8],
+    /// `skb->mark`.
+    pub mark: u32,
+    /// Who opened the sending socket, where the kernel would print it.
+    pub owner: Option<Owner>,
+}
+
+/// Link-layer facts that the kernel's logger looks at (`dump_mac_header` in `net/netfilter/nf_log_syslog.c`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Link<'a> {
+    /// `skb->dev->type`, an ARPHRD value.
+    pub dev_type: u16,
+    /// `skb->dev->hard_header_len`.
+    pub hard_header_len: u16,
+    /// Bytes from `skb->mac_header` on; `None` when it equals `skb->network_header`.
+    pub header: Option<&'a [u8]>,
+}
+
+/// Owner of a locally generated packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// `fsuid` of the opener.
+    pub uid: u32,
+    /// `fsgid` of the opener.
+    pub gid: u32,
+}

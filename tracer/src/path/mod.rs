@@ -1,0 +1,1 @@
+//! From the set of rules that matched to the way the packet took.

@@ -1,0 +1,1 @@
+//! Where packets, steps and totals go: people, scripts, files.

@@ -1,0 +1,1 @@
+//! The operating system, and all unsafe code of this crate.
