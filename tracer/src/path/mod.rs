@@ -1,1 +1,101 @@
 //! From the set of rules that matched to the way the packet took.
+//!
+//! Pure: no I/O, no clock. [`walk`] orders the entries of one traversal, [`attribute`] says what the packet looked
+//! like at each of them, [`track`] joins the traversals of a packet to a [`Path`].
+
+use crate::netfilter::{Family, Hook, Verdict};
+use crate::packet::PacketView;
+use crate::ruleset::Table;
+use std::fmt;
+
+/// How far a path can be relied on. Ordered: the worst of a path's traversals counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Certainty {
+    /// Every check that proves it passed.
+    Complete,
+    /// The rules are certain, their order is not.
+    Unordered,
+    /// Something is in doubt.
+    Inexact,
+}
+
+impl fmt::Display for Certainty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Complete => "complete",
+            Self::Unordered => "unordered",
+            Self::Inexact => "inexact",
+        })
+    }
+}
+
+/// What an entry made of the packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action<'a> {
+    /// A final verdict.
+    Verdict(Verdict),
+    /// Went on with the next entry.
+    Continue,
+    /// Went to a chain, to come back.
+    Jump(&'a str),
+    /// Went to a chain, not to come back.
+    Goto(&'a str),
+    /// Went back to the calling chain.
+    Return,
+}
+
+impl fmt::Display for Action<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Verdict(verdict) => verdict.fmt(f),
+            Self::Continue => f.write_str("continue"),
+            Self::Jump(chain) => write!(f, "jump {chain}"),
+            Self::Goto(chain) => write!(f, "goto {chain}"),
+            Self::Return => f.write_str("return"),
+        }
+    }
+}
+
+/// One rule, return or policy that a packet met.
+#[derive(Clone, Debug)]
+pub struct Step<'a> {
+    /// The packet's number in this trace, from 1.
+    pub packet: u64,
+    /// Nanoseconds since the epoch, when the packet entered the table.
+    pub time_ns: u64,
+    /// Where in the stack.
+    pub hook: Hook,
+    /// The table as it was when the packet met it.
+    pub table: &'a Table,
+    /// Which entry of it.
+    pub entry: usize,
+    /// What the entry did.
+    pub action: Action<'a>,
+    /// The packet as it was when the entry matched.
+    pub view: PacketView<'a>,
+    /// What is in doubt about `view`, for example which of two rules changed the mark.
+    pub view_doubt: Option<&'a str>,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+}
+
+/// All that one packet met in one network namespace; its steps have been given out one by one before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The packet's number in this trace, from 1.
+    pub packet: u64,
+    /// Address family.
+    pub family: Family,
+    /// `table:chain:kind:number` in the order they were met.
+    pub steps: Vec<String>,
+    /// What the last table decided; `None` when no traversal could be read.
+    pub verdict: Option<Verdict>,
+    /// How far this can be relied on.
+    pub certainty: Certainty,
+    /// Why it is not complete, in words; empty when it is.
+    pub why: Vec<String>,
+    /// Versions of the ruleset that the packet met, as `table@generation`.
+    pub generation: Vec<String>,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+}
