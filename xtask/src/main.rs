@@ -1,2 +1,74 @@
 //! Build, test, virtual machines and measurements.
-fn main() {}
+//!
+//! Everything a contributor or a build machine does with this repository is a subcommand here, so
+//! that both do exactly the same thing.
+
+mod apt;
+mod build;
+mod ci;
+mod demo;
+mod places;
+mod process;
+mod setup;
+mod tidy;
+mod vm;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Tasks of the nftracer repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Brings what the other tasks need and is missing
+    Setup(setup::Options),
+    /// Builds the kernel programs, then the tracer and the test binaries
+    Build(build::Options),
+    /// Runs the guest tests, or a command, on kernels in virtual machines
+    Vm(vm::Options),
+    /// Opens a shell in a virtual machine
+    Shell(vm::ShellOptions),
+    /// Everything that has to hold before a change goes in
+    Test(ci::Options),
+    /// Checks rules about the sources that no compiler checks
+    Tidy,
+    /// Shows the tracer at work
+    Demo(demo::Options),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
+    let Some(task) = arguments.task else {
+        Arguments::command().print_help()?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    match task {
+        Task::Setup(options) => setup::run(&options)?,
+        Task::Build(options) => {
+            build::run(&options)?;
+        }
+        Task::Vm(options) => return vm::run(&options),
+        Task::Shell(options) => return vm::shell(&options),
+        Task::Test(options) => return ci::run(&options),
+        Task::Tidy => tidy::run()?,
+        Task::Demo(options) => return demo::run(&options),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,125 @@
+//! Builds the kernel programs, then user space, which embeds them.
+//!
+//! The kernel programs need a nightly gate (`build-std`, a target without a library of its own) that
+//! the rest of the workspace must not see, hence the environment is set here for one cargo run only.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::places;
+use crate::process::{self, cargo};
+use crate::setup;
+
+/// What to build, and how.
+#[derive(clap::Args, Clone, Default)]
+pub(crate) struct Options {
+    /// Optimises user space (the kernel programs always are)
+    #[arg(long)]
+    pub(crate) release: bool,
+    /// Features for both the kernel programs and the tracer, such as debug-log
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) features: Vec<String>,
+    /// An additional argument for bpf-linker
+    #[arg(long = "linker-arg", allow_hyphen_values = true)]
+    pub(crate) linker_args: Vec<String>,
+    /// Builds the kernel programs only
+    #[arg(long)]
+    pub(crate) object_only: bool,
+}
+
+/// What user space was built into.
+pub(crate) struct Built {
+    folder: PathBuf,
+}
+
+impl Built {
+    /// A program of this build.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+/// Builds everything; quick when nothing changed.
+pub(crate) fn run(options: &Options) -> Result<Built> {
+    object(options)?;
+    if !options.object_only {
+        user_space(options)?;
+    }
+    Ok(already(options))
+}
+
+/// What an earlier run may have built.
+pub(crate) fn already(options: &Options) -> Built {
+    Built { folder: places::target().join(if options.release { "release" } else { "debug" }) }
+}
+
+/// The kernel programs: `target/bpf/nftracer.bpf.o`.
+fn object(options: &Options) -> Result<()> {
+    let folder = places::target().join("bpf-build");
+    let mut flags = vec![
+        r#"--cfg=bpf_target_arch="x86_64""#.to_owned(),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        // Two machines build the same object.
+        format!("--remap-path-prefix={}=nftracer", places::root().display()),
+    ];
+    flags.extend(options.linker_args.iter().map(|argument| format!("-Clink-arg={argument}")));
+
+    let mut command = cargo();
+    command
+        .current_dir(places::root())
+        .args(["build", "--package", "tracer-ebpf", "--release", "--target", "bpfel-unknown-none"])
+        .args(["-Z", "build-std=core", "--target-dir"])
+        .arg(&folder)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .env("PATH", with_linker()?)
+        // The linker opens this compiler's LLVM.
+        .env("LD_LIBRARY_PATH", setup::rust_src::sysroot()?.join("lib"));
+    if !options.features.is_empty() {
+        command.args(["--features", &options.features.join(",")]);
+    }
+    if let Some(library) = setup::rust_src::outside_sysroot()? {
+        // Cargo has this variable for its own tests; the toolchain is pinned, so it cannot vanish.
+        command.env("__CARGO_TESTS_ONLY_SRC_ROOT", library);
+    }
+    process::run(&mut command)
+        .context("cannot build the kernel programs (has `cargo xtask setup` been run?)")?;
+    copy_if_changed(&folder.join("bpfel-unknown-none/release/tracer-ebpf"), &places::bpf_object())
+}
+
+fn with_linker() -> Result<std::ffi::OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let linker = setup::bpf_linker_folder()?.join("bin");
+    Ok(env::join_paths(std::iter::once(linker).chain(env::split_paths(&path)))?)
+}
+
+/// Leaves the time of an unchanged object alone, so that nothing that embeds it is built again.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let new = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(to, new).with_context(|| format!("cannot write {}", to.display()))
+}
+
+fn user_space(options: &Options) -> Result<()> {
+    let mut command = cargo();
+    command
+        .current_dir(places::root())
+        .args(["build", "--package", "nftracer", "--package", "nftracer-tests"])
+        .env("NFTRACER_BPF_OBJECT", places::bpf_object());
+    if options.release {
+        command.arg("--release");
+    }
+    for feature in &options.features {
+        command.arg("--features").arg(format!("nftracer/{feature}"));
+    }
+    process::run(&mut command)
+}

@@ -1,0 +1,53 @@
+#!/bin/sh
+# The first process of a guest: file systems, devices, then the one command this guest is for.
+# What it ends with goes to the host through the port "result", what it prints through "output".
+
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /tmp
+mount -t tmpfs tmpfs /run
+mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null
+mount -t tracefs tracefs /sys/kernel/tracing
+mount -t bpf bpf /sys/fs/bpf
+mount -t cgroup2 cgroup /sys/fs/cgroup
+ip link set lo up
+hostname guest
+
+modprobe -q virtio_pci
+modprobe -q virtio_console
+for port in /sys/class/virtio-ports/*; do
+    mkdir -p /dev/virtio-ports
+    read -r name < "$port/name" && ln -s "../${port##*/}" "/dev/virtio-ports/$name"
+done 2>/dev/null
+
+. /etc/guest
+cd /root || exit 1
+if [ "$GUEST_TERMINAL" ]; then
+    setsid -c /bin/sh -c "stty sane $GUEST_TERMINAL; exec /bin/guest-command" \
+        < /dev/hvc0 > /dev/hvc0 2>&1
+    status=$?
+else
+    exec 3> /dev/virtio-ports/output
+    /bin/guest-command < /dev/null >&3 2>&1
+    status=$?
+    # The end of the output: the host waits for it.
+    printf '\036' >&3
+fi
+
+# The kernel may have complained without falling over, and below the level the console shows.
+dmesg | grep -E 'WARNING:|BUG:|Oops|stall|lockup|blocked for more' > /tmp/complaints
+tar -C /out -cf /tmp/out.tar .
+size=$(stat -c %s /tmp/out.tar)
+{
+    echo "exit=$status complaints=$(stat -c %s /tmp/complaints) files=$size"
+    cat /tmp/complaints /tmp/out.tar
+} > /dev/virtio-ports/result
+
+# The host ends the machine once it has everything; if it is gone, the machine ends itself.
+sleep 20
+poweroff -f

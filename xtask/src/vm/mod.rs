@@ -1,0 +1,329 @@
+//! Virtual machines: the guest tests on every kernel of the matrix, or any command on any kernel.
+
+mod cpio;
+mod debian;
+mod initramfs;
+mod matrix;
+mod qemu;
+mod report;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::build;
+use crate::places;
+
+use matrix::Row;
+use qemu::{Limits, Machine, Outcome, Verdict};
+use report::Report;
+
+/// Which kernel, which machine.
+#[derive(clap::Args, Clone)]
+pub(crate) struct MachineOptions {
+    /// A kernel of tests/kernels.toml
+    #[arg(long, short, default_value = "all", conflicts_with_all = ["suite", "pattern"])]
+    pub(crate) kernel: String,
+    /// Any other kernel: the Debian suite that has it
+    #[arg(long, requires = "pattern")]
+    pub(crate) suite: Option<String>,
+    /// Any other kernel: the newest that matches this, such as 6.1.*-cloud-amd64
+    #[arg(long, requires = "suite")]
+    pub(crate) pattern: Option<String>,
+    /// Looks for newer packages of the kernels
+    #[arg(long)]
+    pub(crate) refresh: bool,
+    /// CPUs of the machine
+    #[arg(long, default_value_t = 2)]
+    pub(crate) cpus: u32,
+    /// Memory of the machine in MiB
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) memory: u32,
+    /// One CPU on which every instruction takes one nanosecond of the guest's time
+    #[arg(long)]
+    pub(crate) icount: bool,
+    /// A file or folder to take along: HOST[:GUEST], else it lies in /root
+    #[arg(long = "file", value_name = "HOST[:GUEST]")]
+    pub(crate) files: Vec<String>,
+    /// More words for the kernel's command line
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub(crate) append: String,
+    /// Takes what was built before, if anything
+    #[arg(long)]
+    pub(crate) no_build: bool,
+    #[command(flatten)]
+    pub(crate) build: build::Options,
+}
+
+impl MachineOptions {
+    /// One kernel, and a machine as it comes.
+    pub(crate) fn for_kernel(name: &str, build: &build::Options) -> Self {
+        Self {
+            kernel: name.to_owned(),
+            suite: None,
+            pattern: None,
+            refresh: false,
+            cpus: 2,
+            memory: 1024,
+            icount: false,
+            files: Vec::new(),
+            append: String::new(),
+            no_build: false,
+            build: build.clone(),
+        }
+    }
+
+    fn rows(&self) -> Result<Vec<Row>> {
+        match (&self.suite, &self.pattern) {
+            (Some(suite), Some(pattern)) => Ok(vec![Row::any(suite, pattern)]),
+            _ => matrix::rows(&self.kernel),
+        }
+    }
+}
+
+/// What to run, where.
+#[derive(clap::Args, Clone)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) machine: MachineOptions,
+    /// Seconds a machine may run
+    #[arg(long, default_value_t = 900)]
+    pub(crate) timeout: u64,
+    /// Seconds a machine may say nothing
+    #[arg(long, default_value_t = 180)]
+    pub(crate) silence: u64,
+    /// Where to put what the guest leaves in /out; every kernel gets a folder below
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    /// The command, else the guest tests; a single word is taken as a shell script
+    #[arg(last = true)]
+    pub(crate) command: Vec<String>,
+}
+
+impl Options {
+    /// The guest tests on all kernels.
+    pub(crate) fn all_tests(build: &build::Options) -> Self {
+        Self {
+            machine: MachineOptions::for_kernel("all", build),
+            timeout: 900,
+            silence: 180,
+            out: None,
+            command: Vec::new(),
+        }
+    }
+}
+
+/// A shell in which machine.
+#[derive(clap::Args)]
+pub(crate) struct ShellOptions {
+    #[command(flatten)]
+    machine: MachineOptions,
+}
+
+/// The command that runs all guest tests.
+const ALL_TESTS: &str = "exec /bin/guest-tests all";
+
+/// The `vm` task: one kernel after the other, every failure named at the end.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let rows = options.machine.rows()?;
+    let programs = programs(&options.machine)?;
+    let script = script(&options.command);
+    let mut report = Report::default();
+    for row in &rows {
+        let started = Instant::now();
+        let kernel = debian::kernel(&row.suite, &row.pattern, options.machine.refresh)?;
+        println!("== kernel {}: {}", row.name, kernel.release);
+        let limits = Limits {
+            overall: Duration::from_secs(options.timeout),
+            silence: Duration::from_secs(options.silence),
+        };
+        let mut lines = report.kernel(row, options.command.is_empty());
+        let guest = Guest { options: &options.machine, row, programs: &programs, script: &script, limits };
+        let outcome = guest.run(&kernel, false, |bytes| lines.take(bytes))?;
+        lines.finish(&outcome.verdict, &outcome.complaints);
+        println!("== kernel {}: {} s", row.name, started.elapsed().as_secs());
+        explain(&outcome);
+        if let Some(folder) = &options.out {
+            unpack(&outcome.files, &folder.join(&row.name))?;
+        }
+    }
+    // A lone command behaves as if it had been run here.
+    if let ([_], false) = (&rows[..], options.command.is_empty())
+        && let Some(code) = report.only_exit_code()
+    {
+        return Ok(ExitCode::from(code));
+    }
+    println!("{report}");
+    Ok(if report.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The `shell` task.
+pub(crate) fn shell(options: &ShellOptions) -> Result<ExitCode> {
+    attached(&options.machine, "exec bash")
+}
+
+/// Runs a command in a guest, attached to this terminal.
+pub(crate) fn attached(options: &MachineOptions, script: &str) -> Result<ExitCode> {
+    let mut rows = options.rows()?;
+    let row = rows.pop().context("there is no such kernel")?;
+    let programs = programs(options)?;
+    let kernel = debian::kernel(&row.suite, &row.pattern, options.refresh)?;
+    let limits = Limits { overall: Duration::MAX, silence: Duration::MAX };
+    let guest = Guest { options, row: &row, programs: &programs, script, limits };
+    let outcome = guest.run(&kernel, true, |_| {})?;
+    explain(&outcome);
+    Ok(match outcome.verdict {
+        Verdict::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// What runs in the machine of one row.
+struct Guest<'a> {
+    options: &'a MachineOptions,
+    row: &'a Row,
+    programs: &'a [(PathBuf, PathBuf)],
+    script: &'a str,
+    limits: Limits,
+}
+
+impl Guest<'_> {
+    fn run(&self, kernel: &debian::Kernel, terminal: bool, output: impl FnMut(&[u8])) -> Result<Outcome> {
+        let folder = env::temp_dir().join(format!("nftracer-vm-{}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        let mut files = self.programs.to_vec();
+        for file in &self.options.files {
+            files.push(placed(file)?);
+        }
+        let terminal_size = terminal.then(terminal_size);
+        let run = initramfs::Run {
+            files: &files,
+            script: self.script,
+            environment: &BTreeMap::from([
+                ("NFTRACER_KERNEL".to_owned(), self.row.name.clone()),
+                ("NFTRACER_BACKENDS".to_owned(), self.row.backends.join(",")),
+                ("NFTRACER_BTF".to_owned(), self.row.btf.clone()),
+            ]),
+            terminal: terminal_size,
+        };
+        let initramfs = folder.join("initramfs");
+        initramfs::write(kernel, &run, &initramfs)?;
+        let outcome = qemu::run(
+            &Machine {
+                image: &kernel.image,
+                initramfs: &initramfs,
+                cpus: self.options.cpus,
+                memory: self.options.memory,
+                count_instructions: self.options.icount,
+                kernel_arguments: &self.options.append,
+                terminal,
+                limits: self.limits,
+                folder: &folder,
+            },
+            output,
+        );
+        let _ = fs::remove_dir_all(&folder);
+        outcome
+    }
+}
+
+/// Our programs, and where they lie in the guest. Without their debugging information, which is most
+/// of them.
+fn programs(options: &MachineOptions) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let built = if options.no_build { build::already(&options.build) } else { build::run(&options.build)? };
+    let folder = places::target().join("guest");
+    fs::create_dir_all(&folder)?;
+    let mut programs = Vec::new();
+    for name in ["nftracer", "guest-tests"] {
+        let program = built.program(name);
+        if program.exists() {
+            let stripped = folder.join(name);
+            crate::process::run(
+                crate::process::command("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(program),
+            )?;
+            programs.push((stripped, Path::new("/bin").join(name)));
+        } else if !options.no_build {
+            bail!("{} was not built", program.display());
+        }
+    }
+    Ok(programs)
+}
+
+/// The guest's command as a shell script.
+fn script(command: &[String]) -> String {
+    match command {
+        [] => ALL_TESTS.to_owned(),
+        [script] => script.clone(),
+        words => words.iter().fold("exec".to_owned(), |text, word| text + " " + &initramfs::quote(word)),
+    }
+}
+
+/// `HOST[:GUEST]`.
+fn placed(file: &str) -> Result<(PathBuf, PathBuf)> {
+    let (host, guest) = match file.split_once(':') {
+        Some((host, guest)) => (PathBuf::from(host), PathBuf::from(guest)),
+        None => {
+            let host = PathBuf::from(file);
+            let name = host.file_name().with_context(|| format!("{file} has no name"))?;
+            let guest = Path::new("/root").join(name);
+            (host, guest)
+        }
+    };
+    if !host.exists() {
+        bail!("{} does not exist", host.display());
+    }
+    Ok((host, guest))
+}
+
+/// Rows and columns of this terminal, or what terminals used to have.
+fn terminal_size() -> (u16, u16) {
+    let said = Command::new("stty").arg("size").stdin(Stdio::inherit()).stderr(Stdio::null()).output();
+    said.ok()
+        .filter(|_| std::io::stdin().is_terminal())
+        .and_then(|output| {
+            let text = String::from_utf8(output.stdout).ok()?;
+            let (rows, columns) = text.trim().split_once(' ')?;
+            Some((rows.parse().ok()?, columns.parse().ok()?))
+        })
+        .unwrap_or((24, 80))
+}
+
+/// Shows why a machine did not end well.
+fn explain(outcome: &Outcome) {
+    if matches!(outcome.verdict, Verdict::Exited(_)) && outcome.complaints.is_empty() {
+        return;
+    }
+    let lines: Vec<&str> = outcome.console.lines().collect();
+    if !lines.is_empty() {
+        println!("-- the kernel's console:");
+        for line in &lines[lines.len().saturating_sub(80)..] {
+            println!("   {line}");
+        }
+    }
+    print!("{}", outcome.complaints);
+}
+
+/// Unpacks what the guest left.
+fn unpack(archive: &[u8], folder: &Path) -> Result<()> {
+    if archive.is_empty() {
+        return Ok(());
+    }
+    fs::create_dir_all(folder)?;
+    let mut tar = crate::process::command("tar")
+        .args(["--extract", "--no-same-owner", "--directory"])
+        .arg(folder)
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot start tar")?;
+    tar.stdin.take().context("its input is piped")?.write_all(archive)?;
+    if !tar.wait()?.success() {
+        bail!("cannot unpack what the guest left");
+    }
+    Ok(())
+}

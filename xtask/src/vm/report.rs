@@ -1,0 +1,161 @@
+//! Counts what the guests say about their tests: `test NAME ... ok`, `FAILED` or `skipped (reason)`.
+
+use std::fmt;
+use std::io::Write;
+
+use super::matrix::Row;
+use super::qemu::Verdict;
+
+/// The tests of all kernels.
+#[derive(Default)]
+pub(crate) struct Report {
+    passed: usize,
+    skipped: usize,
+    /// Where and what.
+    failures: Vec<String>,
+    exit_codes: Vec<Option<u8>>,
+}
+
+impl Report {
+    /// Starts with the next kernel. If the guest is to run tests, it has to name at least one.
+    pub(crate) fn kernel<'a>(&'a mut self, row: &'a Row, tests: bool) -> Lines<'a> {
+        let (failures_before, count_before) = (self.failures.len(), self.count());
+        Lines { report: self, row, tests, line: Vec::new(), failures_before, count_before }
+    }
+
+    pub(crate) fn failed(&self) -> bool {
+        !self.failures.is_empty()
+    }
+
+    /// The status of the command, if there was only one and it ended by itself.
+    pub(crate) fn only_exit_code(&self) -> Option<u8> {
+        match self.exit_codes[..] {
+            [code] => code,
+            _ => None,
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.passed + self.skipped + self.failures.len()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for failure in &self.failures {
+            writeln!(f, "failed: {failure}")?;
+        }
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failures.len(), self.skipped)
+    }
+}
+
+/// The output of one guest: shown as it comes, read line by line.
+pub(crate) struct Lines<'a> {
+    report: &'a mut Report,
+    row: &'a Row,
+    tests: bool,
+    line: Vec<u8>,
+    failures_before: usize,
+    count_before: usize,
+}
+
+impl Lines<'_> {
+    /// The next bytes of the output.
+    pub(crate) fn take(&mut self, bytes: &[u8]) {
+        let mut stdout = std::io::stdout();
+        let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(piece);
+            if piece.ends_with(b"\n") {
+                self.read_line();
+            }
+        }
+    }
+
+    /// The guest has ended.
+    pub(crate) fn finish(mut self, verdict: &Verdict, complaints: &str) {
+        self.read_line();
+        let code = match verdict {
+            Verdict::Exited(status) if complaints.is_empty() => u8::try_from(*status).ok(),
+            _ => None,
+        };
+        self.report.exit_codes.push(code);
+        let nothing_yet = self.report.failures.len() == self.failures_before;
+        match verdict {
+            Verdict::Exited(0) => {}
+            Verdict::Exited(status) if nothing_yet => self.fail(&format!("ended with status {status}")),
+            Verdict::Exited(_) => {}
+            Verdict::Trouble(line) => self.fail(&format!("the kernel got into trouble: {line}")),
+            Verdict::Hang(how) => self.fail(&format!("hang: {how}")),
+            Verdict::Vanished(said) => self.fail(&format!("the machine ended early {said}")),
+        }
+        if !complaints.is_empty() {
+            self.fail("the kernel's log has complaints");
+        }
+        let named_none = self.report.count() == self.count_before;
+        if !self.tests && named_none {
+            self.report.passed += 1;
+        } else if named_none {
+            self.fail("ran no test");
+        }
+    }
+
+    fn read_line(&mut self) {
+        let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
+        self.line.clear();
+        let Some((name, result)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "))
+        else {
+            return;
+        };
+        match result.split_whitespace().next() {
+            Some("ok") => self.report.passed += 1,
+            Some("FAILED") => self.fail(name),
+            Some("skipped") if self.row.must_run(name) => {
+                self.fail(&format!("{name} must run here: {result}"))
+            }
+            Some("skipped") => self.report.skipped += 1,
+            _ => {}
+        }
+    }
+
+    fn fail(&mut self, what: &str) {
+        self.report.failures.push(format!("kernel {}: {what}", self.row.name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(backends: &[&str]) -> Row {
+        Row { backends: backends.iter().map(|name| (*name).to_owned()).collect(), ..Row::any("suite", "*") }
+    }
+
+    fn report(row: &Row, output: &[u8], verdict: &Verdict) -> String {
+        let mut report = Report::default();
+        let mut lines = report.kernel(row, true);
+        lines.take(output);
+        lines.finish(verdict, "");
+        report.to_string()
+    }
+
+    #[test]
+    fn results_are_counted() {
+        let output = b"test a ... ok\ntest b ... FAILED\ntest c ... skipped (no ebpf)\n";
+        let text = report(&row(&[]), output, &Verdict::Exited(1));
+        assert_eq!(text, "failed: kernel suite: b\n1 passed, 1 failed, 1 skipped");
+    }
+
+    #[test]
+    fn a_skip_fails_where_a_backend_is_demanded() {
+        let text = report(&row(&["ebpf"]), b"test c ... skipped (no ebpf)\n", &Verdict::Exited(0));
+        assert!(text.ends_with("0 passed, 1 failed, 0 skipped"), "{text}");
+    }
+
+    #[test]
+    fn silence_and_crashes_fail() {
+        assert!(report(&row(&[]), b"", &Verdict::Exited(0)).contains("ran no test"));
+        let text = report(&row(&[]), b"test a ... ok\n", &Verdict::Hang("silent for 1 s".to_owned()));
+        assert!(text.ends_with("1 passed, 1 failed, 0 skipped"), "{text}");
+    }
+}
