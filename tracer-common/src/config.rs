@@ -39,9 +39,12 @@ pub struct Config {
     /// Field offsets.
     pub offsets: Offsets,
     /// Fills the structure to a multiple of eight.
-    pub reserved_after_offsets: [u32; OFFSETS_PADDING],
+    pub reserved_after_offsets: [u32; Config::OFFSETS_PADDING],
     /// Which packets are traced.
     pub filter: Program,
 }
 
-const OFFSETS_PADDING: usize = (size_of::<Offsets>() % 8) / 4;
+impl Config {
+    /// Numbers between `offsets` and `filter`.
+    pub const OFFSETS_PADDING: usize = (size_of::<Offsets>() % 8) / 4;
+}

@@ -1,3 +1,77 @@
-//! The kernel programs.
+//! The kernel programs of nftracer.
+//!
+//! Each entry point fetches the arguments of the probed function from the registers and calls one shared function,
+//! so that other ways to attach can share the bodies.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+mod config;
+mod emit;
+mod frame;
+mod kernel;
+mod legacy;
+mod maps;
+mod replace;
+mod select;
+mod snapshot;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::macros::{kprobe, kretprobe};
+use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+use legacy::Call;
+
+/// Entry of `ipt_do_table` and `ip6t_do_table`.
+#[kprobe]
+pub fn ip_enter(ctx: ProbeContext) -> u32 {
+    let call = Call::from_registers(ctx.as_ptr());
+    let _ = legacy::enter(&call);
+    0
+}
+
+/// Entry of `arpt_do_table`: never traced, but it moves the same sequence count.
+#[kprobe]
+pub fn arp_enter(ctx: ProbeContext) -> u32 {
+    let call = Call::from_registers(ctx.as_ptr());
+    let _ = legacy::enter_unselected(&call);
+    0
+}
+
+/// Exit of all three.
+#[kretprobe]
+pub fn leave(ctx: RetProbeContext) -> u32 {
+    let _ = legacy::leave(kernel::return_stack_pointer(ctx.as_ptr()), ctx.ret::<u32>());
+    0
+}
+
+/// Entry of `xt_replace_table(table, num_counters, newinfo, error)`.
+#[kprobe]
+pub fn table_replaced(ctx: ProbeContext) -> u32 {
+    let (table, _, info) = kernel::first_arguments(ctx.as_ptr());
+    let _ = replace::replaced(table, info);
+    0
+}
+
+/// The floor of any probe pair, for measurements.
+#[kprobe]
+pub fn empty_enter(_ctx: ProbeContext) -> u32 {
+    0
+}
+
+/// The floor of any probe pair, for measurements.
+#[kretprobe]
+pub fn empty_leave(_ctx: RetProbeContext) -> u32 {
+    0
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // No program contains a panic: the kernel's verifier would refuse the endless loop.
+    loop {}
+}
+
+/// The kernel demands a GPL-compatible licence for the helpers that read its memory.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,47 @@
+//! The configuration that user space writes before the programs are loaded.
+//!
+//! Each field is read with a volatile read, so that the compiler cannot fold in the placeholder below; the kernel's
+//! verifier then knows the real, frozen values and drops the branches that cannot be taken.
+
+use tracer_common::config::Config;
+use tracer_common::filter::Program;
+use tracer_common::offsets::Offsets;
+
+/// Replaced by the loader.
+#[unsafe(no_mangle)]
+pub static CONFIG: Config = Config {
+    per_cpu_offset: 0,
+    recseq: 0,
+    argument_order: 0,
+    state_hook_bytes: 0,
+    netns: 0,
+    snapshot_pages: 0,
+    wakeup_bytes: 0,
+    reserved: 0,
+    offsets: Offsets::UNRESOLVED,
+    reserved_after_offsets: [0; Config::OFFSETS_PADDING],
+    filter: Program::ANY,
+};
+
+/// A field of [`CONFIG`], as the loader wrote it.
+#[inline(always)]
+pub fn field<T: Copy>(field: &'static T) -> T {
+    // SAFETY: a valid reference; volatile because the loader replaces the bytes.
+    unsafe { core::ptr::read_volatile(field) }
+}
+
+/// A field of the configuration.
+macro_rules! config {
+    ($($field:tt)+) => {
+        $crate::config::field(&$crate::config::CONFIG.$($field)+)
+    };
+}
+
+/// A field offset, as a number to add to an address.
+macro_rules! offset {
+    ($field:ident) => {
+        u64::from($crate::config::config!(offsets.$field))
+    };
+}
+
+pub(crate) use {config, offset};

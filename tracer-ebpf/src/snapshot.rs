@@ -1,0 +1,290 @@
+//! Counter snapshots, block by block.
+//!
+//! The counters of a table lie in 4096-byte per-CPU blocks of 256 rules each, in blob order
+//! (`xt_percpu_counter_alloc` in `net/netfilter/x_tables.c`). A block is found through the counter pointer of its
+//! first entry. While a traversal has another one inside it, its snapshot holds "snapshot minus counters when the
+//! inner one began"; adding the counters when the inner one has ended makes it a snapshot again that leaves out what
+//! the inner one did.
+//!
+//! The functions that loop over a block are global functions to the verifier: it looks at each once, whatever the
+//! size of the table. They take plain numbers, because old kernels accept nothing else there.
+
+use crate::config::offset;
+use crate::frame::{Frame, frame};
+use crate::kernel::{copy, per_cpu_offset, read};
+use crate::maps::{BLOCK_OFFSETS, BLOCK_SCRATCH, Block, CURRENT, MAX_BLOCKS, RECORDS, SNAPSHOTS};
+use tracer_common::legacy::{MAX_MATCHES, RULES_PER_BLOCK, doubt};
+
+/// IPv4 and IPv6 entries: where the counters lie, and the length of the entry (`struct ipt_entry`, `struct ip6t_entry`;
+/// part of the kernel's interface with user space, the same on every kernel).
+#[inline(always)]
+fn entry_layout(family: u8) -> (u64, u64) {
+    if family == 10 { (152, 142) } else { (96, 90) }
+}
+
+const NFPROTO_IPV6: u32 = 10;
+
+/// Keeps a value in its range where the verifier can see it; the compiler would drop the mask after a comparison.
+#[inline(always)]
+fn mask<const MASK: u32>(value: u64) -> u64 {
+    let mut value = value;
+    // SAFETY: one AND instruction.
+    unsafe { core::arch::asm!("{0} &= {mask}", inout(reg) value, mask = const MASK) };
+    value
+}
+
+/// 1 for any number from 1 to 2^63, 0 for 0, without a branch: a branch for each rule is what the verifier cannot
+/// digest.
+#[inline(always)]
+fn is_nonzero(value: u64) -> u64 {
+    let mut negated = value;
+    // SAFETY: one instruction.
+    unsafe { core::arch::asm!("{0} = -{0}", inout(reg) negated) };
+    negated >> 63
+}
+
+/// Rules in block `block` of a table with `number` entries.
+#[inline(always)]
+fn rules_in_block(number: u32, block: u32) -> u32 {
+    let left = number.wrapping_sub(block * RULES_PER_BLOCK);
+    if left > RULES_PER_BLOCK { RULES_PER_BLOCK } else { left }
+}
+
+/// Blocks of a table with `number` entries.
+#[inline(always)]
+pub fn blocks(number: u32) -> u32 {
+    number.wrapping_add(RULES_PER_BLOCK - 1) / RULES_PER_BLOCK
+}
+
+/// Address of this CPU's copy of a counter block of the frame's table.
+#[inline(always)]
+fn block_address(frame: &Frame, family: u8, block: u32) -> Option<u64> {
+    if block == 0 {
+        return Some(frame.first_block.get());
+    }
+    let offsets = BLOCK_OFFSETS.get_ptr(frame.private.get())?;
+    let index = mask::<255>(u64::from(block)) as usize;
+    // SAFETY: a map value; the index is below the array's length.
+    let entry = unsafe { core::ptr::read_volatile((&raw const (*offsets).offset).cast::<u32>().add(index)) };
+    let (counters, _) = entry_layout(family);
+    let pointer: u64 = read(frame.private.get() + offset!(info_entries) + u64::from(entry) + counters)?;
+    Some(pointer.wrapping_add(per_cpu_offset()?))
+}
+
+/// Address of this CPU's first counter block, as the blob has it now.
+#[inline(always)]
+pub fn first_block(private: u64, family: u8, per_cpu: u64) -> Option<u64> {
+    let (counters, _) = entry_layout(family);
+    let pointer: u64 = read(private + offset!(info_entries) + counters)?;
+    // Blocks are aligned to their size. Where there is one possible CPU the count itself stands here instead.
+    if pointer & 4095 != 0 || pointer == 0 { None } else { Some(pointer.wrapping_add(per_cpu)) }
+}
+
+/// The same for the table of an open frame, at exit.
+#[inline(always)]
+pub fn first_block_of(depth: u32, private: u64, per_cpu: u64) -> Option<u64> {
+    first_block(private, family_of(depth)?, per_cpu)
+}
+
+/// `value`, at most `limit`, in a way that the verifier can follow and the compiler cannot undo.
+#[inline(always)]
+pub fn bounded(value: u32, limit: u32) -> u32 {
+    let mut bounded = u64::from(value);
+    // SAFETY: moves a register to itself; the compiler forgets what it knew about the value and has to compare again.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) bounded) };
+    if bounded > u64::from(limit) { limit } else { bounded as u32 }
+}
+
+#[inline(always)]
+fn family_of(depth: u32) -> Option<u8> {
+    let record = RECORDS.get_ptr(depth)?;
+    // SAFETY: a map value.
+    Some(unsafe { (*record).traversal.family })
+}
+
+/// Copies a counter block to `destination`.
+#[inline(always)]
+fn copy_block(frame: &Frame, depth: u32, block: u32, destination: *mut Block) -> bool {
+    let Some(family) = family_of(depth) else { return false };
+    let Some(address) = block_address(frame, family, block) else { return false };
+    let bytes = mask::<8191>(u64::from(rules_in_block(frame.number.get(), block)) * 16) as u32;
+    if bytes > 4096 {
+        return false;
+    }
+    // SAFETY: a map value of 4096 bytes; the length is checked above.
+    unsafe { copy(destination.cast::<u8>(), bytes, address) }
+}
+
+/// Takes the snapshot of one block. Returns 0, or 1 when it could not be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn snapshot_block(depth: u32, block: u32) -> u32 {
+    let Some(frame) = frame(depth) else { return 1 };
+    let Some(page) = SNAPSHOTS.get_ptr_mut(frame.page.get().wrapping_add(block)) else { return 1 };
+    if copy_block(frame, depth, block, page) { 0 } else { 1 }
+}
+
+/// Subtracts (`resume` 0) or adds (1) the counters of a block to its snapshot.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn adjust_block(depth: u32, block: u32, resume: u32) -> u32 {
+    let Some(frame) = frame(depth) else { return 1 };
+    let Some(page) = SNAPSHOTS.get_ptr_mut(frame.page.get().wrapping_add(block)) else { return 1 };
+    let Some(current) = CURRENT.get_ptr_mut(0) else { return 1 };
+    if !copy_block(frame, depth, block, current) {
+        return 1;
+    }
+    let rules = rules_in_block(frame.number.get(), block);
+    let (page, current) = (page.cast::<u64>(), current.cast::<u64>());
+    for rule in 0..RULES_PER_BLOCK as usize {
+        if rule as u32 >= rules {
+            break;
+        }
+        // SAFETY: both are map values of 512 numbers.
+        unsafe {
+            let counter = *current.add(rule * 2);
+            let counter = if resume == 0 { counter.wrapping_neg() } else { counter };
+            *page.add(rule * 2) = (*page.add(rule * 2)).wrapping_add(counter);
+        }
+    }
+    0
+}
+
+/// Adds the rules of a block whose counters moved to the frame's record.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn compare_block(depth: u32, block: u32) -> u32 {
+    let Some(frame) = frame(depth) else { return 1 };
+    let Some(page) = SNAPSHOTS.get_ptr(frame.page.get().wrapping_add(block)) else { return 1 };
+    let Some(current) = CURRENT.get_ptr_mut(0) else { return 1 };
+    let Some(record) = RECORDS.get_ptr_mut(depth) else { return 1 };
+    if !copy_block(frame, depth, block, current) {
+        return 1;
+    }
+    let rules = rules_in_block(frame.number.get(), block);
+    let (page, current) = (page.cast::<u64>(), current.cast_const().cast::<u64>());
+    // SAFETY: map values; every index is masked to the length of the array it goes into.
+    unsafe {
+        let mut found = u64::from((*record).traversal.match_count);
+        let matches = (&raw mut (*record).matches).cast::<u64>();
+        for rule in 0..RULES_PER_BLOCK {
+            if rule >= rules {
+                break;
+            }
+            let at = rule as usize * 2;
+            let moved = (*current.add(at)).wrapping_sub(*page.add(at)) & 0xffff_ffff;
+            // One store of a whole `Match`: index in the low half, count in the high one. It stays only where the
+            // count is not zero, because the next one overwrites it.
+            let index = u64::from(block * RULES_PER_BLOCK + rule);
+            let slot = mask::<255>(found) as usize;
+            core::ptr::write_volatile(matches.add(slot), index | (moved << 32));
+            found += is_nonzero(moved);
+        }
+        (*record).traversal.match_count = found as u32;
+    }
+    0
+}
+
+/// Finds where counter block `block` begins: walks 256 entries from the beginning of the one before.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn locate_block(entries: u64, family: u32, block: u32) -> u32 {
+    let Some(offsets) = BLOCK_SCRATCH.get_ptr_mut(0) else { return 1 };
+    let (_, next_offset) = if family == NFPROTO_IPV6 { entry_layout(10) } else { entry_layout(2) };
+    // SAFETY: a map value; the index is below the array's length.
+    unsafe {
+        let index = mask::<255>(u64::from(block.wrapping_sub(1))) as usize;
+        let array = (&raw mut (*offsets).offset).cast::<u32>();
+        let mut at = u64::from(core::ptr::read_volatile(array.add(index)));
+        for _ in 0..RULES_PER_BLOCK {
+            let Some(length) = read::<u16>(entries + at + next_offset) else { return 1 };
+            at = (at + u64::from(length)) & 0xffff_ffff;
+        }
+        core::ptr::write_volatile(array.add(mask::<255>(u64::from(block)) as usize), at as u32);
+    }
+    0
+}
+
+/// Makes sure that the blocks of a table can be found. Done once for each version of a table: when it is replaced, or
+/// at its first traced traversal.
+#[inline(always)]
+pub fn locate_blocks(private: u64, family: u8, number: u32, size: u32, renew: bool) -> bool {
+    let count = blocks(number);
+    if count <= 1 {
+        return true;
+    }
+    if count > MAX_BLOCKS {
+        return false;
+    }
+    if !renew && let Some(known) = BLOCK_OFFSETS.get_ptr(private) {
+        // SAFETY: a map value.
+        if unsafe { (*known).number == number && (*known).size == size } {
+            return true;
+        }
+    }
+    let Some(offsets) = BLOCK_SCRATCH.get_ptr_mut(0) else { return false };
+    let entries = private + offset!(info_entries);
+    // SAFETY: a per-CPU map value of this program's own.
+    unsafe {
+        (*offsets).number = number;
+        (*offsets).size = size;
+        (*offsets).offset[0] = 0;
+    }
+    for block in 1..MAX_BLOCKS {
+        if block >= count {
+            break;
+        }
+        if locate_block(entries, u32::from(family), block) != 0 {
+            return false;
+        }
+    }
+    // SAFETY: as above; the map copies the value.
+    unsafe { BLOCK_OFFSETS.insert(&private, &*offsets, 0).is_ok() }
+}
+
+/// Applies one of the functions above to every block of a frame.
+macro_rules! for_each_block {
+    ($frame:expr, $block:ident => $call:expr) => {{
+        let count = $frame.blocks.get();
+        let mut failed = 0;
+        for $block in 0..$crate::maps::MAX_BLOCKS {
+            if $block >= count {
+                break;
+            }
+            failed |= $call;
+        }
+        if failed != 0 {
+            $frame.doubt(doubt::UNREADABLE);
+        }
+    }};
+}
+
+/// Takes the snapshot of the frame's table.
+#[inline(always)]
+pub fn take(frame: &Frame, depth: u32) {
+    for_each_block!(frame, block => snapshot_block(depth, block));
+}
+
+/// An inner traversal begins: what the frame's own packet did so far is kept.
+#[inline(always)]
+pub fn suspend(frame: &Frame, depth: u32) {
+    for_each_block!(frame, block => adjust_block(depth, block, 0));
+}
+
+/// The inner traversal has ended.
+#[inline(always)]
+pub fn resume(frame: &Frame, depth: u32) {
+    for_each_block!(frame, block => adjust_block(depth, block, 1));
+}
+
+/// Writes the matches to the frame's record.
+#[inline(always)]
+pub fn compare(frame: &Frame, depth: u32) {
+    for_each_block!(frame, block => compare_block(depth, block));
+    if let Some(record) = RECORDS.get_ptr(depth) {
+        // SAFETY: a map value.
+        if unsafe { (*record).traversal.match_count } > MAX_MATCHES as u32 {
+            frame.doubt(doubt::TOO_MANY);
+        }
+    }
+}
