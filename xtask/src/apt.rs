@@ -179,7 +179,9 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     };
     let Err(error) = install(&[]) else { return Ok(()) };
     let backports = format!("{}-backports", codename()?);
-    eprintln!("setup: installing again, this time with {backports}: {error:#}");
+    let why = format!("{error:#}");
+    let why = why.lines().last().unwrap_or_default();
+    eprintln!("setup: apt refused ({why}); installing again, this time with {backports}");
     let suite = Suite::open(&backports)?;
     let sources = suite.folder.join("sources.list");
     // The system's own lists stay as they are: these live in a folder of their own.

@@ -15,6 +15,7 @@ use crate::setup;
 
 /// What to build, and how.
 #[derive(clap::Args, Clone, Default)]
+#[group(skip)]
 pub(crate) struct Options {
     /// Optimises user space (the kernel programs always are)
     #[arg(long)]
@@ -63,9 +64,8 @@ fn object(options: &Options) -> Result<()> {
         r#"--cfg=bpf_target_arch="x86_64""#.to_owned(),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
-        // Two machines build the same object.
-        format!("--remap-path-prefix={}=nftracer", places::root().display()),
     ];
+    flags.extend(remapped_paths()?);
     flags.extend(options.linker_args.iter().map(|argument| format!("-Clink-arg={argument}")));
 
     let mut command = cargo();
@@ -89,6 +89,19 @@ fn object(options: &Options) -> Result<()> {
     process::run(&mut command)
         .context("cannot build the kernel programs (has `cargo xtask setup` been run?)")?;
     copy_if_changed(&folder.join("bpfel-unknown-none/release/tracer-ebpf"), &places::bpf_object())
+}
+
+/// Two machines build the same object: no path of theirs is in it.
+fn remapped_paths() -> Result<Vec<String>> {
+    let mut paths = vec![(places::root().to_owned(), "nftracer")];
+    paths.push((setup::rust_src::sysroot()?, "rust"));
+    paths.extend(
+        setup::rust_src::outside_sysroot()?.map(|library| (library, "rust/lib/rustlib/src/rust/library")),
+    );
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    paths.extend(home.map(|home| (home, "cargo")));
+    Ok(paths.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).collect())
 }
 
 fn with_linker() -> Result<std::ffi::OsString> {

@@ -20,18 +20,33 @@ hostname guest
 
 modprobe -q virtio_pci
 modprobe -q virtio_console
-for port in /sys/class/virtio-ports/*; do
-    mkdir -p /dev/virtio-ports
-    read -r name < "$port/name" && ln -s "../${port##*/}" "/dev/virtio-ports/$name"
-done 2>/dev/null
-
+mkdir -p /dev/virtio-ports
 . /etc/guest
+
+# The device of a port, once the host has announced it.
+wait_for_port() {
+    tries=0
+    while [ ! -e "/dev/virtio-ports/$1" ] && [ $tries -lt 500 ]; do
+        for port in /sys/class/virtio-ports/*; do
+            if [ "$(cat "$port/name" 2>/dev/null)" = "$1" ]; then
+                ln -s "../${port##*/}" "/dev/virtio-ports/$1"
+                return
+            fi
+        done
+        tries=$((tries + 1))
+        sleep 0.02
+    done
+}
+wait_for_port result
+
 cd /root || exit 1
 if [ "$GUEST_TERMINAL" ]; then
+    until [ -e /dev/hvc0 ]; do sleep 0.02; done
     setsid -c /bin/sh -c "stty sane $GUEST_TERMINAL; exec /bin/guest-command" \
         < /dev/hvc0 > /dev/hvc0 2>&1
     status=$?
 else
+    wait_for_port output
     exec 3> /dev/virtio-ports/output
     /bin/guest-command < /dev/null >&3 2>&1
     status=$?

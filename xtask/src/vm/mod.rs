@@ -26,6 +26,7 @@ use report::Report;
 
 /// Which kernel, which machine.
 #[derive(clap::Args, Clone)]
+#[group(skip)]
 pub(crate) struct MachineOptions {
     /// A kernel of tests/kernels.toml
     #[arg(long, short, default_value = "all", conflicts_with_all = ["suite", "pattern"])]
@@ -291,6 +292,7 @@ fn terminal_size() -> (u16, u16) {
             let (rows, columns) = text.trim().split_once(' ')?;
             Some((rows.parse().ok()?, columns.parse().ok()?))
         })
+        .filter(|(rows, columns)| *rows > 0 && *columns > 0)
         .unwrap_or((24, 80))
 }
 
