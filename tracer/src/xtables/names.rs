@@ -14,7 +14,10 @@ const ERROR: &[u8] = b"ERROR";
 ///
 /// An address means nothing longer than the module stays loaded: learn anew when a module has been loaded or removed.
 #[derive(Clone, Debug, Default)]
-pub struct TargetNames(HashMap<u64, (Arc<str>, u8)>);
+pub struct TargetNames(HashMap<u64, Named>);
+
+/// Name and revision.
+type Named = (Arc<str>, u8);
 
 impl TargetNames {
     /// Name and revision of the target at an address.
@@ -40,7 +43,7 @@ impl TargetNames {
 }
 
 /// The addresses in `kernel` with their names; `None` when the two are not the same version.
-fn aligned(kernel: &RawTable, user: &RawTable) -> Option<Vec<(u64, (Arc<str>, u8))>> {
+fn aligned(kernel: &RawTable, user: &RawTable) -> Option<Vec<(u64, Named)>> {
     let head = |raw: &RawTable| (raw.family, raw.valid_hooks, raw.number, raw.bytes.len());
     if (kernel.form, user.form) != (Form::Kernel, Form::User)
         || head(kernel) != head(user)

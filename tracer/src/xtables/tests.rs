@@ -46,8 +46,10 @@ pub(crate) fn captured(family: Family, table: &str) -> RawTable {
 
 /// The same table as the kernel would hold it: pointers over bytes 8 to 16 of matches and targets, and for counters.
 fn in_kernel(user: &RawTable) -> RawTable {
-    let address =
-        |name: &[u8]| name.iter().fold(0xffff_ffff_c000_0000_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+    let address = |name: &[u8]| {
+        name.iter()
+            .fold(0xffff_ffff_c000_0000_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)))
+    };
     let mut kernel = RawTable { form: Form::Kernel, ..user.clone() };
     let mut at = Vec::new();
     for (index, entry) in entry::entries(user).unwrap().into_iter().enumerate() {
