@@ -1,1 +1,4 @@
 //! The operating system, and all unsafe code of this crate.
+
+pub mod kernel;
+pub mod privilege;
