@@ -156,9 +156,17 @@ fn names_are_escaped() {
 fn no_longer_than_the_kernels_buffer() {
     let (bytes, header) = (ipv4(253, 0, &[], &[]), [0xee; 500]);
     let link = Link { dev_type: 1, hard_header_len: 500, header: Some(&header) };
-    let line = line(&PacketView { indev: Some(b"x"), link, ..local(Family::Ipv4, &bytes) });
+    let line = line_in(
+        LogStyle::default(),
+        STEP,
+        &PacketView { indev: Some(b"x"), link, ..local(Family::Ipv4, &bytes) },
+    );
     assert_eq!(line.len(), 1016);
     assert!(line.ends_with(":ee:ee:"), "{line}");
+    let chain = "c".repeat(2000);
+    let line = line_in(LogStyle::default(), StepName { chain: &chain, ..STEP }, &local(Family::Ipv4, &bytes));
+    assert_eq!(line.len(), 1016);
+    assert!(line.ends_with("ccc"), "{line}");
 }
 
 #[test]
@@ -594,7 +602,7 @@ mod captured {
         tcp.extend(number(transport, "ACK").to_be_bytes());
         let flags = ["FIN", "SYN", "RST", "PSH", "ACK", "URG"].iter().enumerate();
         let flags = flags.filter(|(_, name)| transport.split(' ').any(|field| field == **name));
-        tcp.extend([((20 + options.len() / 2) / 4 << 4) as u8, flags.map(|(bit, _)| 1 << bit).sum()]);
+        tcp.extend([(((20 + options.len() / 2) / 4) << 4) as u8, flags.map(|(bit, _)| 1 << bit).sum()]);
         tcp.extend((number(transport, "WINDOW") as u16).to_be_bytes());
         tcp.extend([0, 0]);
         tcp.extend((number(transport, "URGP") as u16).to_be_bytes());

@@ -70,19 +70,21 @@ impl Line {
     #[inline(always)]
     fn start_of<const N: usize>(&mut self, text: &[u8; N], count: usize) {
         const { assert!(N <= TEXT_MAX) };
-        if self.len <= LINE_MAX {
-            self.bytes[self.len..self.len + N].copy_from_slice(text);
-            self.len += count;
+        let at = self.len;
+        if at <= LINE_MAX {
+            self.bytes[at..at + N].copy_from_slice(text);
+            self.len = at + count;
         }
     }
 
-    /// Text of any length, as it is.
+    /// Text of any length, as it is, as far as the line has room.
     pub(super) fn raw(&mut self, text: &[u8]) {
-        for part in text.chunks(TEXT_MAX) {
-            if self.len <= LINE_MAX {
-                self.bytes[self.len..self.len + part.len()].copy_from_slice(part);
-                self.len += part.len();
-            }
+        let end = self.len.saturating_add(text.len()).min(self.bytes.len());
+        if let Some(room) = self.bytes.get_mut(self.len..end)
+            && let Some(part) = text.get(..room.len())
+        {
+            room.copy_from_slice(part);
+            self.len = end;
         }
     }
 
