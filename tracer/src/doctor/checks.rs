@@ -150,7 +150,8 @@ fn module_btf(host: &Host) -> Outcome {
 
 fn symbols(host: &Host) -> Outcome {
     if !host.symbols.addresses {
-        return fail("/proc/kallsyms shows no addresses").remedy("run it as root, or `sysctl kernel.kptr_restrict=1`");
+        return fail("/proc/kallsyms shows no addresses")
+            .remedy("run it as root, or `sysctl kernel.kptr_restrict=1`");
     }
     // The variables of x_tables come with its module.
     let missing: Vec<&str> = if host.has_table_code() {
@@ -161,7 +162,8 @@ fn symbols(host: &Host) -> Outcome {
     if missing.is_empty() {
         return ok("/proc/kallsyms shows addresses");
     }
-    fail(format!("{} not in /proc/kallsyms", missing.join(", "))).remedy("use a kernel with CONFIG_KALLSYMS_ALL")
+    fail(format!("{} not in /proc/kallsyms", missing.join(", ")))
+        .remedy("use a kernel with CONFIG_KALLSYMS_ALL")
 }
 
 fn layout(host: &Host) -> Outcome {

@@ -107,7 +107,8 @@ impl Diagnosis {
 /// Every failed check stands in the way. The first remedy comes first: later checks may fail only because of it.
 fn obstacle(findings: &[Finding]) -> Option<Obstacle> {
     let failed: Vec<&Finding> = findings.iter().filter(|finding| finding.status == Status::Fail).collect();
-    let reasons: Vec<String> = failed.iter().map(|finding| format!("{}: {}", finding.name, finding.what)).collect();
+    let reasons: Vec<String> =
+        failed.iter().map(|finding| format!("{}: {}", finding.name, finding.what)).collect();
     let remedy = failed.iter().find_map(|finding| finding.remedy.clone());
     (!failed.is_empty()).then(|| Obstacle { reason: reasons.join("; "), remedy })
 }
@@ -138,7 +139,9 @@ impl fmt::Display for Usability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.obstacle {
             None => write!(f, "backend {}: usable", self.backend),
-            Some(obstacle) => write!(f, "backend {}: not usable: {}", self.backend, Escaped(&obstacle.reason)),
+            Some(obstacle) => {
+                write!(f, "backend {}: not usable: {}", self.backend, Escaped(&obstacle.reason))
+            }
         }
     }
 }

@@ -64,7 +64,10 @@ impl Privileges {
     pub fn gather() -> Self {
         let effective = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
         Self {
-            effective: Capability::ALL.into_iter().filter(|wanted| effective.contains(wanted.bit())).collect(),
+            effective: Capability::ALL
+                .into_iter()
+                .filter(|wanted| effective.contains(wanted.bit()))
+                .collect(),
             whole_host: in_initial_user_namespace(),
         }
     }
