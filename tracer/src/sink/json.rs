@@ -1,7 +1,9 @@
 //! JSON Lines. The wire form is apart from the model: its field names and their order are stable.
 
-use super::{BUFFER_BYTES, Sink, Start, Totals, headers::Headers, place};
-use crate::path::{Path, Step};
+use super::{BUFFER_BYTES, Sink, Start, Totals, name, rule_text};
+use crate::netfilter::{StepKind, Verdict};
+use crate::packet::{headers, protocol_name};
+use crate::path::{Action, Certainty, Path, Step};
 use crate::text;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -29,12 +31,12 @@ impl<W: Write> Json<W> {
 impl<W: Write> Sink for Json<W> {
     fn begin(&mut self, start: &Start) -> io::Result<()> {
         self.backend = Some(start.backend);
-        write_row(&mut self.out, &Row::Start(StartRow::from(start)))
+        write_row(&mut self.out, &StartRow::from(start))
     }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        let place = place(step)?;
-        let headers = Headers::of(&step.view);
+        let name = name(step)?;
+        let headers = headers(&step.view);
         let row = StepRow {
             packet: step.packet,
             time: self.clock.at(step.time_ns),
@@ -42,17 +44,17 @@ impl<W: Write> Sink for Json<W> {
             family: step.view.family.name(),
             engine: "legacy",
             hook: step.hook.name(),
-            table: place.table,
-            chain: place.chain,
-            kind: Text(place.kind),
-            rule: place.number,
-            text: place.text,
+            table: name.table,
+            chain: name.chain,
+            kind: Text(name.kind),
+            rule: name.number,
+            text: rule_text(step).map(AsRef::as_ref),
             verdict: Text(&step.action),
             indev: step.view.indev.map(text::lossy),
             outdev: step.view.outdev.map(text::lossy),
             src: headers.src,
             dst: headers.dst,
-            proto: headers.protocol_name(),
+            proto: headers.protocol.map(protocol_name),
             sport: headers.sport,
             dport: headers.dport,
             length: headers.length,
@@ -60,7 +62,7 @@ impl<W: Write> Sink for Json<W> {
             netns: step.netns,
             doubt: step.view_doubt,
         };
-        write_row(&mut self.out, &Row::Step(row))
+        write_row(&mut self.out, &row)
     }
 
     fn path(&mut self, path: &Path) -> io::Result<()> {
@@ -74,11 +76,11 @@ impl<W: Write> Sink for Json<W> {
             generation: &path.generation,
             netns: path.netns,
         };
-        write_row(&mut self.out, &Row::Packet(row))
+        write_row(&mut self.out, &row)
     }
 
     fn finish(&mut self, totals: &Totals) -> io::Result<()> {
-        write_row(&mut self.out, &Row::End(EndRow::from(totals)))?;
+        write_row(&mut self.out, &EndRow::from(totals))?;
         self.flush()
     }
 
@@ -88,15 +90,7 @@ impl<W: Write> Sink for Json<W> {
 }
 
 #[derive(Serialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-enum Row<'a> {
-    Start(StartRow<'a>),
-    Step(StepRow<'a>),
-    Packet(PacketRow<'a>),
-    End(EndRow),
-}
-
-#[derive(Serialize)]
+#[serde(tag = "type", rename = "start")]
 struct StartRow<'a> {
     version: &'static str,
     filter: &'a str,
@@ -113,6 +107,7 @@ impl<'a> From<&'a Start> for StartRow<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(tag = "type", rename = "step")]
 struct StepRow<'a> {
     packet: u64,
     time: Time<'a>,
@@ -123,11 +118,11 @@ struct StepRow<'a> {
     hook: &'static str,
     table: &'a str,
     chain: &'a str,
-    kind: Text<crate::netfilter::StepKind>,
+    kind: Text<StepKind>,
     rule: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
-    verdict: Text<&'a crate::path::Action<'a>>,
+    verdict: Text<&'a Action<'a>>,
     #[serde(rename = "in", skip_serializing_if = "Option::is_none")]
     indev: Option<Cow<'a, str>>,
     #[serde(rename = "out", skip_serializing_if = "Option::is_none")]
@@ -151,12 +146,13 @@ struct StepRow<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(tag = "type", rename = "packet")]
 struct PacketRow<'a> {
     packet: u64,
     path: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
-    verdict: Option<Text<crate::netfilter::Verdict>>,
-    certainty: Text<crate::path::Certainty>,
+    verdict: Option<Text<Verdict>>,
+    certainty: Text<Certainty>,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
     family: &'static str,
@@ -165,6 +161,7 @@ struct PacketRow<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(tag = "type", rename = "end")]
 struct EndRow {
     packets: u64,
     steps: u64,
@@ -226,7 +223,7 @@ impl Serialize for Time<'_> {
     }
 }
 
-fn write_row(out: &mut impl Write, row: &Row<'_>) -> io::Result<()> {
+fn write_row(out: &mut impl Write, row: &impl Serialize) -> io::Result<()> {
     row.serialize(&mut serde_json::Serializer::with_formatter(&mut *out, SafeFormatter))?;
     out.write_all(b"\n")
 }

@@ -1,9 +1,9 @@
-//! The lines of the kernel's syslog logger: one for each step, nothing else.
+//! The lines of the kernel's syslog logger: one for each step, nothing else. What a terminal would act on is escaped
+//! by [`trace_line`].
 
-use super::{BUFFER_BYTES, Place, Sink, Totals, place};
-use crate::packet::PacketView;
+use super::{BUFFER_BYTES, Sink, Start, Totals, name};
 use crate::path::{Path, Step};
-use crate::text;
+use crate::trace_line::{self, LogStyle};
 use std::io::{self, BufWriter, Write};
 
 /// Writes TRACE lines.
@@ -11,21 +11,28 @@ use std::io::{self, BufWriter, Write};
 pub struct Line<W: Write> {
     out: BufWriter<W>,
     line: Vec<u8>,
+    style: LogStyle,
 }
 
 impl<W: Write> Line<W> {
-    /// Writes to `writer`.
+    /// Writes to `writer`, as a new kernel does until [`Sink::begin`] names the one that runs.
     pub fn new(writer: W) -> Self {
-        Self { out: BufWriter::with_capacity(BUFFER_BYTES, writer), line: Vec::new() }
+        let out = BufWriter::with_capacity(BUFFER_BYTES, writer);
+        Self { out, line: Vec::new(), style: LogStyle::default() }
     }
 }
 
 impl<W: Write> Sink for Line<W> {
+    fn begin(&mut self, start: &Start) -> io::Result<()> {
+        self.style = style_of(&start.kernel).unwrap_or_default();
+        Ok(())
+    }
+
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
         self.line.clear();
-        format(&mut self.line, place(step)?, &step.view);
-        write_safely(&mut self.out, &self.line)?;
-        self.out.write_all(b"\n")
+        trace_line::write(&mut self.line, name(step)?, &step.view, self.style);
+        self.line.push(b'\n');
+        self.out.write_all(&self.line)
     }
 
     fn path(&mut self, _path: &Path) -> io::Result<()> {
@@ -41,19 +48,8 @@ impl<W: Write> Sink for Line<W> {
     }
 }
 
-/// Byte for byte, unless a name in the line would make a terminal do something.
-fn write_safely(out: &mut impl Write, line: &[u8]) -> io::Result<()> {
-    if line.iter().all(|byte| matches!(byte, b' '..=b'~')) {
-        return out.write_all(line);
-    }
-    out.write_all(text::escape(&text::lossy(line)).as_bytes())
-}
-
-/// The line without its newline.
-fn format(line: &mut Vec<u8>, place: Place<'_>, view: &PacketView<'_>) {
-    line.extend_from_slice(format!("TRACE: {place} IN=").as_bytes());
-    line.extend_from_slice(view.indev.unwrap_or_default());
-    line.extend_from_slice(b" OUT=");
-    line.extend_from_slice(view.outdev.unwrap_or_default());
-    line.push(b' ');
+/// From a release such as `6.1.0-18-amd64`.
+fn style_of(release: &str) -> Option<LogStyle> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some(LogStyle::of_kernel(numbers.next()?.ok()?, numbers.next()?.ok()?))
 }

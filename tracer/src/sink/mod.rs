@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-mod headers;
 mod json;
 mod line;
 mod pretty;
@@ -13,11 +12,12 @@ pub use json::Json;
 pub use line::Line;
 pub use pretty::Pretty;
 
-use crate::netfilter::StepKind;
 use crate::path::{Path, Step};
 use crate::text::Escaped;
+use crate::trace_line::StepName;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 /// The forms in which packets are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,41 +119,17 @@ pub trait Sink {
 /// Bytes gathered before they are written.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Where in the ruleset a step happened.
-#[derive(Clone, Copy, Debug)]
-struct Place<'a> {
-    table: &'a str,
-    chain: &'a str,
-    kind: StepKind,
-    number: u32,
-    text: Option<&'a str>,
-}
-
-impl<'a> Place<'a> {
-    /// `None` when the step's entry is not in its table, or in no chain.
-    fn of(step: &Step<'a>) -> Option<Self> {
-        let entry = step.table.entries.get(step.entry)?;
-        Some(Self {
-            table: &step.table.name,
-            chain: &step.table.chain_of(step.entry)?.name,
-            kind: entry.kind,
-            number: entry.number,
-            text: entry.text.as_deref(),
-        })
-    }
-}
-
-/// As the kernel's TRACE names it: `table:chain:kind:number`.
-impl fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}:{}", self.table, self.chain, self.kind, self.number)
-    }
-}
-
-/// Refuses a step that points outside its table instead of showing something else.
-fn place<'a>(step: &Step<'a>) -> io::Result<Place<'a>> {
-    Place::of(step).ok_or_else(|| {
+/// What TRACE calls the entry of a step. Refuses one that is in no chain of its table, instead of showing another.
+fn name<'a>(step: &Step<'a>) -> io::Result<StepName<'a>> {
+    let entry = step.table.entries.get(step.entry).zip(step.table.chain_of(step.entry));
+    let (entry, chain) = entry.ok_or_else(|| {
         let message = format!("entry {} is in no chain of table {}", step.entry, step.table.name);
         io::Error::new(io::ErrorKind::InvalidInput, message)
-    })
+    })?;
+    Ok(StepName { table: &step.table.name, chain: &chain.name, kind: entry.kind, number: entry.number })
+}
+
+/// The rule of a step as iptables-save prints it.
+fn rule_text<'a>(step: &Step<'a>) -> Option<&'a Arc<str>> {
+    step.table.entries.get(step.entry)?.text.as_ref()
 }

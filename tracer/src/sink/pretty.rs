@@ -1,8 +1,8 @@
 //! For people: one block for each packet, given out when the packet is done.
 
-use super::{BUFFER_BYTES, Sink, Totals, headers::Headers, place};
+use super::{BUFFER_BYTES, Sink, Totals, name, rule_text};
 use crate::netfilter::{Hook, Verdict};
-use crate::packet::PacketView;
+use crate::packet::{Headers, PacketView, headers, protocol_name};
 use crate::path::{Action, Certainty, Path, Step};
 use crate::text::{Escaped, escape, lossy};
 use anstyle::{AnsiColor, Style};
@@ -69,17 +69,17 @@ impl<W: Write> Pretty<W> {
 
 impl<W: Write> Sink for Pretty<W> {
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        let place = place(step)?;
+        let name = name(step)?;
         let block = self.pending.entry(step.packet).or_insert_with(|| Block::begin(step, &self.zone));
         let shown = Shown::of(&step.view);
         let change = (block.shown != shown).then(|| shown.to_string());
         block.shown = shown;
         block.rows.push(Row {
             hook: step.hook,
-            place: escape(&place.to_string()).into_owned(),
+            place: escape(&name.to_string()).into_owned(),
             action: escape(&step.action.to_string()).into_owned(),
             style: self.styles.of_action(&step.action),
-            text: step.table.entries.get(step.entry).and_then(|entry| entry.text.clone()),
+            text: rule_text(step).cloned(),
             doubt: step.view_doubt.map(|doubt| escape(doubt).into_owned()),
             change,
         });
@@ -185,7 +185,7 @@ fn write_outcome(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Resu
         None => write!(out, "  = verdict unknown")?,
     }
     match (path.certainty, path.why.as_slice()) {
-        (Certainty::Complete, _) => writeln!(out),
+        (Certainty::Complete, _) => writeln!(out, ", complete"),
         (certainty, []) => writeln!(out, ", {0}{certainty}{0:#}", styles.doubt),
         (certainty, why) => {
             writeln!(out, ", {0}{certainty}: {1}{0:#}", styles.doubt, Escaped(&why.join("; ")))
@@ -214,7 +214,7 @@ impl Shown {
         Self {
             indev: view.indev.map(<[u8]>::to_vec),
             outdev: view.outdev.map(<[u8]>::to_vec),
-            headers: Headers::of(view),
+            headers: headers(view),
             len: view.len,
             mark: view.mark,
         }
@@ -232,7 +232,7 @@ impl fmt::Display for Shown {
             write!(f, "{}", End(src, self.headers.sport))?;
             write!(f, " > {} ", End(dst, self.headers.dport))?;
         }
-        if let Some(protocol) = self.headers.protocol_name() {
+        if let Some(protocol) = self.headers.protocol.map(protocol_name) {
             write!(f, "{protocol} ")?;
         }
         write!(f, "length {}", self.headers.length.unwrap_or(self.len))?;

@@ -12,9 +12,8 @@ const TIME_NS: u64 = 1_795_446_245_000_000_042;
 const NETNS: u32 = 4_026_531_840;
 
 /// TCP from 10.0.0.1:4242 to 10.0.0.2:80, 60 bytes.
-const TCP: [u8; 24] = [
-    0x45, 0, 0, 60, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x10, 0x92, 0, 80,
-];
+const TCP: [u8; 24] =
+    [0x45, 0, 0, 60, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x10, 0x92, 0, 80];
 
 fn entry(chain: usize, number: u32, kind: StepKind, text: Option<&str>) -> Entry {
     let target = Target::Verdict(Verdict::Accept);
@@ -52,7 +51,13 @@ fn view<'a>(bytes: &'a [u8]) -> PacketView<'a> {
     }
 }
 
-fn step<'a>(packet: u64, table: &'a Table, entry: usize, action: Action<'a>, view: PacketView<'a>) -> Step<'a> {
+fn step<'a>(
+    packet: u64,
+    table: &'a Table,
+    entry: usize,
+    action: Action<'a>,
+    view: PacketView<'a>,
+) -> Step<'a> {
     let hook = table.chains[0].hook.expect("a built-in chain");
     Step { packet, time_ns: TIME_NS, hook, table, entry, action, view, view_doubt: None, netns: NETNS }
 }
@@ -86,7 +91,8 @@ const TOTALS: Totals = Totals { packets: 12, steps: 80, lost: 1, missed: 2, unor
 fn play(sink: &mut dyn Sink) -> io::Result<()> {
     let accept = Action::Verdict(Verdict::Accept);
     let raw = table("raw", "PREROUTING", Hook::Prerouting, &[]);
-    let mangle = table("mangle", "PREROUTING", Hook::Prerouting, &[Some("-A PREROUTING -j MARK --set-mark 1")]);
+    let mangle =
+        table("mangle", "PREROUTING", Hook::Prerouting, &[Some("-A PREROUTING -j MARK --set-mark 1")]);
     let filter =
         table("filter", "INPUT", Hook::Input, &[None, Some("-A INPUT -p tcp -m tcp --dport 80 -j DROP")]);
     let marked = PacketView { mark: 0x1f, ..view(&TCP) };
@@ -155,19 +161,28 @@ fn every_json_line_is_an_object() {
 
 #[test]
 fn nothing_a_terminal_acts_on_gets_through() {
-    check_hostile(Output::Trace, expect![[r#"
-        TRACE: filter:X\x1b[1m\u{9b}ü:rule:1 IN=e\x1b]0;h\x07\xff OUT= 
-    "#]]);
-    check_hostile(Output::Pretty, expect![[r#"
+    check_hostile(
+        Output::Trace,
+        expect![[r#"
+        TRACE: filter:X\x1b[1m\xc2\x9b\xc3\xbc:rule:1 IN=e\x1b]0;h\x07\xff OUT= MAC= SRC=10.0.0.1 DST=10.0.0.2 LEN=60 TOS=0x00 PREC=0x00 TTL=64 ID=1 DF PROTO=TCP 
+    "#]],
+    );
+    check_hostile(
+        Output::Pretty,
+        expect![[r#"
         15:04:05.000000 ip in e\x1b]0;h\x07\xff 10.0.0.1:4242 > 10.0.0.2:80 tcp length 60 netns 4026531840 packet 1
           input        filter:X\x1b[1m\u{9b}ü:rule:1  jump Y\x1bc  -A X -m comment --comment "\x1b[2J\u{9b}31m\u{202e}\n" -j ACCEPT  (\x08)
           = verdict unknown, inexact: \x1b[8m
-    "#]]);
-    check_hostile(Output::Json, expect![[r#"
+    "#]],
+    );
+    check_hostile(
+        Output::Json,
+        expect![[r#"
         {"type":"step","packet":1,"time":"2026-11-23T15:04:05.000000042Z","family":"ip","engine":"legacy","hook":"input","table":"filter","chain":"X\u001b[1m\u009bü","kind":"rule","rule":1,"text":"-A X -m comment --comment \"\u001b[2J\u009b31m\u202e\n\" -j ACCEPT","verdict":"jump Y\u001bc","in":"e\u001b]0;h\u0007\\xff","src":"10.0.0.1","dst":"10.0.0.2","proto":"tcp","sport":4242,"dport":80,"length":60,"mark":0,"netns":4026531840,"doubt":"\b"}
         {"type":"packet","packet":1,"path":["filter:X\u001b:rule:1"],"certainty":"inexact","why":"\u001b[8m","family":"ip","generation":["raw@1","filter@7"],"netns":4026531840}
         {"type":"end","packets":0,"steps":0,"lost":0,"missed":0,"unordered":0,"inexact":0}
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -198,14 +213,15 @@ fn unfinished_packets_do_not_pile_up() {
         ip netns 4026531840 packet 1
           raw:PREROUTING:policy:1
           filter:INPUT:rule:2
-          = accept
+          = accept, complete
         15:04:05.000000 ip in eth0 10.0.0.1:4242 > 10.0.0.2:80 tcp length 60 netns 4026531840 packet 2
           prerouting   raw:PREROUTING:policy:1  continue
           = not finished
         15:04:05.000000 ip in eth0 10.0.0.1:4242 > 10.0.0.2:80 tcp length 60 netns 4026531840 packet 3
           prerouting   raw:PREROUTING:policy:1  continue
           = not finished
-    "#]].assert_eq(&String::from_utf8(bytes).expect("sinks write UTF-8"));
+    "#]]
+    .assert_eq(&String::from_utf8(bytes).expect("sinks write UTF-8"));
 }
 
 #[test]
@@ -213,7 +229,8 @@ fn a_step_outside_its_table_is_refused() {
     let raw = table("raw", "PREROUTING", Hook::Prerouting, &[]);
     for output in [Output::Pretty, Output::Trace, Output::Json] {
         let mut sink = choose(output, false, io::sink());
-        let error = sink.step(&step(1, &raw, 7, Action::Continue, view(&TCP))).expect_err("there is no entry 7");
+        let error =
+            sink.step(&step(1, &raw, 7, Action::Continue, view(&TCP))).expect_err("there is no entry 7");
         assert_eq!(error.to_string(), "entry 7 is in no chain of table raw");
     }
 }
@@ -221,7 +238,8 @@ fn a_step_outside_its_table_is_refused() {
 #[test]
 fn lines_on_standard_error() {
     let all = Start { filter: String::new(), netns: "all".to_owned(), ..start() };
-    expect!["tracing tcp port 80 in namespace blue with ebpf, footprint: none"].assert_eq(&start().to_string());
+    expect!["tracing tcp port 80 in namespace blue with ebpf, footprint: none"]
+        .assert_eq(&start().to_string());
     expect!["tracing all packets in all namespaces with ebpf, footprint: none"].assert_eq(&all.to_string());
     expect!["nftracer: 12 packets, 80 steps, 1 lost, 2 missed, 3 unordered, 4 inexact"]
         .assert_eq(&TOTALS.to_string());
