@@ -27,7 +27,9 @@ impl Netns {
             None => Ok(Self::Current),
             Some(path) if path.contains('/') => Ok(Self::Path(path.into())),
             Some(pid) if !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()) => parse_pid(pid),
-            Some("" | "." | "..") => Err(error(value.unwrap_or_default(), "neither a name nor a process nor a path")),
+            Some("" | "." | "..") => {
+                Err(error(value.unwrap_or_default(), "neither a name nor a process nor a path"))
+            }
             Some(name) => Ok(Self::Name(name.to_owned())),
         }
     }

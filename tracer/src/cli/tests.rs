@@ -100,10 +100,16 @@ fn durations() {
         [("30s", 30_000), ("500ms", 500), ("2m30s", 150_000), ("7", 7_000), ("1.5", 1_500), ("1h", 3_600_000)]
     {
         let duration = Some(Duration::from_millis(expected));
-        check_trace(&format!("nftracer trace --for {text}"), TraceConfig { duration, ..TraceConfig::default() });
+        check_trace(
+            &format!("nftracer trace --for {text}"),
+            TraceConfig { duration, ..TraceConfig::default() },
+        );
     }
     for text in ["soon", "=-1", "5parsecs", "nan", "1e400"] {
-        check_refused(&format!("nftracer trace --for={}", text.trim_start_matches('=')), ErrorKind::ValueValidation);
+        check_refused(
+            &format!("nftracer trace --for={}", text.trim_start_matches('=')),
+            ErrorKind::ValueValidation,
+        );
     }
 }
 
@@ -116,7 +122,10 @@ fn namespaces() {
     check_trace("nftracer trace --all-netns", netns(Netns::All));
     check_refused("nftracer trace --all-netns --netns blue", ErrorKind::ArgumentConflict);
     check_usage_error("nftracer trace --netns 0", expect!["--netns 0: no such process"]);
-    check_usage_error("nftracer trace --netns ..", expect!["--netns ..: neither a name nor a process nor a path"]);
+    check_usage_error(
+        "nftracer trace --netns ..",
+        expect!["--netns ..: neither a name nor a process nor a path"],
+    );
     assert_eq!(Netns::Name("blue".to_owned()).path(), Some("/run/netns/blue".into()));
 }
 

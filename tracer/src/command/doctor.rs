@@ -37,7 +37,11 @@ fn print(text: &str) -> anyhow::Result<()> {
 fn verdict(diagnosis: &Diagnosis) -> Result<(), Failure> {
     match diagnosis.best() {
         Some(_) => Ok(()),
-        None => Err(with_remedy(Failure::unusable(anyhow!("no backend is usable on this host")), diagnosis, "ebpf")),
+        None => Err(with_remedy(
+            Failure::unusable(anyhow!("no backend is usable on this host")),
+            diagnosis,
+            "ebpf",
+        )),
     }
 }
 
