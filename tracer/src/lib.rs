@@ -12,6 +12,8 @@ pub mod backend;
 pub mod fetch;
 pub mod sink;
 pub mod doctor;
+pub mod text;
 pub mod sys;
+pub mod error;
 pub mod cli;
 pub mod command;

@@ -1,4 +1,6 @@
 //! The operating system, and all unsafe code of this crate.
 
+pub mod kernel;
 pub mod netns;
+pub mod privilege;
 pub mod sockopt;
