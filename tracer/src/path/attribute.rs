@@ -1,0 +1,1 @@
+//! What a packet looked like at each step.
