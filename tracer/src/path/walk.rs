@@ -9,10 +9,13 @@
 use super::targets::Outcome;
 use crate::netfilter::{Hook, Verdict};
 use crate::ruleset::{Table, Target};
+use std::collections::HashMap;
 use tracer_common::legacy::Match;
 
 /// Matches tried in one search; the most that was seen under load is about a thousand.
 const MAX_STEPS: u32 = 20_000;
+/// After this many the search begins to remember where it has been. Few searches come so far.
+const REMEMBER_AFTER: u32 = 100;
 /// The largest count that is one; above it a counter has moved backwards.
 const MAX_COUNT: u32 = 0x7fff_ffff;
 
@@ -179,6 +182,25 @@ pub struct Walker {
     taken: Vec<Taken>,
     /// Where it could have gone another way.
     choices: Vec<Choice>,
+    /// Situations in which there was a choice, and what they led to.
+    memory: Memory,
+}
+
+/// What was found from situations that were met before. Two walks that meet the same situation, that is entry, jump
+/// stack and counts left, go on in the same ways.
+#[derive(Debug, Default)]
+struct Memory {
+    index: HashMap<Box<[usize]>, usize>,
+    outcomes: Vec<Outcomes>,
+    /// Situations of the walk so far: number of entries taken before, and index into `outcomes`.
+    current: Vec<(usize, usize)>,
+}
+
+/// Whether a situation led to walks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Outcomes {
+    found: bool,
+    cut: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -238,6 +260,9 @@ impl Walker {
         self.stack.clear();
         self.taken.clear();
         self.choices.clear();
+        self.memory.index.clear();
+        self.memory.outcomes.clear();
+        self.memory.current.clear();
         for found in matches.iter().filter(|found| found.count != 0) {
             let entry = usize::try_from(found.index).map_err(|_| Reason::Beyond(found.index))?;
             let node = graph.nodes.get(entry).ok_or(Reason::Beyond(found.index))?;
@@ -343,7 +368,13 @@ impl Search<'_> {
         };
         let entry = self.walker.counts[slot].entry;
         let node = self.graph.nodes[entry];
+        if self.steps > REMEMBER_AFTER && self.is_hopeless(entry) {
+            return None;
+        }
         if !node.unconditional && self.visits_to_come(entry) >= u64::from(self.walker.counts[slot].left) {
+            if self.steps > REMEMBER_AFTER && self.remembers(entry) {
+                return None;
+            }
             self.walker.choices.push(Choice { taken: self.walker.taken.len(), entry });
         }
         self.walker.counts[slot].left -= 1;
@@ -356,6 +387,7 @@ impl Search<'_> {
     fn step_back(&mut self) -> Option<usize> {
         let walker = &mut *self.walker;
         let choice = walker.choices.pop()?;
+        while walker.memory.current.pop_if(|(taken, _)| *taken > choice.taken).is_some() {}
         for taken in walker.taken.drain(choice.taken..).rev() {
             walker.counts[taken.count].left += 1;
             self.total += 1;
@@ -423,6 +455,19 @@ impl Search<'_> {
         counts.get(first + skipped).filter(|count| count.entry <= barrier).map(|_| first + skipped)
     }
 
+    /// Whether some entry cannot be met as often as it must, from a packet that now comes to `position`.
+    fn is_hopeless(&self, position: usize) -> bool {
+        let nodes = &self.graph.nodes;
+        let here = |entry: usize| {
+            position <= entry && nodes.get(position).is_some_and(|node| node.segment == nodes[entry].segment)
+        };
+        let lacks = |count: &Count| {
+            count.left != 0
+                && u64::from(count.left) > self.visits_to_come(count.entry) + u64::from(here(count.entry))
+        };
+        self.walker.counts.iter().any(lacks)
+    }
+
     /// At most how often a packet that now passes `entry` can come to it again.
     fn visits_to_come(&self, entry: usize) -> u64 {
         let nodes = &self.graph.nodes;
@@ -441,8 +486,42 @@ impl Search<'_> {
         by_jump + by_return + by_underflow
     }
 
+    /// Whether this situation was met before. What it led to then it leads to again, by another walk.
+    fn remembers(&mut self, entry: usize) -> bool {
+        let walker = &mut *self.walker;
+        let left = walker.counts.iter().map(|count| count.left as usize);
+        let situation = std::iter::once(entry).chain(walker.stack.iter().copied()).chain(left).collect();
+        let next = walker.memory.outcomes.len();
+        let index = *walker.memory.index.entry(situation).or_insert(next);
+        if index == next {
+            walker.memory.outcomes.push(Outcomes::default());
+            walker.memory.current.push((walker.taken.len(), index));
+            return false;
+        }
+        let Outcomes { found, cut } = walker.memory.outcomes[index];
+        if found {
+            self.found = Found::Many;
+        }
+        if cut {
+            self.cut = Found::Many;
+        }
+        self.led_to(|outcomes| {
+            outcomes.found |= found;
+            outcomes.cut |= cut;
+        });
+        true
+    }
+
+    fn led_to(&mut self, record: impl Fn(&mut Outcomes)) {
+        let memory = &mut self.walker.memory;
+        for (_, index) in &memory.current {
+            record(&mut memory.outcomes[*index]);
+        }
+    }
+
     fn end_here(&mut self) {
         if self.total == 0 {
+            self.led_to(|outcomes| outcomes.found = true);
             self.found = match self.found {
                 Found::None => Found::One(self.walker.path()),
                 Found::One(_) | Found::Many => Found::Many,
@@ -452,6 +531,7 @@ impl Search<'_> {
 
     fn cut_here(&mut self, cut: Cut) {
         if self.total == 0 && self.verdict == Verdict::Drop {
+            self.led_to(|outcomes| outcomes.cut = true);
             self.cut = match self.cut {
                 Found::None => Found::One((self.walker.path(), cut)),
                 Found::One(_) | Found::Many => Found::Many,
