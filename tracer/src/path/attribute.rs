@@ -177,7 +177,10 @@ impl<'a, 't> Traversal<'a, 't> {
                 let mut rest = self.differing().filter(|byte| !own.contains(&Field::Byte(*byte)));
                 let differs = match field {
                     Field::Network => rest.any(|byte| self.is_network(byte)),
-                    _ => rest.any(|byte| !self.is_network(byte)) || readable.is_some_and(|e| e.len != self.entry.len),
+                    _ => {
+                        rest.any(|byte| !self.is_network(byte))
+                            || readable.is_some_and(|e| e.len != self.entry.len)
+                    }
                 };
                 (known(0), readable.map_or(unknown, |_| known(differs.into())))
             }
@@ -191,9 +194,11 @@ impl<'a, 't> Traversal<'a, 't> {
     /// What each step does to `field`; for targets that are not known, what `unknown` says.
     fn changes(&self, field: Field, unknown: Option<Change>) -> Vec<Vec<Change>> {
         let of_step = |step: &usize| match self.effects(*step) {
-            Effects::Known(effects) => {
-                effects.into_iter().filter(|effect| effect.field == field).map(|effect| effect.change).collect()
-            }
+            Effects::Known(effects) => effects
+                .into_iter()
+                .filter(|effect| effect.field == field)
+                .map(|effect| effect.change)
+                .collect(),
             Effects::Unknown => unknown.into_iter().collect(),
         };
         self.steps.iter().map(of_step).collect()
@@ -208,7 +213,9 @@ impl<'a, 't> Traversal<'a, 't> {
         }
         let exact: Vec<Vec<Change>> = changes
             .iter()
-            .map(|changes| changes.iter().copied().filter(|change| !matches!(change, Change::Opaque(_))).collect())
+            .map(|changes| {
+                changes.iter().copied().filter(|change| !matches!(change, Change::Opaque(_))).collect()
+            })
             .collect();
         let explained = exit.known != 0 && follow(&exact, entry, exit).is_some();
         let large = matches!(field, Field::Network | Field::Transport);
@@ -225,7 +232,8 @@ impl<'a, 't> Traversal<'a, 't> {
         }
         match follow(&changes, entry, exit) {
             Some(states) => {
-                let doubts = states.iter().map(|state| self.doubt(field, &changes, full(field) & !state.known));
+                let doubts =
+                    states.iter().map(|state| self.doubt(field, &changes, full(field) & !state.known));
                 Solved { field, doubts: doubts.collect(), states }
             }
             None => {

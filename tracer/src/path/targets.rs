@@ -42,8 +42,8 @@ impl Outcome {
         use Verdict::{Accept, Drop, Queue, Stolen};
         let (continues, ends) = match name {
             "AUDIT" | "CHECKSUM" | "CLASSIFY" | "CONNMARK" | "CONNSECMARK" | "CT" | "HMARK" | "IDLETIMER"
-            | "LED" | "LOG" | "MARK" | "NFLOG" | "NOTRACK" | "RATEEST" | "SECMARK" | "SET" | "TEE" | "TRACE"
-            | "ULOG" => (true, Ends::Never),
+            | "LED" | "LOG" | "MARK" | "NFLOG" | "NOTRACK" | "RATEEST" | "SECMARK" | "SET" | "TEE"
+            | "TRACE" | "ULOG" => (true, Ends::Never),
             // They drop what they cannot change: no memory, or a header that is not what it should be.
             "DNPT" | "DSCP" | "ECN" | "HL" | "SNPT" | "TCPMSS" | "TCPOPTSTRIP" | "TOS" | "TTL" => {
                 (true, Ends::With(&[Drop]))
@@ -187,9 +187,9 @@ impl Effects {
             ("CHECKSUM", _) if layout.protocol.is_none() => vec![opaque(Field::Transport, 1)],
             ("DNPT" | "SNPT", _) => vec![opaque(Field::Network, 1)],
             (
-                "AUDIT" | "CHECKSUM" | "CLASSIFY" | "CONNSECMARK" | "CT" | "DNAT" | "IDLETIMER" | "LED" | "LOG"
-                | "MASQUERADE" | "NETMAP" | "NFLOG" | "NFQUEUE" | "NOTRACK" | "RATEEST" | "REDIRECT" | "REJECT"
-                | "SECMARK" | "SNAT" | "SYNPROXY" | "TEE" | "TRACE" | "ULOG",
+                "AUDIT" | "CHECKSUM" | "CLASSIFY" | "CONNSECMARK" | "CT" | "DNAT" | "IDLETIMER" | "LED"
+                | "LOG" | "MASQUERADE" | "NETMAP" | "NFLOG" | "NFQUEUE" | "NOTRACK" | "RATEEST" | "REDIRECT"
+                | "REJECT" | "SECMARK" | "SNAT" | "SYNPROXY" | "TEE" | "TRACE" | "ULOG",
                 _,
             ) => Vec::new(),
             _ => return Self::Unknown,

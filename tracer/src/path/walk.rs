@@ -84,9 +84,14 @@ impl Reason {
                 format!("entry {entry} of table {} was counted, but no packet reaches it", table.name)
             }
             Self::NoWay(verdict) => {
-                format!("no way through table {} meets exactly the counted rules and ends in {verdict}", table.name)
+                format!(
+                    "no way through table {} meets exactly the counted rules and ends in {verdict}",
+                    table.name
+                )
             }
-            Self::ManyCuts => format!("dropped by a match in table {} (hotdrop), in more than one way", table.name),
+            Self::ManyCuts => {
+                format!("dropped by a match in table {} (hotdrop), in more than one way", table.name)
+            }
             Self::TooMany => format!("too many ways to order the counted rules of table {}", table.name),
         }
     }
@@ -154,7 +159,8 @@ impl Graph {
             };
             let unconditional = entry.unconditional || matches!(action, Action::Error);
             nodes.push(Node { action, unconditional, barrier: index, segment });
-            let passable = !matches!(action, Action::End(_) | Action::Return | Action::Goto(_) | Action::Error);
+            let passable =
+                !matches!(action, Action::End(_) | Action::Return | Action::Goto(_) | Action::Error);
             segment += u32::from(unconditional && !passable);
         }
         let mut barrier = nodes.len();
@@ -285,8 +291,10 @@ impl Walker {
                 same
             });
         }
-        let is_jump = |count: &Count| matches!(graph.nodes[count.entry].action, Action::Jump(_) | Action::Goto(_));
-        self.jumps.extend(self.counts.iter().enumerate().filter(|(_, count)| is_jump(count)).map(|(slot, _)| slot));
+        let is_jump =
+            |count: &Count| matches!(graph.nodes[count.entry].action, Action::Jump(_) | Action::Goto(_));
+        self.jumps
+            .extend(self.counts.iter().enumerate().filter(|(_, count)| is_jump(count)).map(|(slot, _)| slot));
         Ok(())
     }
 
@@ -368,7 +376,8 @@ impl Search<'_> {
         };
         let entry = self.walker.counts[slot].entry;
         let node = self.graph.nodes[entry];
-        if self.steps > REMEMBER_AFTER && self.is_hopeless(entry) {
+        let undecided = !self.walker.choices.is_empty();
+        if undecided && self.steps > REMEMBER_AFTER && self.is_hopeless(entry) {
             return None;
         }
         if !node.unconditional && self.visits_to_come(entry) >= u64::from(self.walker.counts[slot].left) {

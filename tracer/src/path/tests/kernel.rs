@@ -263,7 +263,9 @@ fn multiset(counts: &BTreeMap<usize, u32>) -> Vec<usize> {
 fn entered_twice(table: &Table, truth: &Truth) -> bool {
     let mut seen = HashSet::from([0]);
     truth.path.iter().any(|entry| match table.entries[*entry].target {
-        Target::Jump { to } | Target::Goto { to } if to != entry + 1 => !seen.insert(table.entries[to].chain.unwrap()),
+        Target::Jump { to } | Target::Goto { to } if to != entry + 1 => {
+            !seen.insert(table.entries[to].chain.unwrap())
+        }
         _ => false,
     })
 }
@@ -272,7 +274,8 @@ fn rulesets(rules: usize, chains: usize) -> impl Strategy<Value = Ruleset> {
     let rule = (prop::bool::weighted(0.2), 0..16u8, 0..64u8)
         .prop_map(|(unconditional, kind, argument)| Rule { unconditional, kind, argument });
     let chain = prop::collection::vec(rule, 0..rules);
-    (1..3usize, prop::collection::vec(chain, 3..=chains)).prop_map(|(builtin, chains)| Ruleset { builtin, chains })
+    (1..3usize, prop::collection::vec(chain, 3..=chains))
+        .prop_map(|(builtin, chains)| Ruleset { builtin, chains })
 }
 
 /// Sends a packet. Unlike the tables, the packet's luck does not shrink.
@@ -309,7 +312,7 @@ fn check_truth(table: &Table, truth: &Truth) -> Result<Walk, TestCaseError> {
 }
 
 /// Cases of each property; `PROPTEST_CASES` raises it.
-fn config() -> ProptestConfig {
+pub(super) fn config() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, max_global_rejects: u32::MAX, ..ProptestConfig::default() }
 }
 
@@ -325,7 +328,9 @@ fn random_tables_show_every_result() {
         let table = ruleset.table();
         let truth = send(&table, luck);
         let name = match check_truth(&table, &truth).unwrap() {
-            Walk::Ordered(path) if path.iter().collect::<HashSet<_>>().len() < path.len() => "ordered, one rule twice",
+            Walk::Ordered(path) if path.iter().collect::<HashSet<_>>().len() < path.len() => {
+                "ordered, one rule twice"
+            }
             Walk::Ordered(_) if entered_twice(&table, &truth) => "ordered, one chain twice",
             Walk::Ordered(_) => "ordered",
             Walk::Unordered(_) => "unordered",

@@ -85,7 +85,8 @@ impl Scenario {
             writeln!(found, "{}", table.step_name(*step)).unwrap();
         }
         if let Some(entry) = &self.entry {
-            let (entry_bytes, exit_bytes) = (hex(&entry.bytes), self.exit.as_ref().map(|exit| hex(&exit.bytes)));
+            let (entry_bytes, exit_bytes) =
+                (hex(&entry.bytes), self.exit.as_ref().map(|exit| hex(&exit.bytes)));
             let exit = self.exit.as_ref().zip(exit_bytes.as_deref()).map(|(exit, bytes)| exit.state(bytes));
             let attribute = if heading == "unordered" { attribute_unordered } else { attribute };
             let views = attribute(&table, &path, entry.state(&entry_bytes), exit);
@@ -107,7 +108,9 @@ impl Packet {
 fn show(views: &Views<'_>, step: usize, entry: &[u8]) -> String {
     let (state, doubt) = views.at(step);
     let mut line = format!("mark {:#x} len {}", state.mark, state.len);
-    for (index, byte) in state.bytes.iter().enumerate().filter(|(index, byte)| entry.get(*index) != Some(byte)) {
+    for (index, byte) in
+        state.bytes.iter().enumerate().filter(|(index, byte)| entry.get(*index) != Some(byte))
+    {
         write!(line, " [{index}]={byte:02x}").unwrap();
     }
     if let Some(doubt) = doubt {
@@ -127,7 +130,8 @@ fn counted(table: &Table, line: &str) -> Match {
 
 fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).expect("hexadecimal digits");
+    let byte =
+        |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).expect("hexadecimal digits");
     digits.chunks(2).map(byte).collect()
 }
 
@@ -244,7 +248,8 @@ fn target(rule: &str, heads: &[(&str, &str, usize)]) -> (bool, Target) {
 }
 
 fn extension(name: &str, options: &[&str]) -> Extension {
-    let number = |text: &str| u32::from_str_radix(text.trim_start_matches("0x"), 16).expect("a hexadecimal number");
+    let number =
+        |text: &str| u32::from_str_radix(text.trim_start_matches("0x"), 16).expect("a hexadecimal number");
     let (revision, data) = match options {
         ["--set-xmark", mark] => {
             let (value, mask) = mark.split_once('/').expect("value/mask");
