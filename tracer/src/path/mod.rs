@@ -3,6 +3,12 @@
 //! Pure: no I/O, no clock. [`walk`] orders the entries of one traversal, [`attribute`] says what the packet looked
 //! like at each of them, [`track`] joins the traversals of a packet to a [`Path`].
 
+pub mod attribute;
+mod targets;
+#[cfg(test)]
+mod tests;
+pub mod walk;
+
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::PacketView;
 use crate::ruleset::Table;
