@@ -111,7 +111,9 @@ fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
-    let (Some(cpu), Some(frame), Some(record)) = (cpu(), frame(depth), RECORDS.get_ptr_mut(depth)) else { return 1 };
+    let (Some(cpu), Some(frame), Some(record)) = (cpu(), frame(depth), RECORDS.get_ptr_mut(depth)) else {
+        return 1;
+    };
     cpu.depth.set(depth);
     if frame.traced.get() != 0 {
         // SAFETY: a per-CPU map value of this program's own.
@@ -359,7 +361,11 @@ fn link(traversal: &mut Traversal, skb: u64, head: u64, network_header: u16) -> 
     if mac_header == network_header {
         return 0;
     }
-    let len = if traversal.hard_header_len > MAC_BYTES as u16 { MAC_BYTES as u16 } else { traversal.hard_header_len };
+    let len = if traversal.hard_header_len > MAC_BYTES as u16 {
+        MAC_BYTES as u16
+    } else {
+        traversal.hard_header_len
+    };
     let len = snapshot::bounded(u32::from(len), MAC_BYTES as u32);
     // SAFETY: `len` is at most the length of the array.
     if unsafe { copy((&raw mut traversal.mac).cast::<u8>(), len, head + u64::from(mac_header)) } {

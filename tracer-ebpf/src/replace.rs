@@ -9,7 +9,9 @@ use crate::emit::send;
 use crate::kernel::{copy, now_ns, read};
 use crate::maps::{CHUNK, REPLACE_COUNTS, TABLE_CLASSES};
 use crate::snapshot::{bounded, locate_blocks, opaque};
-use tracer_common::legacy::{CHUNK_BYTES, MAX_CHUNKS, RULES_PER_BLOCK, Replaced, TableChunk, kind, table_slot};
+use tracer_common::legacy::{
+    CHUNK_BYTES, MAX_CHUNKS, RULES_PER_BLOCK, Replaced, TableChunk, kind, table_slot,
+};
 
 /// A table gets a new blob.
 #[inline(always)]

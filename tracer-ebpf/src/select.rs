@@ -191,7 +191,8 @@ pub extern "C" fn run_filter(start: u32) -> u32 {
             let node = nodes.add(next as usize & (MAX_NODES - 1));
             let words = (&raw const (*input).key.words).cast::<u32>();
             let word = core::ptr::read_volatile(&raw const (*node).word) as usize & (word::COUNT - 1);
-            let value = core::ptr::read_volatile(words.add(word)) & core::ptr::read_volatile(&raw const (*node).mask);
+            let value =
+                core::ptr::read_volatile(words.add(word)) & core::ptr::read_volatile(&raw const (*node).mask);
             let yes = value >= core::ptr::read_volatile(&raw const (*node).low)
                 && value <= core::ptr::read_volatile(&raw const (*node).high);
             next = u32::from(if yes {

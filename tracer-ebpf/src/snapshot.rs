@@ -224,7 +224,9 @@ pub extern "C" fn locate_blocks(private: u64, family: u32, renew: u32) -> u32 {
     else {
         return 1;
     };
-    if renew == 0 && let Some(known) = BLOCK_OFFSETS.get_ptr(private) {
+    if renew == 0
+        && let Some(known) = BLOCK_OFFSETS.get_ptr(private)
+    {
         // SAFETY: a map value.
         if unsafe { (*known).number == number && (*known).size == size } {
             return 0;

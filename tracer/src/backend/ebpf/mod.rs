@@ -144,7 +144,10 @@ impl Ebpf {
 
     /// Sum of a counter over all CPUs.
     pub fn counter(&self, counter: Counter) -> Result<u64, Error> {
-        let values = self.counters.get(&(counter as u32), 0).map_err(|source| Error::Map { map: "COUNTERS", source })?;
+        let values = self
+            .counters
+            .get(&(counter as u32), 0)
+            .map_err(|source| Error::Map { map: "COUNTERS", source })?;
         Ok(values.iter().sum())
     }
 
@@ -191,9 +194,8 @@ fn take<T>(
     map: &'static str,
     convert: impl FnOnce(aya::maps::Map) -> Result<T, aya::maps::MapError>,
 ) -> Result<T, Error> {
-    let taken = programs.take_map(map).ok_or(Error::Map {
-        map,
-        source: aya::maps::MapError::IoError(io::ErrorKind::NotFound.into()),
-    })?;
+    let taken = programs
+        .take_map(map)
+        .ok_or(Error::Map { map, source: aya::maps::MapError::IoError(io::ErrorKind::NotFound.into()) })?;
     convert(taken).map_err(|source| Error::Map { map, source })
 }

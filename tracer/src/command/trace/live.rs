@@ -18,6 +18,7 @@ use crate::text;
 use crate::trace_line::StepName;
 use anyhow::Context as _;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
@@ -42,7 +43,10 @@ impl Namespaces {
     pub(super) fn new(namespace: Option<File>, inode: Option<u32>) -> Self {
         let files = match namespace.zip(inode) {
             Some((file, inode)) => HashMap::from([(inode, file)]),
-            None => netns::list().into_iter().filter_map(|found| Some((found.inode, found.open().ok()?))).collect(),
+            None => netns::list()
+                .into_iter()
+                .filter_map(|found| Some((found.inode, found.open().ok()?)))
+                .collect(),
         };
         Self { files }
     }
@@ -53,12 +57,14 @@ impl Namespaces {
     }
 
     /// A namespace by its inode number; one that appeared since is looked for.
-    fn get(&mut self, inode: u32) -> Option<&File> {
-        if !self.files.contains_key(&inode) {
-            let found = netns::list().into_iter().find(|found| found.inode == inode)?;
-            self.files.insert(inode, found.open().ok()?);
+    fn get(&mut self, inode: u32) -> Option<&mut File> {
+        match self.files.entry(inode) {
+            Entry::Occupied(known) => Some(known.into_mut()),
+            Entry::Vacant(unknown) => {
+                let found = netns::list().into_iter().find(|found| found.inode == inode)?;
+                Some(unknown.insert(found.open().ok()?))
+            }
         }
-        self.files.get(&inode)
     }
 }
 
@@ -103,7 +109,12 @@ impl Live {
             let after = replace_counts.now();
             for table in tables {
                 if let Some(reason) = &table.text_reason {
-                    eprintln!("nftracer: {} table {}: {}", table.table.family, table.table.name, text::escape(reason));
+                    eprintln!(
+                        "nftracer: {} table {}: {}",
+                        table.table.family,
+                        table.table.name,
+                        text::escape(reason)
+                    );
                 }
                 history.fetched(*inode, table, before, after);
             }
@@ -124,13 +135,18 @@ impl Live {
             last_read: HashMap::new(),
             failed: None,
         };
-        let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE).context("cannot wait for the ring buffer")?;
+        let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
+            .context("cannot wait for the ring buffer")?;
         Ok(Self { ebpf, interpreter })
     }
 
     /// Says that the probes are in place.
     pub(super) fn begin(&mut self, start: &Start) -> Result<(), Failure> {
-        self.interpreter.sink.begin(start).and_then(|()| self.interpreter.sink.flush()).context("cannot write")?;
+        self.interpreter
+            .sink
+            .begin(start)
+            .and_then(|()| self.interpreter.sink.flush())
+            .context("cannot write")?;
         eprintln!("{start}");
         Ok(())
     }
@@ -184,7 +200,8 @@ impl Interpreter {
     }
 
     fn traversal(&mut self, traversal: &Traversal, matches: &[Match]) {
-        let (Some(family), Some(hook)) = (Family::from_nfproto(traversal.family), Hook::from_number(traversal.hook))
+        let (Some(family), Some(hook)) =
+            (Family::from_nfproto(traversal.family), Hook::from_number(traversal.hook))
         else {
             return;
         };
@@ -363,7 +380,8 @@ fn doubts(bits: u32) -> Option<String> {
 
 /// The entries that may have matched, for a traversal in doubt.
 fn plausible(table: &Table, matches: &[Match]) -> Vec<usize> {
-    let known = |entry: &Match| usize::try_from(entry.index).ok().filter(|index| name_of(table, *index).is_some());
+    let known =
+        |entry: &Match| usize::try_from(entry.index).ok().filter(|index| name_of(table, *index).is_some());
     matches.iter().filter(|entry| entry.count <= 0x7fff_ffff).filter_map(known).collect()
 }
 
@@ -375,7 +393,8 @@ fn name_of(table: &Table, entry: usize) -> Option<StepName<'_>> {
 
 /// `None` when the end of the traversal was not seen.
 fn verdict_of(traversal: &Traversal) -> Option<Verdict> {
-    (traversal.doubts & (doubt::NO_EXIT | doubt::TOO_DEEP) == 0).then(|| Verdict::from_return(traversal.verdict))
+    (traversal.doubts & (doubt::NO_EXIT | doubt::TOO_DEEP) == 0)
+        .then(|| Verdict::from_return(traversal.verdict))
 }
 
 /// What an entry did. `ended` is what the function returned when this was the last entry.
@@ -387,7 +406,9 @@ fn action(table: &Table, entry: usize, ended: Option<u32>) -> Action<'_> {
         Target::Jump { to } => Action::Jump(chain(*to)),
         Target::Goto { to } => Action::Goto(chain(*to)),
         Target::Continue | Target::Error => Action::Continue,
-        Target::Extension(_) => ended.map_or(Action::Continue, |value| Action::Verdict(Verdict::from_return(value))),
+        Target::Extension(_) => {
+            ended.map_or(Action::Continue, |value| Action::Verdict(Verdict::from_return(value)))
+        }
     }
 }
 
@@ -405,7 +426,8 @@ fn view<'a>(traversal: &'a Traversal, state: State<'a>) -> PacketView<'a> {
         link: Link {
             dev_type: traversal.dev_type,
             hard_header_len: traversal.hard_header_len,
-            header: has(fact::MAC).then(|| &traversal.mac[..usize::from(traversal.mac_len).min(traversal.mac.len())]),
+            header: has(fact::MAC)
+                .then(|| &traversal.mac[..usize::from(traversal.mac_len).min(traversal.mac.len())]),
         },
         len: state.len,
         bytes: state.bytes,
