@@ -9,6 +9,7 @@ use crate::cli::trace::Backend;
 use crate::cli::{Cli, Request};
 use crate::doctor::diagnose;
 use crate::error::Failure;
+use crate::sys::guard;
 use std::io::{self, IsTerminal as _};
 
 /// Does what the command line asks for.
@@ -17,6 +18,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Request::Trace(config) => trace::run(config),
         Request::Rules(config) => rules::run(config),
         Request::Doctor(config) => doctor::run(config),
+        Request::Guard { pid } => guard::stand(pid).map_err(Failure::running),
     }
 }
 
