@@ -51,6 +51,42 @@ pub enum Error {
     Attach(#[from] attach::Error),
 }
 
+impl Error {
+    /// Whether nothing on this host, as it is, can trace with probes; other errors came up while running.
+    pub fn unusable(&self) -> bool {
+        match self {
+            Self::NoObject => true,
+            Self::Kernel(error) => error.unusable(),
+            Self::Attach(error) => error.unusable(),
+            Self::Load(error) => not_permitted(error),
+            Self::Map { source, .. } => not_permitted(source),
+        }
+    }
+
+    /// What can be done about it.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::NoObject => None,
+            Self::Kernel(error) => error.remedy(),
+            Self::Attach(error) => error.remedy(),
+            Self::Load(_) | Self::Map { .. } => not_permitted(self).then(|| PRIVILEGES.to_owned()),
+        }
+    }
+}
+
+const PRIVILEGES: &str = "run it as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYSLOG";
+
+/// The system's number for the first cause of an error.
+fn system_code(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error()).last()
+}
+
+/// Whether the kernel said that this process may not.
+fn not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(system_code(error), Some(libc::EPERM | libc::EACCES))
+}
+
 /// How to trace.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
