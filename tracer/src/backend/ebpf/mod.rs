@@ -1,6 +1,8 @@
 //! Probes in the kernel and the ring buffer they fill.
 
 pub mod attach;
+#[cfg(feature = "debug-log")]
+mod debug;
 pub mod decode;
 pub mod kernel;
 pub mod offsets;
@@ -38,6 +40,10 @@ pub enum Error {
     /// Maps or configuration were refused.
     #[error("cannot load the kernel programs: {0}")]
     Load(#[from] aya::EbpfError),
+    /// The programs' messages to developers cannot be had.
+    #[cfg(feature = "debug-log")]
+    #[error("cannot read the messages of the kernel programs: {0}")]
+    Messages(#[from] aya_log::Error),
     /// A map was refused.
     #[error("cannot use map {map}: {source}")]
     Map {
@@ -60,6 +66,8 @@ impl Error {
             Self::Attach(error) => error.unusable(),
             Self::Load(error) => not_permitted(error),
             Self::Map { source, .. } => not_permitted(source),
+            #[cfg(feature = "debug-log")]
+            Self::Messages(_) => false,
         }
     }
 
@@ -70,6 +78,8 @@ impl Error {
             Self::Kernel(error) => error.remedy(),
             Self::Attach(error) => error.remedy(),
             Self::Load(_) | Self::Map { .. } => not_permitted(self).then(|| PRIVILEGES.to_owned()),
+            #[cfg(feature = "debug-log")]
+            Self::Messages(_) => None,
         }
     }
 }
@@ -106,6 +116,8 @@ pub struct Ebpf {
     counters: PerCpuArray<MapData, u64>,
     replace_counts: Array<MapData, u32>,
     probes: attach::Probes,
+    #[cfg(feature = "debug-log")]
+    messages: debug::Messages,
     _programs: aya::Ebpf,
 }
 
@@ -150,8 +162,18 @@ impl Ebpf {
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
         let replace_counts = take(&mut programs, "REPLACE_COUNTS", Array::try_from)?;
+        #[cfg(feature = "debug-log")]
+        let messages = debug::Messages::of(&mut programs)?;
         let probes = attach::Probes::place(&mut programs, &kernel.symbols)?;
-        Ok(Self { ring, counters, replace_counts, probes, _programs: programs })
+        Ok(Self {
+            ring,
+            counters,
+            replace_counts,
+            probes,
+            #[cfg(feature = "debug-log")]
+            messages,
+            _programs: programs,
+        })
     }
 
     /// What the probes leave visible on the host while they are there; `None` for nothing.
@@ -166,6 +188,8 @@ impl Ebpf {
 
     /// Gives each waiting record to `receive`; says how many there were.
     pub fn drain(&mut self, mut receive: impl FnMut(Record<'_>)) -> usize {
+        #[cfg(feature = "debug-log")]
+        self.messages.show();
         let mut records = 0;
         while let Some(item) = self.ring.next() {
             if let Some(record) = decode::decode(&item) {
