@@ -213,3 +213,37 @@ impl Drop for Returns {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aya::sys::SyscallError;
+
+    fn refused(code: i32) -> Error {
+        let io_error = io::Error::from_raw_os_error(code);
+        let source = SyscallError { call: "perf_event_open", io_error }.into();
+        Error::Attach { symbol: "ipt_do_table", source }
+    }
+
+    #[test]
+    fn missing_privileges_have_a_remedy() {
+        for code in [libc::EPERM, libc::EACCES] {
+            let error = refused(code);
+            assert!(
+                error.unusable() && error.remedy().is_some_and(|remedy| remedy.contains("root")),
+                "{error}"
+            );
+        }
+        let error = refused(libc::ENOENT);
+        assert_eq!((error.unusable(), error.remedy()), (false, None), "{error}");
+        assert!(Error::NoTables.remedy().is_some_and(|remedy| remedy.contains("modprobe")));
+    }
+
+    #[test]
+    fn slots_are_few_without_rethook_and_preemption_only() {
+        let few =
+            |rethook, preemption| few_return_slots(&Symbols { rethook, preemption, ..Symbols::default() });
+        assert!(few(false, false));
+        assert!(!few(true, false) && !few(false, true) && !few(true, true));
+    }
+}
