@@ -81,6 +81,14 @@ fn pass(cpu: &Cpu) -> Option<()> {
     Some(())
 }
 
+/// Saved counts are about to be added to a table's counters, which moves `xt_recseq` as a traversal does.
+#[inline(always)]
+pub fn counters_added() -> Option<()> {
+    let cpu = cpu()?;
+    cpu.outermost.set(cpu.outermost.get().wrapping_add(1));
+    Some(())
+}
+
 /// Compares how far `xt_recseq` moved with the traversals seen since the last time: the rest was missed.
 /// Returns the number missed and the time of the checkpoint before.
 #[inline(always)]

@@ -55,6 +55,13 @@ pub fn table_replaced(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// Entry of `xt_copy_counters`: an edited table gets its saved counts back, on the CPU where the tool runs.
+#[kprobe]
+pub fn counters_added(_ctx: ProbeContext) -> u32 {
+    let _ = legacy::counters_added();
+    0
+}
+
 /// The floor of any probe pair, for measurements.
 #[kprobe]
 pub fn empty_enter(_ctx: ProbeContext) -> u32 {

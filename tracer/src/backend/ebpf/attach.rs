@@ -134,6 +134,7 @@ fn exists(symbols: &Symbols, symbol: &str) -> bool {
         "ipt_do_table" => symbols.ipt_do_table,
         "ip6t_do_table" => symbols.ip6t_do_table,
         "arpt_do_table" => symbols.arpt_do_table,
+        "xt_copy_counters" => symbols.copy_counters,
         "xt_replace_table" => symbols.replace_table,
         _ => false,
     }

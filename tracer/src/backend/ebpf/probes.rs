@@ -31,13 +31,19 @@ pub enum Need {
     Always,
     /// Tracing a family; the text names it.
     Family(&'static str),
-    /// Noticing traversals that move the shared sequence count; only needed where the function exists.
+    /// Accounting for what else moves the shared sequence count; only needed where the function exists.
     IfPresent,
 }
 
 /// All probes, in the order they are placed: exits before entries, so that no entry is seen without its exit.
 pub const PROBES: &[Probe] = &[
     Probe { program: "table_replaced", symbol: "xt_replace_table", point: Point::Entry, need: Need::Always },
+    Probe {
+        program: "counters_added",
+        symbol: "xt_copy_counters",
+        point: Point::Entry,
+        need: Need::IfPresent,
+    },
     Probe { program: "leave", symbol: "arpt_do_table", point: Point::Return, need: Need::IfPresent },
     Probe { program: "arp_enter", symbol: "arpt_do_table", point: Point::Entry, need: Need::IfPresent },
     Probe { program: "leave", symbol: "ip6t_do_table", point: Point::Return, need: Need::Family("ip6") },

@@ -74,6 +74,8 @@ pub struct Symbols {
     pub ip6t_do_table: bool,
     /// `arpt_do_table` exists.
     pub arpt_do_table: bool,
+    /// `xt_copy_counters` exists.
+    pub copy_counters: bool,
 }
 
 /// Something that this kernel does not tell.
@@ -476,6 +478,7 @@ impl Symbols {
                 b"ipt_do_table" => symbols.ipt_do_table = true,
                 b"ip6t_do_table" => symbols.ip6t_do_table = true,
                 b"arpt_do_table" => symbols.arpt_do_table = true,
+                b"xt_copy_counters" => symbols.copy_counters = true,
                 _ => {}
             }
         }
