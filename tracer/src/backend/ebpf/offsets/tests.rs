@@ -15,6 +15,7 @@ const SYMBOLS: Symbols = Symbols {
     ipt_do_table: true,
     ip6t_do_table: true,
     arpt_do_table: false,
+    copy_counters: true,
 };
 
 fn path(kernel: &str, file: &str) -> String {
