@@ -2,13 +2,17 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Bytes of packet copied at entry, from the network header on: enough for the headers, their options and the
-/// packet quoted in an ICMP error.
-pub const ENTRY_BYTES: usize = 256;
+/// Bytes of packet copied at entry into a [`Traversal`], from the network header on: enough for IP and TCP with all
+/// their options.
+pub const ENTRY_BYTES: usize = 128;
+/// Bytes of packet in a [`LongTail`]: the rest of the packet quoted in an ICMP error, and long IPv6 headers.
+pub const MORE_BYTES: usize = 128;
 /// Bytes of packet copied at exit: what a target can have changed lies in the first headers.
 pub const EXIT_BYTES: usize = 128;
 /// Bytes of link-layer header copied.
 pub const MAC_BYTES: usize = 32;
+/// Distinct entries that fit into a [`Traversal`].
+pub const FIRST_MATCHES: usize = 8;
 /// Distinct entries of one traversal that are reported; more are counted and flagged.
 pub const MAX_MATCHES: usize = 256;
 /// Bytes of table copied in one [`TableChunk`].
@@ -20,8 +24,10 @@ pub const RULES_PER_BLOCK: u32 = 256;
 
 /// What kind of record follows; the first field of each.
 pub mod kind {
-    /// A [`super::Traversal`] and its matches.
+    /// A [`super::Traversal`].
     pub const TRAVERSAL: u32 = 1;
+    /// A [`super::Traversal`] with a [`super::LongTail`], cut off after its last match.
+    pub const LONG_TRAVERSAL: u32 = 4;
     /// A [`super::Replaced`].
     pub const REPLACED: u32 = 2;
     /// A [`super::TableChunk`].
@@ -91,8 +97,6 @@ pub mod doubt {
     pub const TOO_MANY: u32 = 1 << 8;
     /// An exit that belonged to no frame was seen while this one was open.
     pub const ORPHAN: u32 = 1 << 9;
-    /// The blob or its counters moved under the same table info.
-    pub const MOVED: u32 = 1 << 10;
 }
 
 /// Facts about a traversal that cast no doubt. Bits of [`Traversal::facts`].
@@ -115,16 +119,6 @@ pub mod fact {
     pub const CONNTRACK: u32 = 1 << 7;
 }
 
-/// A network device as a hook sees it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Device {
-    /// `ifindex`, 0 for none.
-    pub ifindex: u32,
-    /// Name, filled with zeros.
-    pub name: [u8; 16],
-}
-
 /// What of an skb can change while it is in a table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -139,11 +133,11 @@ pub struct SkbState {
     pub reserved: u32,
 }
 
-/// One call of `ipt_do_table` or `ip6t_do_table`. `match_count` [`Match`]es follow it.
+/// One call of `ipt_do_table` or `ip6t_do_table`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Traversal {
-    /// [`kind::TRAVERSAL`].
+    /// [`kind::TRAVERSAL`] or [`kind::LONG_TRAVERSAL`].
     pub kind: u32,
     /// CPU of the exit.
     pub cpu: u32,
@@ -151,8 +145,6 @@ pub struct Traversal {
     pub packet: u64,
     /// CLOCK_MONOTONIC at entry.
     pub entry_ns: u64,
-    /// CLOCK_MONOTONIC at exit.
-    pub exit_ns: u64,
     /// Address of the skb.
     pub skb: u64,
     /// Address of the `xt_table`: identifies table and namespace while it exists.
@@ -160,14 +152,10 @@ pub struct Traversal {
     /// Address of the `xt_table_info` that was current: identifies the version of the ruleset together with
     /// `replace_count`.
     pub private: u64,
-    /// `nf_conn.status`, valid with [`fact::CONNTRACK`].
-    pub ct_status: u64,
+    /// CLOCK_MONOTONIC of the checkpoint before this one on this CPU: `missed` happened since.
+    pub checkpoint_ns: u64,
     /// Replace counter of the table at entry.
     pub replace_count: u32,
-    /// `xt_table_info.number`: entries in the blob.
-    pub number: u32,
-    /// `xt_table_info.size`: bytes of the blob.
-    pub size: u32,
     /// What the function returned: verdict in the low byte.
     pub verdict: u32,
     /// Bits of [`doubt`].
@@ -182,8 +170,14 @@ pub struct Traversal {
     pub gid: u32,
     /// Traversals on this CPU that no probe saw since the previous checkpoint.
     pub missed: u32,
-    /// CLOCK_MONOTONIC of the checkpoint before this one on this CPU: `missed` happened since.
-    pub checkpoint_ns: u64,
+    /// `xt_table_info.number`: entries in the blob.
+    pub number: u32,
+    /// `xt_table_info.size`: bytes of the blob.
+    pub size: u32,
+    /// Low half of `nf_conn.status`, valid with [`fact::CONNTRACK`].
+    pub ct_status: u32,
+    /// Distinct entries whose counter moved; at most [`MAX_MATCHES`] are reported.
+    pub match_count: u32,
     /// Hook number, `NF_INET_PRE_ROUTING` (0) to `NF_INET_POST_ROUTING` (4).
     pub hook: u8,
     /// `NFPROTO_IPV4` (2) or `NFPROTO_IPV6` (10).
@@ -198,24 +192,33 @@ pub struct Traversal {
     pub hard_header_len: u16,
     /// Table name, filled with zeros.
     pub table_name: [u8; 32],
-    /// Input device.
-    pub indev: Device,
-    /// Output device.
-    pub outdev: Device,
+    /// Name of the input device, filled with zeros; valid with [`fact::IN`].
+    pub indev: [u8; 16],
+    /// Name of the output device, likewise with [`fact::OUT`].
+    pub outdev: [u8; 16],
     /// Link-layer header.
     pub mac: [u8; MAC_BYTES],
     /// The packet at entry.
     pub entry: SkbState,
     /// The packet at exit, valid with [`fact::EXIT`].
     pub exit: SkbState,
-    /// The first bytes at entry, from the network header on.
-    pub entry_bytes: [u8; ENTRY_BYTES],
-    /// The first bytes at exit.
+    /// The first entries whose counters moved, in the table's order.
+    pub matches: [Match; FIRST_MATCHES],
+    /// The first bytes at exit, from the network header on; none were copied where the IP header had not changed and
+    /// the rest could not have.
     pub exit_bytes: [u8; EXIT_BYTES],
-    /// Distinct entries whose counter moved; at most [`MAX_MATCHES`] follow.
-    pub match_count: u32,
-    /// Fills to eight.
-    pub reserved: u32,
+    /// The first bytes at entry.
+    pub entry_bytes: [u8; ENTRY_BYTES],
+}
+
+/// What follows a traversal that does not fit. Sent up to its last match.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LongTail {
+    /// Bytes that follow [`Traversal::entry_bytes`]; `entry.copied` counts them.
+    pub entry_more: [u8; MORE_BYTES],
+    /// All matches, the first ones too.
+    pub matches: [Match; MAX_MATCHES],
 }
 
 /// An entry of the blob whose counter moved.

@@ -1,11 +1,14 @@
 //! The way out: one ring buffer, whole records, every loss counted.
 
 use crate::config::config;
-use crate::maps::{COUNTERS, EVENTS};
+use crate::maps::{COUNTERS, EVENTS, Record};
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
-use aya_ebpf::helpers::generated::{bpf_ringbuf_output, bpf_ringbuf_query};
+use aya_ebpf::helpers::generated::bpf_ringbuf_output;
 use core::ffi::c_void;
+use core::mem::offset_of;
+use core::ptr::{read_volatile, write_volatile};
 use tracer_common::counter::Counter;
+use tracer_common::legacy::{FIRST_MATCHES, Traversal};
 
 /// Adds to a per-CPU counter.
 #[inline(always)]
@@ -16,8 +19,49 @@ pub fn count(counter: Counter, amount: u64) {
     }
 }
 
-/// Sends `len` bytes. The reader looks by itself every few milliseconds and is woken only when much is waiting: a
-/// wake-up for each record would cost more than all the rest.
+/// Sends a traversal with its first matches. Copied word by word into a reservation, which costs a third of what the
+/// helper that copies by itself costs.
+///
+/// # Safety
+/// `record` must be valid, and all of its traversal written.
+#[inline(always)]
+pub unsafe fn send_traversal(record: *const Record) {
+    let Some(mut entry) = EVENTS.reserve::<Traversal>(0) else {
+        count(Counter::Lost, 1);
+        return;
+    };
+    // SAFETY: both are valid for a traversal, aligned to eight; the caller vouches for the record.
+    unsafe {
+        let to = entry.as_mut_ptr().cast::<u64>();
+        let from = record.cast::<u64>();
+        const WORDS: usize = size_of::<Traversal>() / 8;
+        const FIRST_MATCH: usize = offset_of!(Traversal, matches) / 8;
+        let matches = (&raw const (*record).tail.matches).cast::<u64>();
+        for word in 0..WORDS {
+            let value = if word >= FIRST_MATCH && word < FIRST_MATCH + FIRST_MATCHES {
+                read_volatile(matches.add(word - FIRST_MATCH))
+            } else {
+                read_volatile(from.add(word))
+            };
+            write_volatile(to.add(word), value);
+        }
+        entry.submit(wake());
+    }
+}
+
+/// Whether the reader is to be woken: it looks by itself every few milliseconds and is woken only when much is
+/// waiting. A wake-up for each record would cost more than all the rest.
+#[inline(always)]
+fn wake() -> u64 {
+    let waiting = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
+    u64::from(if waiting >= u64::from(config!(wakeup_bytes)) {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    })
+}
+
+/// Sends `len` bytes.
 ///
 /// # Safety
 /// `record` must be valid for `len` bytes, all of them written.
@@ -25,12 +69,7 @@ pub fn count(counter: Counter, amount: u64) {
 pub unsafe fn send(record: *const u8, len: u64) {
     let ring = (&raw const EVENTS).cast_mut().cast::<c_void>();
     // SAFETY: the ring is a map; the caller vouches for the record.
-    unsafe {
-        let waiting = bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA));
-        let wake =
-            if waiting >= u64::from(config!(wakeup_bytes)) { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
-        if bpf_ringbuf_output(ring, record.cast_mut().cast::<c_void>(), len, u64::from(wake)) != 0 {
-            count(Counter::Lost, 1);
-        }
+    if unsafe { bpf_ringbuf_output(ring, record.cast_mut().cast::<c_void>(), len, wake()) } != 0 {
+        count(Counter::Lost, 1);
     }
 }

@@ -39,7 +39,6 @@ pub struct Frame {
     pub first_block: Cell<u64>,
     pub traced: Cell<u32>,
     pub number: Cell<u32>,
-    pub size: Cell<u32>,
     /// First page of the snapshot, and how many.
     pub page: Cell<u32>,
     pub blocks: Cell<u32>,

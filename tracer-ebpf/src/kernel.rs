@@ -2,6 +2,7 @@
 
 use crate::config::{config, offset};
 use crate::frame::Cpu;
+use crate::maps::SKB;
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_task, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel,
@@ -118,35 +119,105 @@ pub fn recseq(per_cpu: u64) -> Option<u32> {
     read(config!(recseq).wrapping_add(per_cpu))
 }
 
-/// `struct nf_hook_state` without its last member.
+/// Hook number and family of a `struct nf_hook_state`: both lie in its first eight bytes on every kernel.
+#[inline(always)]
+pub fn hook_and_family(state: u64) -> Option<(u8, u8)> {
+    let first: u64 = read(state)?;
+    let (hook, family) = (offset!(state_hook), offset!(state_pf));
+    if hook > 7 || family > 7 {
+        return None;
+    }
+    // Hook numbers are below 256 and the machine is little endian: the first byte is enough where the field has four.
+    Some(((first >> (hook * 8)) as u8, (first >> (family * 8)) as u8))
+}
+
+/// Devices and namespace of a `struct nf_hook_state`.
 #[derive(Clone, Copy)]
 pub struct HookState {
-    pub hook: u8,
-    pub family: u8,
     pub indev: u64,
     pub outdev: u64,
     pub net: u64,
 }
 
-/// Reads a hook state in one go.
+/// Reads what a traced packet needs of a hook state in one go.
 #[inline(always)]
 pub fn hook_state(address: u64) -> Option<HookState> {
-    let window: [u64; 5] = read(address)?;
-    let window = (&raw const window).cast::<u8>();
-    let (hook, family) = (offset!(state_hook), offset!(state_pf));
     let (indev, outdev, net) = (offset!(state_in), offset!(state_out), offset!(state_net));
-    if hook > 36 || family > 36 || indev > 32 || outdev > 32 || net > 32 {
+    let window: [u64; 5] = read(address)?;
+    let window = &raw const window;
+    if indev > 32 || outdev > 32 || net > 32 {
         return None;
     }
+    let window = window.cast::<u8>();
     // SAFETY: all offsets lie within the 40 bytes just read, and are multiples of the size read.
     unsafe {
         Some(HookState {
-            // Hook numbers are below 256 and the machine is little endian: the first byte is enough in both widths.
-            hook: window.add(hook as usize).read_volatile(),
-            family: window.add(family as usize).read_volatile(),
             indev: window.add(indev as usize).cast::<u64>().read_volatile(),
             outdev: window.add(outdev as usize).cast::<u64>().read_volatile(),
             net: window.add(net as usize).cast::<u64>().read_volatile(),
         })
+    }
+}
+
+/// Bytes of an skb read at once.
+const WINDOW: u64 = 256;
+
+/// Room for an skb.
+#[repr(C)]
+pub struct SkbWindow([u64; (WINDOW / 8) as usize]);
+
+/// The fields of a `struct sk_buff` that are looked at, from one read. The bytes lie in a map, the stack is too small.
+pub struct Skb {
+    window: *const SkbWindow,
+}
+
+macro_rules! skb_fields {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $field:ident,)*) => {
+        impl Skb {
+            $($(#[$doc])* #[inline(always)] pub fn $name(&self) -> $type {
+                let at = offset!($field);
+                if at > WINDOW - size_of::<$type>() as u64 {
+                    return 0;
+                }
+                // SAFETY: within the window, as just compared.
+                unsafe { self.window.cast::<u8>().add(at as usize).cast::<$type>().read_volatile() }
+            })*
+        }
+    };
+}
+
+skb_fields! {
+    head: u64 = skb_head,
+    network_header: u16 = skb_network_header,
+    mac_header: u16 = skb_mac_header,
+    len: u32 = skb_len,
+    data_len: u32 = skb_data_len,
+    mark: u32 = skb_mark,
+    dev: u64 = skb_dev,
+    sock: u64 = skb_sk,
+    nfct: u64 = skb_nfct,
+}
+
+impl Skb {
+    /// Reads an skb. It is shorter than the window on no kernel where it matters: what lies behind it in its slab can
+    /// be read too.
+    #[inline(always)]
+    pub fn read(address: u64) -> Option<Self> {
+        let window = SKB.get_ptr_mut(0)?;
+        // SAFETY: a per-CPU map value of the size of the window.
+        let read = unsafe { copy(window.cast::<u8>(), WINDOW as u32, address) };
+        read.then_some(Self { window })
+    }
+
+    /// Address of the network header.
+    #[inline(always)]
+    pub fn network(&self) -> u64 {
+        self.head() + u64::from(self.network_header())
+    }
+
+    /// Bytes in the linear part, from the network header on.
+    #[inline(always)]
+    pub fn linear(&self) -> u32 {
+        self.len().wrapping_sub(self.data_len())
     }
 }

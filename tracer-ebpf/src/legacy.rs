@@ -8,16 +8,17 @@
 //! - exit of an inner traversal: `xt_recseq`, then the outer frame's counters.
 
 use crate::config::{config, offset};
-use crate::emit::{count, send};
+use crate::emit::{count, send, send_traversal};
 use crate::frame::{Cpu, Frame, cpu, frame};
-use crate::kernel::{self, HookState, copy, read, read_pair};
-use crate::maps::{DEPTH, RECORDS, Record, replace_count};
-use crate::select::{Selected, select};
+use crate::kernel::{self, Skb, copy, read, read_pair};
+use crate::maps::{DEPTH, KNOWN_TABLES, RECORDS, Record, replace_count};
+use crate::select::{NO_OWNER, Selected, select};
 use crate::snapshot;
 use core::ffi::c_void;
 use tracer_common::counter::Counter;
 use tracer_common::legacy::{
-    ENTRY_BYTES, EXIT_BYTES, MAC_BYTES, MAX_MATCHES, Match, SkbState, Traversal, doubt, fact, kind,
+    ENTRY_BYTES, EXIT_BYTES, FIRST_MATCHES, MAC_BYTES, MAX_MATCHES, MORE_BYTES, Match, SkbState, Traversal,
+    doubt, fact, kind, table_slot,
 };
 
 /// Bits of a kernel stack: frames of one task share what is above them.
@@ -48,14 +49,21 @@ impl Call {
     }
 }
 
+/// A traversal of a packet that is traced.
+struct Traced {
+    selected: Selected,
+    hook: u8,
+    family: u8,
+}
+
 /// A packet enters a table.
 #[inline(always)]
 pub fn enter(call: &Call) -> Option<()> {
     let cpu = cpu()?;
     cpu.generation.set(cpu.generation.get().wrapping_add(1));
-    let state = kernel::hook_state(call.state)?;
-    match select(cpu, call, &state) {
-        Some(selected) => push(cpu, call, Some((&selected, &state))),
+    let (hook, family) = kernel::hook_and_family(call.state)?;
+    match select(cpu, call, hook) {
+        Some(selected) => push(cpu, call, Some(&Traced { selected, hook, family })),
         None if cpu.depth.get() != 0 => push(cpu, call, None),
         None => pass(cpu),
     }
@@ -130,9 +138,14 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
             let traversal = &mut *(&raw mut (*record).traversal);
             identify(traversal, frame);
             traversal.doubts |= why;
+            traversal.kind = kind::TRAVERSAL;
             traversal.verdict = 0;
             traversal.match_count = 0;
-            send(record.cast::<u8>(), size_of::<Traversal>() as u64);
+            traversal.exit = SkbState::default();
+            if traversal.entry.copied > ENTRY_BYTES as u32 {
+                traversal.entry.copied = ENTRY_BYTES as u32;
+            }
+            send_traversal(record);
         }
     }
     0
@@ -142,17 +155,14 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
 #[inline(always)]
 fn identify(traversal: &mut Traversal, frame: &Frame) {
     traversal.cpu = kernel::cpu_number();
-    traversal.exit_ns = kernel::now_ns();
     traversal.private = frame.private.get();
     traversal.replace_count = frame.replace_count.get();
-    traversal.number = frame.number.get();
-    traversal.size = frame.size.get();
     traversal.doubts = frame.doubts.get();
 }
 
 /// Follows a traversal: one that is traced, or one inside another that is followed.
 #[inline(always)]
-fn push(cpu: &Cpu, call: &Call, traced: Option<(&Selected, &HookState)>) -> Option<()> {
+fn push(cpu: &Cpu, call: &Call, traced: Option<&Traced>) -> Option<()> {
     let task = kernel::task();
     // The same task cannot be deeper in its stack than a call it made before: such a frame's exit was lost.
     for _ in 0..DEPTH {
@@ -217,16 +227,16 @@ fn push(cpu: &Cpu, call: &Call, traced: Option<(&Selected, &HookState)>) -> Opti
     frame.page.set(page);
     frame.blocks.set(0);
     frame.traced.set(0);
-    if let Some((selected, state)) = traced {
+    if let Some(traced) = traced {
         let record = RECORDS.get_ptr_mut(depth)?;
         // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
         let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
-        begin(traversal, call, selected, state, now_ns, missed);
+        begin(traversal, call, traced, now_ns, missed);
         if depth > 0 {
             traversal.facts |= fact::NESTED;
         }
         frame.traced.set(1);
-        if watch(frame, call, depth, per_cpu, state.family).is_none() {
+        if watch(frame, traversal, call, depth, per_cpu).is_none() {
             frame.doubt(doubt::UNREADABLE);
         }
     }
@@ -236,17 +246,36 @@ fn push(cpu: &Cpu, call: &Call, traced: Option<(&Selected, &HookState)>) -> Opti
 
 /// Takes down which version of the table is current, and its counters.
 #[inline(always)]
-fn watch(frame: &Frame, call: &Call, depth: u32, per_cpu: u64, family: u8) -> Option<()> {
-    frame.replace_count.set(replace_count(call.table)?);
+fn watch(frame: &Frame, traversal: &mut Traversal, call: &Call, depth: u32, per_cpu: u64) -> Option<()> {
+    let count = replace_count(call.table)?;
+    frame.replace_count.set(count);
     let private: u64 = read(call.table + offset!(table_private))?;
     frame.private.set(private);
-    let (size, number) = read_pair(private, offset!(info_size), offset!(info_number))?;
+    let known = KNOWN_TABLES.get(table_slot(call.table))?;
+    if known.table.get() != call.table || known.private.get() != private || known.replace_count.get() != count
+    {
+        // Nothing is known while it is being asked for.
+        known.table.set(0);
+        let (size, number) = read_pair(private, offset!(info_size), offset!(info_number))?;
+        known.size.set(size);
+        known.number.set(number);
+        known.first_block.set(snapshot::first_block(private, traversal.family, per_cpu)?);
+        known.name.set(read(call.table + offset!(table_name))?);
+        known.private.set(private);
+        known.replace_count.set(count);
+        known.table.set(call.table);
+    }
+    let number = known.number.get();
     frame.number.set(number);
-    frame.size.set(size);
-    frame.first_block.set(snapshot::first_block(private, family, per_cpu)?);
+    traversal.number = number;
+    traversal.size = known.size.get();
+    frame.first_block.set(known.first_block.get());
+    let name = known.name.get();
+    // SAFETY: 32 bytes each; the destination is aligned to eight.
+    unsafe { core::ptr::write_volatile((&raw mut traversal.table_name).cast::<[u64; 4]>(), name) };
     let blocks = snapshot::blocks(number);
     if frame.page.get().saturating_add(blocks) > config!(snapshot_pages)
-        || (blocks > 1 && snapshot::locate_blocks(private, u32::from(family), 0) != 0)
+        || (blocks > 1 && snapshot::locate_blocks(private, u32::from(traversal.family), 0) != 0)
     {
         frame.doubt(doubt::TOO_LARGE);
         return Some(());
@@ -264,130 +293,128 @@ fn watch(frame: &Frame, call: &Call, depth: u32, per_cpu: u64, family: u8) -> Op
 fn begin(
     traversal: &mut Traversal,
     call: &Call,
-    selected: &Selected,
-    state: &HookState,
+    traced: &Traced,
     now_ns: u64,
     (missed, checkpoint_ns): (u32, u64),
 ) {
+    let selected = &traced.selected;
+    let state = &selected.state;
     let mut facts = if selected.first { fact::FIRST } else { 0 };
-    traversal.kind = kind::TRAVERSAL;
     traversal.packet = selected.packet;
     traversal.entry_ns = now_ns;
     traversal.skb = call.skb;
     traversal.table = call.table;
     traversal.missed = missed;
     traversal.checkpoint_ns = checkpoint_ns;
-    traversal.hook = state.hook;
-    traversal.family = state.family;
+    traversal.hook = traced.hook;
+    traversal.family = traced.family;
     traversal.netns = match config!(netns) {
         0 => read(state.net + offset!(net_inum)).unwrap_or(0),
         only => only,
     };
-    traversal.table_name = read(call.table + offset!(table_name)).unwrap_or([0; 32]);
+    traversal.table_name = [0; 32];
     traversal.match_count = 0;
-    traversal.reserved = 0;
-
-    let nfct: u64 = read(call.skb + offset!(skb_nfct)).unwrap_or(0);
-    traversal.ctinfo = (nfct & 7) as u8;
+    traversal.number = 0;
+    traversal.size = 0;
+    traversal.ctinfo = 0;
     traversal.ct_status = 0;
-    if nfct > 7
-        && let Some(status) = read::<u64>((nfct & !7) + offset!(ct_status))
-    {
-        traversal.ct_status = status;
-        facts |= fact::CONNTRACK;
-    }
-
-    if device(&mut traversal.indev.ifindex, &mut traversal.indev.name, state.indev) {
-        facts |= fact::IN;
-    }
-    if device(&mut traversal.outdev.ifindex, &mut traversal.outdev.name, state.outdev) {
-        facts |= fact::OUT;
-    }
-    let head: u64 = read(call.skb + offset!(skb_head)).unwrap_or(0);
-    let network_header: u16 = read(call.skb + offset!(skb_network_header)).unwrap_or(0);
-    let network = head + u64::from(network_header);
-    skb_state(&mut traversal.entry, call.skb);
-    traversal.entry.copied =
-        copy_packet(&raw mut traversal.entry_bytes, network, traversal.entry.copied, ENTRY_BYTES as u32);
-
-    // The kernel's logger prints the link layer only where there is an input device.
     traversal.mac_len = 0;
     traversal.dev_type = 0;
     traversal.hard_header_len = 0;
-    if state.indev != 0 {
-        facts |= link(traversal, call.skb, head, network_header);
-    }
-    let sock: u64 = read(call.skb + offset!(skb_sk)).unwrap_or(0);
     traversal.uid = 0;
     traversal.gid = 0;
-    if sock != 0
-        && let Some((uid, gid)) = owner(sock, state.net)
-    {
-        traversal.uid = uid;
-        traversal.gid = gid;
-        facts |= fact::OWNER;
+    if device(&mut traversal.indev, state.indev) {
+        facts |= fact::IN;
+    }
+    if device(&mut traversal.outdev, state.outdev) {
+        facts |= fact::OUT;
+    }
+    traversal.entry = SkbState::default();
+    if let Some(skb) = Skb::read(call.skb) {
+        facts |= packet(traversal, selected, &skb);
     }
     traversal.facts = facts;
 }
 
-/// Reads length and mark of an skb; `copied` becomes the length of its linear part.
+/// Fills in what the skb tells; returns the facts learned.
 #[inline(always)]
-fn skb_state(state: &mut SkbState, skb: u64) {
-    state.mark = read(skb + offset!(skb_mark)).unwrap_or(0);
-    let (len, data_len) = read_pair(skb, offset!(skb_len), offset!(skb_data_len)).unwrap_or((0, 0));
-    state.len = len;
-    state.copied = len.wrapping_sub(data_len);
-    state.reserved = 0;
-}
-
-/// Copies the first bytes of the linear part; says how many.
-#[inline(always)]
-fn copy_packet<const N: usize>(destination: *mut [u8; N], address: u64, linear: u32, limit: u32) -> u32 {
-    let len = if linear > limit { limit } else { linear };
-    let len = snapshot::bounded(len, limit);
-    // SAFETY: `len` is at most `limit`, which is the length of the array.
-    if unsafe { copy(destination.cast::<u8>(), len, address) } { len } else { 0 }
+fn packet(traversal: &mut Traversal, selected: &Selected, skb: &Skb) -> u32 {
+    let mut facts = 0;
+    let nfct = skb.nfct();
+    traversal.ctinfo = (nfct & 7) as u8;
+    if nfct > 7
+        && let Some(status) = read::<u32>((nfct & !7) + offset!(ct_status))
+    {
+        traversal.ct_status = status;
+        facts |= fact::CONNTRACK;
+    }
+    traversal.entry.mark = skb.mark();
+    traversal.entry.len = skb.len();
+    // What follows `entry_bytes` in the record continues it.
+    let limit = (ENTRY_BYTES + MORE_BYTES) as u32;
+    let len = snapshot::bounded(skb.linear(), limit);
+    // SAFETY: a record has room for `limit` bytes from here on.
+    if unsafe { copy((&raw mut traversal.entry_bytes).cast::<u8>(), len, skb.network()) } {
+        traversal.entry.copied = len;
+    }
+    // The kernel's logger prints the link layer only where there is an input device.
+    if selected.state.indev != 0 {
+        facts |= link(traversal, skb);
+    }
+    let sock = skb.sock();
+    if sock != 0 {
+        // SAFETY: a map value; only the CPU that has the packet uses it.
+        let known = unsafe { &mut *selected.known };
+        if known.sock != sock {
+            known.sock = sock;
+            known.owner = owner(sock, selected.state.net).unwrap_or(NO_OWNER);
+        }
+        if known.owner != NO_OWNER {
+            traversal.uid = known.owner as u32;
+            traversal.gid = (known.owner >> 32) as u32;
+            facts |= fact::OWNER;
+        }
+    }
+    facts
 }
 
 /// Reads what the kernel's logger prints about a device.
 #[inline(always)]
-fn device(ifindex: &mut u32, name: &mut [u8; 16], address: u64) -> bool {
-    *ifindex = 0;
+fn device(name: &mut [u8; 16], address: u64) -> bool {
     *name = [0; 16];
-    if address == 0 {
-        return false;
-    }
-    *ifindex = read(address + offset!(dev_ifindex)).unwrap_or(0);
     // SAFETY: the destination has 16 bytes.
-    unsafe { copy(name.as_mut_ptr(), 16, address + offset!(dev_name)) }
+    address != 0 && unsafe { copy(name.as_mut_ptr(), 16, address + offset!(dev_name)) }
 }
 
 /// Reads the link layer of an incoming packet; returns the facts learned.
 #[inline(always)]
-fn link(traversal: &mut Traversal, skb: u64, head: u64, network_header: u16) -> u32 {
-    let Some(dev) = read::<u64>(skb + offset!(skb_dev)) else { return 0 };
-    let Some(mac_header) = read::<u16>(skb + offset!(skb_mac_header)) else { return 0 };
-    traversal.dev_type = read(dev + offset!(dev_type)).unwrap_or(0);
-    traversal.hard_header_len = read(dev + offset!(dev_hard_header_len)).unwrap_or(0);
-    if mac_header == network_header {
+fn link(traversal: &mut Traversal, skb: &Skb) -> u32 {
+    let dev = skb.dev();
+    let (dev_type, hard_header_len) = (offset!(dev_type), offset!(dev_hard_header_len));
+    if hard_header_len == dev_type + 2 {
+        let both: u32 = read(dev + dev_type).unwrap_or(0);
+        traversal.dev_type = both as u16;
+        traversal.hard_header_len = (both >> 16) as u16;
+    } else {
+        traversal.dev_type = read(dev + dev_type).unwrap_or(0);
+        traversal.hard_header_len = read(dev + hard_header_len).unwrap_or(0);
+    }
+    if skb.mac_header() == skb.network_header() {
         return 0;
     }
-    let len = if traversal.hard_header_len > MAC_BYTES as u16 {
-        MAC_BYTES as u16
-    } else {
-        traversal.hard_header_len
-    };
-    let len = snapshot::bounded(u32::from(len), MAC_BYTES as u32);
+    let len = snapshot::bounded(u32::from(traversal.hard_header_len), MAC_BYTES as u32);
+    let address = skb.head() + u64::from(skb.mac_header());
     // SAFETY: `len` is at most the length of the array.
-    if unsafe { copy((&raw mut traversal.mac).cast::<u8>(), len, head + u64::from(mac_header)) } {
+    if unsafe { copy((&raw mut traversal.mac).cast::<u8>(), len, address) } {
         traversal.mac_len = len as u8;
     }
     fact::MAC
 }
 
-/// Owner of a socket, under the conditions of `nf_log_dump_sk_uid_gid` in `net/netfilter/nf_log_syslog.c`.
+/// Owner of a socket, under the conditions of `nf_log_dump_sk_uid_gid` in `net/netfilter/nf_log_syslog.c`: user id in
+/// the low half, group id in the high one.
 #[inline(always)]
-fn owner(sock: u64, net: u64) -> Option<(u32, u32)> {
+fn owner(sock: u64, net: u64) -> Option<u64> {
     let state: u8 = read(sock + offset!(sock_state))?;
     if state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV || read::<u64>(sock + offset!(sock_net))? != net {
         return None;
@@ -401,7 +428,8 @@ fn owner(sock: u64, net: u64) -> Option<(u32, u32)> {
         return None;
     }
     let cred: u64 = read(file + offset!(file_cred))?;
-    Some((read(cred + offset!(cred_fsuid))?, read(cred + offset!(cred_fsgid))?))
+    let (uid, gid) = read_pair(cred, offset!(cred_fsuid), offset!(cred_fsgid))?;
+    Some((u64::from(gid) << 32) | u64::from(uid))
 }
 
 /// A packet leaves a table.
@@ -445,7 +473,7 @@ pub fn leave(stack_pointer: u64, verdict: u32) -> Option<()> {
     }
     let sequence = kernel::recseq(per_cpu)?;
     if traced {
-        check(cpu, frame, depth, sequence, per_cpu);
+        check(cpu, frame, sequence);
         finish(frame, depth, verdict)?;
     }
     cpu.depth.set(depth);
@@ -460,24 +488,18 @@ pub fn leave(stack_pointer: u64, verdict: u32) -> Option<()> {
     Some(())
 }
 
-/// The checks that prove that the counters tell of this packet alone.
+/// The checks that prove that the counters tell of this packet alone. Size, number and place of the counters need no
+/// look: they change only with `private` or the replace counter.
 #[inline(always)]
-fn check(cpu: &Cpu, frame: &Frame, depth: u32, sequence: u32, per_cpu: u64) {
+fn check(cpu: &Cpu, frame: &Frame, sequence: u32) {
     let segment = sequence.wrapping_sub(frame.segment_sequence.get());
     let advanced = frame.advanced.get().wrapping_add(segment);
     let expected = if frame.entry_sequence.get() & 1 == 0 { 2 } else { 0 };
     if advanced != expected {
         frame.doubt(doubt::SEQUENCE);
     }
-    let private = frame.private.get();
-    if read::<u64>(frame.table.get() + offset!(table_private)) != Some(private) {
+    if read::<u64>(frame.table.get() + offset!(table_private)) != Some(frame.private.get()) {
         frame.doubt(doubt::REPLACED);
-    }
-    let shape = read_pair(private, offset!(info_size), offset!(info_number));
-    if shape != Some((frame.size.get(), frame.number.get()))
-        || snapshot::first_block_of(depth, private, per_cpu) != Some(frame.first_block.get())
-    {
-        frame.doubt(doubt::MOVED);
     }
     if replace_count(frame.table.get()) != Some(frame.replace_count.get()) {
         frame.doubt(doubt::REPLACE_COUNT);
@@ -496,23 +518,48 @@ fn finish(frame: &Frame, depth: u32, verdict: u32) -> Option<()> {
     let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
     identify(traversal, frame);
     traversal.verdict = verdict;
+    traversal.exit = SkbState::default();
     // A stolen packet may be gone.
-    if verdict & 0xff != NF_STOLEN {
-        let skb = frame.skb.get();
-        let head: u64 = read(skb + offset!(skb_head))?;
-        let network_header: u16 = read(skb + offset!(skb_network_header))?;
-        skb_state(&mut traversal.exit, skb);
-        traversal.exit.copied = copy_packet(
-            &raw mut traversal.exit_bytes,
-            head + u64::from(network_header),
-            traversal.exit.copied,
-            EXIT_BYTES as u32,
-        );
+    if verdict & 0xff != NF_STOLEN
+        && let Some(skb) = SkbAtExit::read(frame.skb.get())
+    {
+        traversal.exit.mark = skb.mark;
+        traversal.exit.len = skb.len;
         traversal.facts |= fact::EXIT;
+        let len = snapshot::bounded(skb.linear, EXIT_BYTES as u32);
+        // SAFETY: `len` is at most the length of the array.
+        if unsafe { copy((&raw mut traversal.exit_bytes).cast::<u8>(), len, skb.network) } {
+            traversal.exit.copied = len;
+        }
     }
-    let matches = snapshot::bounded(traversal.match_count, MAX_MATCHES as u32);
-    let len = size_of::<Traversal>() as u64 + u64::from(matches) * size_of::<Match>() as u64;
-    // SAFETY: `len` is at most the size of the record.
-    unsafe { send(record.cast::<u8>(), len) };
+    let matches = traversal.match_count;
+    if matches <= FIRST_MATCHES as u32 && traversal.entry.copied <= ENTRY_BYTES as u32 {
+        traversal.kind = kind::TRAVERSAL;
+        // SAFETY: a map value and a reservation, both of the size of a traversal; the matches were written by
+        // `snapshot`, those beyond the last one are left from others and not counted.
+        unsafe { send_traversal(record) };
+        return Some(());
+    }
+    traversal.kind = kind::LONG_TRAVERSAL;
+    let matches = snapshot::bounded(matches, MAX_MATCHES as u32);
+    let tail = MORE_BYTES as u64 + u64::from(matches) * size_of::<Match>() as u64;
+    // SAFETY: at most the size of the record.
+    unsafe { send(record.cast::<u8>(), size_of::<Traversal>() as u64 + tail) };
     Some(())
+}
+
+/// What of an skb can have changed, or moved.
+struct SkbAtExit {
+    mark: u32,
+    len: u32,
+    linear: u32,
+    network: u64,
+}
+
+impl SkbAtExit {
+    #[inline(always)]
+    fn read(address: u64) -> Option<Self> {
+        let skb = Skb::read(address)?;
+        Some(Self { mark: skb.mark(), len: skb.len(), linear: skb.linear(), network: skb.network() })
+    }
 }

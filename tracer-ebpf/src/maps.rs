@@ -1,13 +1,14 @@
 //! Every map, once.
 
 use crate::frame::{Cpu, Frame};
+use crate::kernel::SkbWindow;
+use crate::snapshot::mask;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
+use core::cell::{Cell, UnsafeCell};
 use tracer_common::counter::Counter;
 use tracer_common::filter::Key;
-use tracer_common::legacy::{
-    MAX_MATCHES, Match, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot,
-};
+use tracer_common::legacy::{LongTail, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
 
 /// Traversals that can be open on one CPU at once.
 pub const DEPTH: u32 = 8;
@@ -24,8 +25,25 @@ pub struct Block(pub [[u64; 2]; RULES_PER_BLOCK as usize]);
 #[repr(C)]
 pub struct Record {
     pub traversal: Traversal,
-    pub matches: [Match; MAX_MATCHES],
+    pub tail: LongTail,
 }
+
+/// What a CPU knows about a table: it stays true as long as the table is not replaced or registered anew.
+#[repr(C)]
+pub struct KnownTable {
+    pub table: Cell<u64>,
+    pub private: Cell<u64>,
+    /// Address of this CPU's first counter block.
+    pub first_block: Cell<u64>,
+    pub replace_count: Cell<u32>,
+    pub number: Cell<u32>,
+    pub size: Cell<u32>,
+    pub family: Cell<u32>,
+    pub name: Cell<[u64; 4]>,
+}
+
+// SAFETY: as for the values in `frame`.
+unsafe impl Sync for KnownTable {}
 
 /// Where the first entry of each counter block lies in a blob.
 #[repr(C)]
@@ -50,6 +68,9 @@ pub struct TracedPacket {
     pub net: u64,
     pub outdev: u64,
     pub position: u64,
+    /// The socket whose owner was asked for last, and the owner: user id below, group id above.
+    pub sock: u64,
+    pub owner: u64,
 }
 
 #[map]
@@ -77,15 +98,49 @@ pub static CHUNK: PerCpuArray<TableChunk> = PerCpuArray::with_max_entries(1, 0);
 /// How often a table was replaced, by [`table_slot`].
 #[map]
 pub static REPLACE_COUNTS: Array<u32> = Array::with_max_entries(TABLE_SLOTS, 0);
-/// Which tables they are, by the same slots: address and class in one word.
 #[map]
-pub static TABLE_CLASSES: Array<u64> = Array::with_max_entries(TABLE_SLOTS, 0);
-#[map]
-pub static DECIDED: Array<u64> = Array::with_max_entries(DECISIONS, 0);
+pub static KNOWN_TABLES: PerCpuArray<KnownTable> = PerCpuArray::with_max_entries(TABLE_SLOTS, 0);
 #[map]
 pub static TRACED: LruHashMap<u64, TracedPacket> = LruHashMap::with_max_entries(1 << 14, 0);
 #[map]
+pub static SKB: PerCpuArray<SkbWindow> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 pub static FILTER: PerCpuArray<FilterInput> = PerCpuArray::with_max_entries(1, 0);
+
+/// Words that all CPUs share. Global data instead of maps, because its address is part of the program: no look-up.
+pub struct Words<const N: usize>(UnsafeCell<[u64; N]>);
+
+// SAFETY: only whole words are read and written, each by one instruction.
+unsafe impl<const N: usize> Sync for Words<N> {}
+
+impl<const N: usize> Words<N> {
+    const fn new() -> Self {
+        Self(UnsafeCell::new([0; N]))
+    }
+
+    /// The word at an index, which is taken modulo `MASK` + 1.
+    #[inline(always)]
+    pub fn get<const MASK: u32>(&self, index: u64) -> u64 {
+        // SAFETY: the mask keeps the index in range.
+        unsafe { core::ptr::read_volatile(self.0.get().cast::<u64>().add(mask::<MASK>(index) as usize)) }
+    }
+
+    /// Writes a word.
+    #[inline(always)]
+    pub fn set<const MASK: u32>(&self, index: u64, word: u64) {
+        // SAFETY: the mask keeps the index in range.
+        unsafe {
+            core::ptr::write_volatile(self.0.get().cast::<u64>().add(mask::<MASK>(index) as usize), word)
+        }
+    }
+}
+
+/// Which tables there are, by [`table_slot`]; see `select`.
+#[unsafe(no_mangle)]
+pub static TABLE_CLASSES: Words<{ TABLE_SLOTS as usize }> = Words::new();
+/// Decisions about packets, by a hash of the skb's address; see `select`.
+#[unsafe(no_mangle)]
+pub static DECIDED: Words<{ DECISIONS as usize }> = Words::new();
 
 /// How often the table was replaced so far.
 #[inline(always)]

@@ -10,7 +10,7 @@ use crate::kernel::{copy, now_ns, read, read_pair};
 use crate::maps::{CHUNK, REPLACE_COUNTS, TABLE_CLASSES};
 use crate::snapshot::{bounded, locate_blocks, opaque};
 use tracer_common::legacy::{
-    CHUNK_BYTES, MAX_CHUNKS, RULES_PER_BLOCK, Replaced, TableChunk, kind, table_slot,
+    CHUNK_BYTES, MAX_CHUNKS, RULES_PER_BLOCK, Replaced, TABLE_SLOTS, TableChunk, kind, table_slot,
 };
 
 /// A table gets a new blob.
@@ -25,10 +25,8 @@ pub fn replaced(table: u64, info: u64) -> Option<()> {
         core::ptr::write_volatile(count, next);
         next
     };
-    if let Some(class) = TABLE_CLASSES.get_ptr_mut(slot) {
-        // SAFETY: a map value; another table may come to the address of one that is gone.
-        unsafe { core::ptr::write_volatile(class, 0) };
-    }
+    // Another table may come to the address of one that is gone.
+    TABLE_CLASSES.set::<{ TABLE_SLOTS - 1 }>(u64::from(slot), 0);
     let (size, number) = read_pair(info, offset!(info_size), offset!(info_number))?;
     let family: u8 = read(table + offset!(table_af))?;
     if number > RULES_PER_BLOCK {

@@ -9,21 +9,28 @@
 
 use crate::config::{config, offset};
 use crate::frame::Cpu;
-use crate::kernel::{HookState, copy, cpu_number, read, read_pair};
+use crate::kernel::{HookState, copy, cpu_number, hook_state, read, read_pair};
 use crate::legacy::Call;
 use crate::maps::{DECIDED, DECISIONS, FILTER, TABLE_CLASSES, TRACED, TracedPacket};
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
-use tracer_common::legacy::{rank, table_class, table_slot};
+use tracer_common::legacy::{TABLE_SLOTS, rank, table_class, table_slot};
 
 const PREROUTING: u64 = 0;
 const OUTPUT: u64 = 3;
 const POSTROUTING: u64 = 4;
+/// Interface number of every namespace's loopback device.
+const LOOPBACK: u32 = 1;
+/// [`TracedPacket::owner`] of a packet whose socket has none.
+pub const NO_OWNER: u64 = u64::MAX;
 
 /// A packet that is to be traced.
 pub struct Selected {
     pub packet: u64,
     /// Nothing earlier of this packet was traced.
     pub first: bool,
+    pub state: HookState,
+    /// What is kept of it between its traversals.
+    pub known: *mut TracedPacket,
 }
 
 /// Hook and rank of the table in it as one number: the hook from bit 3 on.
@@ -48,17 +55,12 @@ struct Decision(u64);
 
 impl Decision {
     #[inline(always)]
-    fn new(skb: u64, net: u64, position: u64, traced: bool) -> Self {
-        Self(Self::identity(skb, net) | (position << 5) | u64::from(traced))
-    }
-    /// 42 bits tell all skbs apart: no two lie closer than 64 bytes.
-    #[inline(always)]
-    fn identity(skb: u64, net: u64) -> u64 {
-        ((skb >> 6) << 22) | (((net >> 6) & 0xff) << 14)
+    fn new(identity: u64, position: u64, traced: bool) -> Self {
+        Self(identity | (position << 5) | u64::from(traced))
     }
     #[inline(always)]
-    fn is_about(self, skb: u64, net: u64) -> bool {
-        (self.0 ^ Self::identity(skb, net)) >> 14 == 0
+    fn is_about(self, identity: u64) -> bool {
+        self.0 & !IDENTITY_BELOW == identity
     }
     #[inline(always)]
     fn position(self) -> u64 {
@@ -70,76 +72,127 @@ impl Decision {
     }
 }
 
-/// Which table it is. Asked of the kernel once for each: the slot is cleared when a table is registered or replaced.
+/// Bits of a decision that do not say which packet it is about.
+const IDENTITY_BELOW: u64 = (1 << 14) - 1;
+
+/// Which packet: 42 bits tell all skbs apart, as no two lie closer than 64 bytes; eight bits the namespace.
 #[inline(always)]
-fn class(table: u64) -> Option<u8> {
-    let slot = TABLE_CLASSES.get_ptr_mut(table_slot(table))?;
-    // SAFETY: a map value; one word, so that other CPUs see all of it or nothing. Tables are aligned to eight bytes.
-    let known = unsafe { core::ptr::read_volatile(slot) };
-    if known & !7 == table {
-        return Some((known & 7) as u8);
+fn identity(skb: u64, table: Table) -> u64 {
+    ((skb >> 6) << 22) | (table.namespace() << 14)
+}
+
+/// What is remembered of a table, in one word: its class in the lowest three bits, its address up to bit 47, whether
+/// its namespace is traced in bit 48, and eight bits of the namespace's address above.
+#[derive(Clone, Copy)]
+struct Table(u64);
+
+impl Table {
+    const ADDRESS: u64 = (1 << 48) - 8;
+
+    /// Asked of the kernel once for each table: the word is cleared when a table is registered or replaced.
+    #[inline(always)]
+    fn of(call: &Call) -> Option<Self> {
+        let slot = u64::from(table_slot(call.table));
+        let known = TABLE_CLASSES.get::<{ TABLE_SLOTS - 1 }>(slot);
+        if (known ^ call.table) & Self::ADDRESS == 0 {
+            return Some(Self(known));
+        }
+        let class = table_class(read(call.table + offset!(table_name))?);
+        let net: u64 = read(call.state + offset!(state_net))?;
+        let wanted = config!(netns);
+        let traced = wanted == 0 || read::<u32>(net + offset!(net_inum)) == Some(wanted);
+        let namespace = (net >> 6) & 0xff;
+        let word =
+            (namespace << 49) | (u64::from(traced) << 48) | (call.table & Self::ADDRESS) | u64::from(class);
+        TABLE_CLASSES.set::<{ TABLE_SLOTS - 1 }>(slot, word);
+        Some(Self(word))
     }
-    let class = table_class(read(table + offset!(table_name))?);
-    // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(slot, table | u64::from(class)) };
-    Some(class)
+    #[inline(always)]
+    fn class(self) -> u8 {
+        (self.0 & 7) as u8
+    }
+    #[inline(always)]
+    fn namespace(self) -> u64 {
+        (self.0 >> 49) & 0xff
+    }
+    #[inline(always)]
+    fn is_traced(self) -> bool {
+        (self.0 >> 48) & 1 == 1
+    }
 }
 
 /// Whether this traversal is to be traced, and as which packet's.
 #[inline(always)]
-pub fn select(cpu: &Cpu, call: &Call, state: &HookState) -> Option<Selected> {
-    let now = position(state.hook, class(call.table)?);
-    let slot = DECIDED.get_ptr_mut(((call.skb >> 8) ^ (call.skb >> 20)) as u32 & (DECISIONS - 1))?;
-    // SAFETY: a map value; one word, so that other CPUs see all of it or nothing.
-    let decided = Decision(unsafe { core::ptr::read_volatile(slot) });
-    let remember = |traced| {
-        let decision = Decision::new(call.skb, state.net, now, traced);
-        // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(slot, decision.0) };
-    };
+pub fn select(cpu: &Cpu, call: &Call, hook: u8) -> Option<Selected> {
+    let table = Table::of(call)?;
+    let now = position(hook, table.class());
+    let slot = (call.skb >> 8) ^ (call.skb >> 20);
+    let identity = identity(call.skb, table);
+    let decided = Decision(DECIDED.get::<{ DECISIONS - 1 }>(slot));
+    let remember = |traced| DECIDED.set::<{ DECISIONS - 1 }>(slot, Decision::new(identity, now, traced).0);
 
-    let hook = now >> 3;
-    let same = decided.is_about(call.skb, state.net);
-    if same && !decided.traced() && follows(decided.position(), now) {
+    let same = decided.is_about(identity);
+    if same
+        && !decided.traced()
+        && (follows(decided.position(), now) || is_looped(decided.position(), now, call))
+    {
+        remember(false);
+        return None;
+    }
+    if !table.is_traced() {
         remember(false);
         return None;
     }
     // A traced packet goes on; also one whose slot was taken by another, and one that comes back through loopback.
-    let begins = hook == OUTPUT || (hook == PREROUTING && !(same && decided.traced()));
+    let hook = now >> 3;
+    let begins = hook == OUTPUT || hook == PREROUTING;
     if (same && decided.traced()) || !(same || begins) {
         if let Some(known) = TRACED.get_ptr_mut(call.skb) {
+            let state = hook_state(call.state)?;
             // SAFETY: a map value; only the CPU that has the packet writes to it.
-            let known = unsafe { &mut *known };
+            let packet = unsafe { &mut *known };
             let looped = hook == PREROUTING
-                && known.position >> 3 == POSTROUTING
-                && known.outdev != 0
-                && known.outdev == state.indev;
-            if known.net == state.net && (looped || follows(known.position, now)) {
-                known.position = now;
-                known.outdev = state.outdev;
+                && packet.position >> 3 == POSTROUTING
+                && packet.outdev != 0
+                && packet.outdev == state.indev;
+            if packet.net == state.net && (looped || follows(packet.position, now)) {
+                packet.position = now;
+                packet.outdev = state.outdev;
                 remember(true);
-                return Some(Selected { packet: known.packet, first: false });
+                return Some(Selected { packet: packet.packet, first: false, state, known });
             }
         }
     }
 
-    let traced = in_namespace(state) && matches(call.skb);
+    let traced = matches(call.skb);
     remember(traced);
     if !traced {
         return None;
     }
+    let state = hook_state(call.state)?;
     let number = cpu.packets.get() + 1;
     cpu.packets.set(number);
     let packet = (number << 13) | u64::from(cpu_number() & 0x1fff);
-    let entry = TracedPacket { packet, net: state.net, outdev: state.outdev, position: now };
-    let _ = TRACED.insert(&call.skb, &entry, 0);
-    Some(Selected { packet, first: true })
+    let entry = TracedPacket {
+        packet,
+        net: state.net,
+        outdev: state.outdev,
+        position: now,
+        sock: 0,
+        owner: NO_OWNER,
+    };
+    let _ = TRACED.insert(call.skb, entry, 0);
+    Some(Selected { packet, first: true, state, known: TRACED.get_ptr_mut(call.skb)? })
 }
 
+/// Whether a packet that is not traced comes back through loopback: then it has been judged already.
 #[inline(always)]
-fn in_namespace(state: &HookState) -> bool {
-    let wanted = config!(netns);
-    wanted == 0 || read::<u32>(state.net + offset!(net_inum)) == Some(wanted)
+fn is_looped(before: u64, now: u64, call: &Call) -> bool {
+    before >> 3 == POSTROUTING
+        && now >> 3 == PREROUTING
+        && read::<u64>(call.state + offset!(state_in))
+            .and_then(|device| read::<u32>(device + offset!(dev_ifindex)))
+            .is_some_and(|ifindex| ifindex == LOOPBACK)
 }
 
 /// Whether the packet matches the filter. Nothing is read when there is none.
@@ -155,20 +208,53 @@ fn matches(skb: u64) -> bool {
 #[inline(always)]
 fn extract(skb: u64) -> Option<()> {
     let input = FILTER.get_ptr_mut(0)?;
-    let head: u64 = read(skb + offset!(skb_head))?;
-    let network_header: u16 = read(skb + offset!(skb_network_header))?;
-    let (len, data_len) = read_pair(skb, offset!(skb_len), offset!(skb_data_len))?;
-    let linear = len.wrapping_sub(data_len);
-    let linear = if linear > 64 { 64 } else { linear as usize };
+    let skb = Placement::read(skb)?;
+    let linear = if skb.linear > 64 { 64 } else { skb.linear as usize };
     // SAFETY: a per-CPU map value of this program's own.
     unsafe {
         let header = &raw mut (*input).header;
-        if !copy(header.cast::<u8>(), 64, head + u64::from(network_header)) {
+        if !copy(header.cast::<u8>(), 64, skb.network) {
             return None;
         }
         (*input).key = Key::from_header(&*header, linear);
     }
     Some(())
+}
+
+/// Where a packet's bytes are.
+struct Placement {
+    network: u64,
+    linear: u32,
+}
+
+impl Placement {
+    /// In one read where length and buffer lie close enough, as they do on all known kernels.
+    #[inline(always)]
+    fn read(skb: u64) -> Option<Self> {
+        const SPAN: u64 = 104;
+        let (len, data_len) = (offset!(skb_len), offset!(skb_data_len));
+        let (head, header) = (offset!(skb_head), offset!(skb_network_header));
+        if data_len == len + 4
+            && head > len
+            && head - len <= SPAN - 8
+            && header > len
+            && header - len <= SPAN - 2
+        {
+            let window: [u64; (SPAN / 8) as usize] = read(skb + len)?;
+            let window = (&raw const window).cast::<u8>();
+            // SAFETY: within the span, as just compared.
+            unsafe {
+                let [len_value, data_len] = window.cast::<[u32; 2]>().read_volatile();
+                let head = window.add((head - len) as usize).cast::<u64>().read_volatile();
+                let header = window.add((header - len) as usize).cast::<u16>().read_volatile();
+                Some(Self { network: head + u64::from(header), linear: len_value.wrapping_sub(data_len) })
+            }
+        } else {
+            let (len, data_len) = read_pair(skb, len, data_len)?;
+            let network = read::<u64>(skb + head)? + u64::from(read::<u16>(skb + header)?);
+            Some(Self { network, linear: len.wrapping_sub(data_len) })
+        }
+    }
 }
 
 /// Runs the filter program on this CPU's filter input: [`ACCEPT`] or something else.

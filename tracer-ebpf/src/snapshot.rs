@@ -26,7 +26,7 @@ const NFPROTO_IPV6: u32 = 10;
 
 /// Keeps a value in its range where the verifier can see it; the compiler would drop the mask after a comparison.
 #[inline(always)]
-fn mask<const MASK: u32>(value: u64) -> u64 {
+pub fn mask<const MASK: u32>(value: u64) -> u64 {
     let mut value = value;
     // SAFETY: one AND instruction.
     unsafe { core::arch::asm!("{0} &= {mask}", inout(reg) value, mask = const MASK) };
@@ -78,12 +78,6 @@ pub fn first_block(private: u64, family: u8, per_cpu: u64) -> Option<u64> {
     let pointer: u64 = read(private + offset!(info_entries) + counters)?;
     // Blocks are aligned to their size. Where there is one possible CPU the count itself stands here instead.
     if pointer & 4095 != 0 || pointer == 0 { None } else { Some(pointer.wrapping_add(per_cpu)) }
-}
-
-/// The same for the table of an open frame, at exit.
-#[inline(always)]
-pub fn first_block_of(depth: u32, private: u64, per_cpu: u64) -> Option<u64> {
-    first_block(private, family_of(depth)?, per_cpu)
 }
 
 /// `value`, about which the compiler forgets what it knew. Loops compare their counter with a constant and with an
@@ -175,7 +169,7 @@ pub extern "C" fn compare_block(depth: u32, block: u32) -> u32 {
     // SAFETY: map values; every index is masked to the length of the array it goes into.
     unsafe {
         let mut found = u64::from((*record).traversal.match_count);
-        let matches = (&raw mut (*record).matches).cast::<u64>();
+        let matches = (&raw mut (*record).tail.matches).cast::<u64>();
         for rule in 0..RULES_PER_BLOCK {
             if rule >= opaque(rules) {
                 break;

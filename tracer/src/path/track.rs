@@ -13,8 +13,8 @@ const IDLE_NS: u64 = 250_000_000;
 const QUEUED_NS: u64 = 30_000_000_000;
 /// A missed traversal of a packet happens within this time of its last one that was seen.
 const SOON_NS: u64 = 100_000_000;
-/// Interface number of every namespace's loopback device.
-const LOOPBACK: u32 = 1;
+/// The loopback device of every namespace.
+const LOOPBACK: &[u8] = b"lo\0";
 
 /// `enum ip_conntrack_info`: a packet of a connection that has had no reply.
 const IP_CT_NEW: u8 = 2;
@@ -134,9 +134,9 @@ impl Tracker {
                 give(open.end(&self.windows));
             }
         } else if open.path.verdict == Some(Verdict::Queue) {
-            self.queued.push_back((traversal.exit_ns, traversal.packet));
+            self.queued.push_back((traversal.entry_ns, traversal.packet));
         } else {
-            self.silent.push_back((traversal.exit_ns, traversal.packet));
+            self.silent.push_back((traversal.entry_ns, traversal.packet));
         }
     }
 
@@ -171,12 +171,12 @@ impl Place {
     fn of(traversal: &Traversal) -> Self {
         let name = [0, 1, 2, 3].map(|index| traversal.table_name[index]);
         let connection = (traversal.facts & fact::CONNTRACK != 0)
-            .then_some(Connection { info: traversal.ctinfo, status: traversal.ct_status });
+            .then_some(Connection { info: traversal.ctinfo, status: u64::from(traversal.ct_status) });
         Self {
             hook: traversal.hook.min(4),
             rank: rank(traversal.hook, table_class(u32::from_ne_bytes(name))),
             connection,
-            loopback: traversal.facts & fact::OUT != 0 && traversal.outdev.ifindex == LOOPBACK,
+            loopback: traversal.facts & fact::OUT != 0 && traversal.outdev.starts_with(LOOPBACK),
         }
     }
 }
@@ -221,7 +221,7 @@ impl Open {
             generation: Vec::new(),
             netns: traversal.netns,
         };
-        Self { path, last: place, exit_ns: traversal.exit_ns, loaded }
+        Self { path, last: place, exit_ns: traversal.entry_ns, loaded }
     }
 
     fn doubt(&mut self, why: String) {
@@ -291,7 +291,7 @@ impl Open {
             }
         }
         self.last = place;
-        self.exit_ns = traversal.exit_ns;
+        self.exit_ns = traversal.entry_ns;
         self.path.steps.extend(part.steps);
         self.path.verdict = part.verdict.or(self.path.verdict);
         self.path.certainty = self.path.certainty.max(part.certainty);

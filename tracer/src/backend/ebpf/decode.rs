@@ -1,18 +1,33 @@
 //! Bytes from the ring → records, without copying.
 #![forbid(unsafe_code)]
 
-use tracer_common::legacy::{self, Match, Replaced, TableChunk, Traversal, kind};
+use tracer_common::legacy::{
+    ENTRY_BYTES, EXIT_BYTES, MAX_MATCHES, MORE_BYTES, Match, Replaced, TableChunk, Traversal, kind,
+};
 use zerocopy::FromBytes;
 
 /// One record of the ring buffer.
 #[derive(Clone, Copy, Debug)]
 pub enum Record<'a> {
     /// A packet went through a table.
-    Traversal(&'a Traversal, &'a [Match]),
+    Traversal(Seen<'a>),
     /// A table was replaced.
     Replaced(&'a Replaced),
     /// A part of a replaced table's new blob.
     Chunk(&'a TableChunk),
+}
+
+/// A traversal with what may be spread over its record.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// The fixed part.
+    pub traversal: &'a Traversal,
+    /// Entries whose counters moved, in the table's order.
+    pub matches: &'a [Match],
+    /// The packet at entry, as far as it was copied.
+    pub entry_bytes: &'a [u8],
+    /// The packet at exit, likewise.
+    pub exit_bytes: &'a [u8],
 }
 
 /// Decodes one record; `None` when it is too short or of an unknown kind, which a ring filled by our own programs
@@ -21,10 +36,28 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
     let (kind, _) = u32::ref_from_prefix(bytes).ok()?;
     match *kind {
         kind::TRAVERSAL => {
-            let (traversal, rest) = Traversal::ref_from_prefix(bytes).ok()?;
-            let count = usize::try_from(traversal.match_count).ok()?.min(legacy::MAX_MATCHES);
-            let (matches, _) = <[Match]>::ref_from_prefix_with_elems(rest, count).ok()?;
-            Some(Record::Traversal(traversal, matches))
+            let (traversal, _) = Traversal::ref_from_prefix(bytes).ok()?;
+            Some(Record::Traversal(Seen {
+                traversal,
+                matches: traversal.matches.get(..count(traversal.match_count))?,
+                entry_bytes: &traversal.entry_bytes[..count(traversal.entry.copied).min(ENTRY_BYTES)],
+                exit_bytes: exit_bytes(traversal),
+            }))
+        }
+        kind::LONG_TRAVERSAL => {
+            let (traversal, tail) = Traversal::ref_from_prefix(bytes).ok()?;
+            let (_, matches) = tail.split_at_checked(MORE_BYTES)?;
+            let matches_count = count(traversal.match_count).min(MAX_MATCHES);
+            let (matches, _) = <[Match]>::ref_from_prefix_with_elems(matches, matches_count).ok()?;
+            // The bytes at entry are the last field, and go on in the tail.
+            let entry =
+                bytes.get(size_of::<Traversal>() - ENTRY_BYTES..size_of::<Traversal>() + MORE_BYTES)?;
+            Some(Record::Traversal(Seen {
+                traversal,
+                matches,
+                entry_bytes: &entry[..count(traversal.entry.copied).min(entry.len())],
+                exit_bytes: exit_bytes(traversal),
+            }))
         }
         kind::REPLACED => {
             Replaced::ref_from_prefix(bytes).ok().map(|(replaced, _)| Record::Replaced(replaced))
@@ -34,35 +67,75 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
     }
 }
 
+fn exit_bytes(traversal: &Traversal) -> &[u8] {
+    &traversal.exit_bytes[..count(traversal.exit.copied).min(EXIT_BYTES)]
+}
+
+fn count(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+const _: () = assert!(std::mem::offset_of!(Traversal, entry_bytes) == size_of::<Traversal>() - ENTRY_BYTES);
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use zerocopy::{FromZeros, IntoBytes};
 
-    #[test]
-    fn a_traversal_comes_with_its_matches() {
+    /// The ring aligns its records to eight bytes; a vector of bytes need not be.
+    fn aligned(parts: &[&[u8]]) -> Vec<u64> {
+        let bytes = parts.concat();
+        let mut aligned = vec![0u64; bytes.len().div_ceil(8)];
+        aligned.as_mut_bytes()[..bytes.len()].copy_from_slice(&bytes);
+        aligned
+    }
+
+    fn traversal(kind: u32, match_count: u32, copied: u32) -> Traversal {
         let mut traversal = Traversal::new_zeroed();
-        traversal.kind = kind::TRAVERSAL;
-        traversal.match_count = 2;
-        let matches = [Match { index: 3, count: 1 }, Match { index: 7, count: 2 }];
-        let bytes = [traversal.as_bytes(), matches.as_bytes()].concat();
-        // The ring aligns its records to eight bytes; a vector of bytes need not be.
-        let mut aligned = vec![0u64; bytes.len() / 8];
-        aligned.as_mut_bytes().copy_from_slice(&bytes);
-        match decode(aligned.as_bytes()) {
-            Some(Record::Traversal(_, found)) => assert_eq!(found, matches),
+        traversal.kind = kind;
+        traversal.match_count = match_count;
+        traversal.entry.copied = copied;
+        traversal.entry_bytes = [7; ENTRY_BYTES];
+        traversal.matches[1] = Match { index: 7, count: 2 };
+        traversal
+    }
+
+    #[test]
+    fn a_traversal_has_its_first_matches() {
+        let record = aligned(&[traversal(kind::TRAVERSAL, 2, 20).as_bytes()]);
+        match decode(record.as_bytes()) {
+            Some(Record::Traversal(seen)) => {
+                assert_eq!(seen.matches, [Match::default(), Match { index: 7, count: 2 }]);
+                assert_eq!(seen.entry_bytes, [7; 20]);
+            }
+            other => panic!("decoded to {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_long_one_goes_on_behind() {
+        let matches: Vec<Match> = (0..9).map(|index| Match { index, count: 1 }).collect();
+        let head = traversal(kind::LONG_TRAVERSAL, 9, 130);
+        let record = aligned(&[head.as_bytes(), &[8; MORE_BYTES], matches.as_bytes()]);
+        match decode(record.as_bytes()) {
+            Some(Record::Traversal(seen)) => {
+                assert_eq!(seen.matches, matches);
+                assert_eq!(seen.entry_bytes[126..], [7, 7, 8, 8]);
+            }
             other => panic!("decoded to {other:?}"),
         }
     }
 
     #[test]
     fn what_is_cut_short_is_nothing() {
-        let mut traversal = Traversal::new_zeroed();
-        traversal.kind = kind::TRAVERSAL;
-        traversal.match_count = 1;
-        for len in 0..size_of::<Traversal>() {
-            assert!(decode(&traversal.as_bytes()[..len]).is_none());
+        for kind in [kind::TRAVERSAL, kind::LONG_TRAVERSAL] {
+            let record = traversal(kind, 1, 0);
+            for len in 0..size_of::<Traversal>() {
+                assert!(decode(&record.as_bytes()[..len]).is_none());
+            }
         }
-        assert!(decode(traversal.as_bytes()).is_none(), "its match is missing");
+        let record = traversal(kind::LONG_TRAVERSAL, 1, 0);
+        assert!(decode(record.as_bytes()).is_none(), "its match is missing");
+        assert!(decode(traversal(kind::TRAVERSAL, 9, 0).as_bytes()).is_none(), "so many do not fit");
     }
 }

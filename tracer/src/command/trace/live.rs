@@ -1,6 +1,6 @@
 //! From the records of the ring to steps and paths.
 
-use crate::backend::ebpf::decode::Record;
+use crate::backend::ebpf::decode::{Record, Seen};
 use crate::backend::ebpf::{Ebpf, ReplaceCounts};
 use crate::error::Failure;
 use crate::fetch;
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracer_common::counter::Counter;
-use tracer_common::legacy::{Match, Traversal, doubt, fact};
+use tracer_common::legacy::{Match, SkbState, Traversal, doubt, fact};
 
 /// A table that changes is read again at most this often, for the texts of its rules.
 const READ_AGAIN: Duration = Duration::from_millis(250);
@@ -189,7 +189,7 @@ impl Live {
 impl Interpreter {
     fn record(&mut self, record: Record<'_>) {
         match record {
-            Record::Traversal(traversal, matches) => self.traversal(traversal, matches),
+            Record::Traversal(seen) => self.traversal(seen),
             Record::Replaced(replaced) => self.history.replaced(replaced),
             Record::Chunk(chunk) => self.history.chunk(chunk),
         }
@@ -199,7 +199,8 @@ impl Interpreter {
         self.limit.is_some_and(|limit| self.totals.packets >= limit.get())
     }
 
-    fn traversal(&mut self, traversal: &Traversal, matches: &[Match]) {
+    fn traversal(&mut self, seen: Seen<'_>) {
+        let traversal = seen.traversal;
         let (Some(family), Some(hook)) =
             (Family::from_nfproto(traversal.family), Hook::from_number(traversal.hook))
         else {
@@ -207,7 +208,7 @@ impl Interpreter {
         };
         let number = self.tracker.number(traversal);
         let part = match self.version(traversal, family) {
-            Ok(version) => self.steps(number, &version, hook, traversal, matches),
+            Ok(version) => self.steps(number, &version, hook, seen),
             Err(unknown) => Part {
                 steps: Vec::new(),
                 certainty: Certainty::Inexact,
@@ -248,14 +249,8 @@ impl Interpreter {
     }
 
     /// Gives out the steps of a traversal.
-    fn steps(
-        &mut self,
-        number: u64,
-        version: &Rc<Version>,
-        hook: Hook,
-        traversal: &Traversal,
-        matches: &[Match],
-    ) -> Part {
+    fn steps(&mut self, number: u64, version: &Rc<Version>, hook: Hook, seen: Seen<'_>) -> Part {
+        let Seen { traversal, matches, .. } = seen;
         let table = &version.table;
         let mut why = doubts(traversal.doubts);
         let mut outcome = None;
@@ -279,8 +274,8 @@ impl Interpreter {
             }
             None => (plausible(table, matches), Certainty::Inexact),
         };
-        let entry = state(&traversal.entry, &traversal.entry_bytes);
-        let exit = (traversal.facts & fact::EXIT != 0).then(|| state(&traversal.exit, &traversal.exit_bytes));
+        let entry = state(&traversal.entry, seen.entry_bytes);
+        let exit = (traversal.facts & fact::EXIT != 0).then(|| state(&traversal.exit, seen.exit_bytes));
         let views = match certainty {
             Certainty::Complete => attribute(table, &entries, entry, exit),
             Certainty::Unordered => attribute_unordered(table, &entries, entry, exit),
@@ -361,7 +356,7 @@ fn give(
 
 /// What is in doubt about a traversal, in words.
 fn doubts(bits: u32) -> Option<String> {
-    const WORDS: [(u32, &str); 11] = [
+    const WORDS: [(u32, &str); 10] = [
         (doubt::REPLACED, "the table was replaced meanwhile"),
         (doubt::REPLACE_COUNT, "a table was replaced meanwhile"),
         (doubt::SEQUENCE, "something else used the tables on this CPU meanwhile"),
@@ -372,7 +367,6 @@ fn doubts(bits: u32) -> Option<String> {
         (doubt::UNREADABLE, "the table could not be read"),
         (doubt::TOO_MANY, "more rules matched than can be reported"),
         (doubt::ORPHAN, "a traversal from another CPU ended meanwhile"),
-        (doubt::MOVED, "the table moved in memory"),
     ];
     let words: Vec<&str> = WORDS.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, word)| *word).collect();
     (!words.is_empty()).then(|| words.join(", "))
@@ -412,17 +406,16 @@ fn action(table: &Table, entry: usize, ended: Option<u32>) -> Action<'_> {
     }
 }
 
-fn state<'a>(skb: &tracer_common::legacy::SkbState, bytes: &'a [u8]) -> State<'a> {
-    let copied = usize::try_from(skb.copied).unwrap_or(0).min(bytes.len());
-    State { mark: skb.mark, len: skb.len, bytes: &bytes[..copied] }
+fn state<'a>(skb: &SkbState, bytes: &'a [u8]) -> State<'a> {
+    State { mark: skb.mark, len: skb.len, bytes }
 }
 
 fn view<'a>(traversal: &'a Traversal, state: State<'a>) -> PacketView<'a> {
     let has = |bit| traversal.facts & bit != 0;
     PacketView {
         family: Family::from_nfproto(traversal.family).unwrap_or(Family::Ipv4),
-        indev: has(fact::IN).then(|| trimmed(&traversal.indev.name)),
-        outdev: has(fact::OUT).then(|| trimmed(&traversal.outdev.name)),
+        indev: has(fact::IN).then(|| trimmed(&traversal.indev)),
+        outdev: has(fact::OUT).then(|| trimmed(&traversal.outdev)),
         link: Link {
             dev_type: traversal.dev_type,
             hard_header_len: traversal.hard_header_len,
