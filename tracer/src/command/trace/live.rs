@@ -116,7 +116,7 @@ impl Live {
                         text::escape(reason)
                     );
                 }
-                history.fetched(*inode, table, before, after);
+                history.fetched(*inode, table, before, after, crate::sys::clock::monotonic_ns());
             }
         }
         for reason in ebpf.without() {
@@ -243,7 +243,7 @@ impl Interpreter {
         let after = self.replace_counts.now();
         self.last_read.insert(key, Instant::now());
         let Ok(Some(fetched)) = fetched else { return met };
-        self.history.fetched(traversal.netns, fetched, before, after);
+        self.history.fetched(traversal.netns, fetched, before, after, crate::sys::clock::monotonic_ns());
         self.history.version(traversal)
     }
 
