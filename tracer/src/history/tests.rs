@@ -212,9 +212,9 @@ impl Kernel {
             history: History::default(),
             known: 0,
         };
-        for place in 0..3 {
+        for (place, address) in ADDRESSES.into_iter().take(3).enumerate() {
             let (marker, private) = (kernel.marker(), kernel.allocate());
-            kernel.places[place] = Some(Registered { address: ADDRESSES[place], private, marker });
+            kernel.places[place] = Some(Registered { address, private, marker });
         }
         kernel
     }
