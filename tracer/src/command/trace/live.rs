@@ -72,6 +72,9 @@ impl Namespaces {
 pub(super) struct Live {
     ebpf: AsyncFd<Ebpf>,
     interpreter: Interpreter,
+    /// Records lost until the last look, and when that was.
+    lost: u64,
+    looked_ns: u64,
 }
 
 /// Everything that turns a record into output; apart from the ring, which lends the records.
@@ -137,7 +140,7 @@ impl Live {
         };
         let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
             .context("cannot wait for the ring buffer")?;
-        Ok(Self { ebpf, interpreter })
+        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0 })
     }
 
     /// Says that the probes are in place.
@@ -162,7 +165,13 @@ impl Live {
     pub(super) fn look(&mut self) -> Result<bool, Failure> {
         let interpreter = &mut self.interpreter;
         self.ebpf.get_mut().drain(|record| interpreter.record(record));
-        interpreter.expire(crate::sys::clock::monotonic_ns());
+        let now_ns = crate::sys::clock::monotonic_ns();
+        let lost = self.ebpf.get_ref().counter(Counter::Lost).map_err(Failure::running)?;
+        if lost != self.lost {
+            interpreter.tracker.lost(self.looked_ns, crate::sys::clock::monotonic_ns());
+        }
+        (self.lost, self.looked_ns) = (lost, now_ns);
+        interpreter.expire(now_ns);
         if let Some(error) = interpreter.failed.take() {
             return Err(anyhow::Error::new(error).context("cannot write").into());
         }
@@ -333,7 +342,8 @@ impl Interpreter {
 
     fn finish(&mut self) {
         let Self { tracker, sink, totals, limit, failed, .. } = self;
-        tracker.finish(&mut |path| give(sink, totals, *limit, failed, &path));
+        tracker
+            .finish(crate::sys::clock::monotonic_ns(), &mut |path| give(sink, totals, *limit, failed, &path));
     }
 }
 
