@@ -16,6 +16,7 @@ use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
 use tracer_common::legacy::{TABLE_SLOTS, rank, table_class, table_slot};
 
 const PREROUTING: u64 = 0;
+const INPUT: u64 = 1;
 const OUTPUT: u64 = 3;
 const POSTROUTING: u64 = 4;
 /// Interface number of every namespace's loopback device.
@@ -42,9 +43,9 @@ fn position(hook: u8, class: u8) -> u64 {
 /// Whether a packet seen at `before` can be at `now` next, in one namespace.
 #[inline(always)]
 fn follows(before: u64, now: u64) -> bool {
-    // For each hook the set of hooks that come after it: PREROUTING → INPUT, FORWARD; FORWARD and OUTPUT →
-    // POSTROUTING.
-    const NEXT: u64 = 0b00110 | (0b10000 << 10) | (0b10000 << 15);
+    // For each hook the set of hooks that come after it: PREROUTING → INPUT, FORWARD, and POSTROUTING where no table
+    // stands at FORWARD; FORWARD and OUTPUT → POSTROUTING.
+    const NEXT: u64 = 0b10110 | (0b10000 << 10) | (0b10000 << 15);
     let (from, to) = (before >> 3, now >> 3);
     if from == to { now > before } else { (NEXT >> (from * 5 + to)) & 1 == 1 }
 }
@@ -146,15 +147,13 @@ pub fn select(cpu: &Cpu, call: &Call, hook: u8) -> Option<Selected> {
     // A traced packet goes on; also one whose slot was taken by another, and one that comes back through loopback.
     let hook = now >> 3;
     let begins = hook == OUTPUT || hook == PREROUTING;
+    // A decision about another packet does not tell whether this one, past its first hook, was seen before.
     if (same && decided.traced()) || !(same || begins) {
         if let Some(known) = TRACED.get_ptr_mut(call.skb) {
             let state = hook_state(call.state)?;
             // SAFETY: a map value; only the CPU that has the packet writes to it.
             let packet = unsafe { &mut *known };
-            let looped = hook == PREROUTING
-                && packet.position >> 3 == POSTROUTING
-                && packet.outdev != 0
-                && packet.outdev == state.indev;
+            let looped = loops(packet.position, now) && packet.outdev != 0 && packet.outdev == state.indev;
             if packet.net == state.net && (looped || follows(packet.position, now)) {
                 packet.position = now;
                 packet.outdev = state.outdev;
@@ -185,11 +184,17 @@ pub fn select(cpu: &Cpu, call: &Call, hook: u8) -> Option<Selected> {
     Some(Selected { packet, first: true, state, known: TRACED.get_ptr_mut(call.skb)? })
 }
 
+/// Whether these can be the two sides of a loopback device; hooks without tables are not seen.
+#[inline(always)]
+fn loops(before: u64, now: u64) -> bool {
+    let (from, to) = (before >> 3, now >> 3);
+    (from == POSTROUTING || from == OUTPUT) && (to == PREROUTING || to == INPUT)
+}
+
 /// Whether a packet that is not traced comes back through loopback: then it has been judged already.
 #[inline(always)]
 fn is_looped(before: u64, now: u64, call: &Call) -> bool {
-    before >> 3 == POSTROUTING
-        && now >> 3 == PREROUTING
+    loops(before, now)
         && read::<u64>(call.state + offset!(state_in))
             .and_then(|device| read::<u32>(device + offset!(dev_ifindex)))
             .is_some_and(|ifindex| ifindex == LOOPBACK)

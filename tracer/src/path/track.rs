@@ -5,7 +5,7 @@ use super::{Certainty, Path};
 use crate::history::Loaded;
 use crate::netfilter::{Family, Hook, Verdict};
 use std::collections::{HashMap, VecDeque};
-use tracer_common::legacy::{Traversal, fact, rank, table_class};
+use tracer_common::legacy::{SkbState, Traversal, fact, rank, table_class};
 
 /// How long a packet may be silent before its path is given out.
 const IDLE_NS: u64 = 250_000_000;
@@ -16,8 +16,14 @@ const SOON_NS: u64 = 100_000_000;
 /// The loopback device of every namespace.
 const LOOPBACK: &[u8] = b"lo\0";
 
-/// `enum ip_conntrack_info`: a packet of a connection that has had no reply.
-const IP_CT_NEW: u8 = 2;
+/// `enum ip_conntrack_info`.
+mod info {
+    /// Begins an expected connection, or is an ICMP error about another.
+    pub(super) const RELATED: u8 = 1;
+    /// Of a connection that has had no reply.
+    pub(super) const NEW: u8 = 2;
+    pub(super) const RELATED_REPLY: u8 = 4;
+}
 /// `enum ip_conntrack_status`.
 mod status {
     pub(super) const CONFIRMED: u64 = 1 << 3;
@@ -36,11 +42,15 @@ pub struct Tracker {
     silent: VecDeque<(u64, u64)>,
     /// The same for packets that wait for a verdict from user space.
     queued: VecDeque<(u64, u64)>,
+    /// Packets by the address of their skb.
+    by_skb: HashMap<u64, u64>,
     windows: VecDeque<Window>,
+    /// The end of the latest window.
+    last_missed_ns: u64,
     packets: u64,
 }
 
-/// A stretch of time in which a CPU made traversals that no probe saw.
+/// A stretch of time with traversals that no probe saw, or whose records were lost.
 #[derive(Clone, Copy, Debug)]
 struct Window {
     since_ns: u64,
@@ -51,8 +61,35 @@ struct Window {
 struct Open {
     path: Path,
     last: Place,
+    skb: u64,
     exit_ns: u64,
+    /// As it left the last table.
+    header: Option<Header>,
     loaded: Loaded,
+}
+
+/// What of a packet's header no translation of addresses changes: another packet at the same address differs in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Header {
+    /// Identification, or flow label.
+    id: u32,
+    len: u16,
+    protocol: u8,
+}
+
+impl Header {
+    fn of(family: Family, state: &SkbState, bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..usize::try_from(state.copied).ok()?.min(bytes.len()))?;
+        let byte = |at: usize| bytes.get(at).copied();
+        let pair = |at| Some(u16::from_be_bytes([byte(at)?, byte(at + 1)?]));
+        Some(match family {
+            Family::Ipv4 => Self { id: u32::from(pair(4)?), len: pair(2)?, protocol: byte(9)? },
+            Family::Ipv6 => {
+                let label = u32::from(byte(1)? & 0x0f) << 16 | u32::from(pair(2)?);
+                Self { id: label, len: pair(4)?, protocol: byte(6)? }
+            }
+        })
+    }
 }
 
 /// Where a traversal was, and what conntrack said then.
@@ -97,6 +134,19 @@ impl Tracker {
         }
     }
 
+    /// Takes from a traversal only what it tells about others: how many were missed.
+    pub fn notice(&mut self, traversal: &Traversal) {
+        if traversal.missed != 0 {
+            self.lost(traversal.checkpoint_ns, traversal.entry_ns);
+        }
+    }
+
+    /// Traversals were missed, or their records were lost, at some time between these two.
+    pub fn lost(&mut self, since_ns: u64, until_ns: u64) {
+        self.windows.push_back(Window { since_ns, until_ns });
+        self.last_missed_ns = self.last_missed_ns.max(until_ns);
+    }
+
     /// Adds a traversal. Gives out the packet's path when it is done, and the path of an earlier packet when this one
     /// shows that it is.
     pub fn add(
@@ -107,15 +157,26 @@ impl Tracker {
         loaded: Loaded,
         give: &mut impl FnMut(Path),
     ) {
-        if traversal.missed != 0 {
-            self.windows
-                .push_back(Window { since_ns: traversal.checkpoint_ns, until_ns: traversal.entry_ns });
-        }
+        self.notice(traversal);
         let place = Place::of(traversal);
         let first = traversal.facts & fact::FIRST != 0;
-        if first && let Some(open) = self.open.remove(&traversal.packet) {
-            give(open.end(&self.windows));
+        if first {
+            self.give(traversal.packet, give);
         }
+        let earlier = match self.open.get(&traversal.packet) {
+            Some(_) => None,
+            None => self.by_skb.insert(traversal.skb, traversal.packet),
+        };
+        let begins = place.hook == Hook::Prerouting as u8 || place.hook == Hook::Output as u8;
+        let torn = earlier.filter(|_| first && !begins);
+        // The kernel program has forgotten that it had seen it.
+        let torn = torn.and_then(|earlier| self.open.get_mut(&earlier)).is_some_and(|earlier| {
+            let soon = !earlier.last.loopback && traversal.entry_ns <= earlier.exit_ns + SOON_NS;
+            if soon {
+                earlier.doubt("it may have gone on as the packet after it".to_owned());
+            }
+            soon
+        });
         let packets = &mut self.packets;
         let open = self.open.entry(traversal.packet).or_insert_with(|| {
             *packets += 1;
@@ -123,16 +184,17 @@ impl Tracker {
             if first {
                 open.check_beginning(place);
             } else {
-                open.doubt("its earlier tables were shown before, as another packet".to_owned());
+                open.doubt("its earlier tables were not seen, or shown before, as another packet".to_owned());
             }
             open
         });
+        if torn {
+            open.doubt("it may be the rest of a packet that was shown before".to_owned());
+        }
         open.loaded = loaded;
         open.add(part, place, traversal);
         if open.is_done() {
-            if let Some(open) = self.open.remove(&traversal.packet) {
-                give(open.end(&self.windows));
-            }
+            self.give(traversal.packet, give);
         } else if open.path.verdict == Some(Verdict::Queue) {
             self.queued.push_back((traversal.entry_ns, traversal.packet));
         } else {
@@ -142,15 +204,12 @@ impl Tracker {
 
     /// Gives out the paths of packets that have been silent for long.
     pub fn expire(&mut self, now_ns: u64, give: &mut impl FnMut(Path)) {
-        for (queue, patience_ns) in [(&mut self.silent, IDLE_NS), (&mut self.queued, QUEUED_NS)] {
-            while let Some((exit_ns, packet)) =
-                queue.pop_front_if(|(exit_ns, _)| *exit_ns + patience_ns <= now_ns)
-            {
-                if self.open.get(&packet).is_some_and(|open| open.exit_ns == exit_ns)
-                    && let Some(open) = self.open.remove(&packet)
-                {
-                    give(open.end(&self.windows));
-                }
+        let over = |patience_ns| move |&mut (exit_ns, _): &mut (u64, u64)| exit_ns + patience_ns <= now_ns;
+        while let Some((exit_ns, packet)) =
+            self.silent.pop_front_if(over(IDLE_NS)).or_else(|| self.queued.pop_front_if(over(QUEUED_NS)))
+        {
+            if self.open.get(&packet).is_some_and(|open| open.exit_ns == exit_ns) {
+                self.give(packet, give);
             }
         }
         while self.windows.front().is_some_and(|window| window.until_ns + 2 * IDLE_NS < now_ns) {
@@ -158,12 +217,37 @@ impl Tracker {
         }
     }
 
-    /// Gives out all that is left, in the order the packets came.
-    pub fn finish(&mut self, give: &mut impl FnMut(Path)) {
-        let mut left: Vec<Open> = self.open.drain().map(|(_, open)| open).collect();
-        left.sort_by_key(|open| open.path.packet);
-        left.into_iter().for_each(|open| give(open.end(&self.windows)));
+    /// Gives out all that is left, in the order the packets came. Of one that was seen just now, more might have come.
+    pub fn finish(&mut self, now_ns: u64, give: &mut impl FnMut(Path)) {
+        let mut left: Vec<(u64, u64)> =
+            self.open.iter().map(|(packet, open)| (open.path.packet, *packet)).collect();
+        left.sort_unstable();
+        for (_, packet) in left {
+            if let Some(open) = self.open.get_mut(&packet)
+                && open.is_unfinished()
+                && open.exit_ns + SOON_NS > now_ns
+            {
+                open.doubt("the trace ended while it was on its way".to_owned());
+            }
+            self.give(packet, give);
+        }
         self.silent.clear();
+        self.queued.clear();
+    }
+
+    /// Whether nothing is kept.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { open, silent, queued, by_skb, windows, .. } = self;
+        (open.len(), silent.len(), queued.len(), by_skb.len(), windows.len()) == (0, 0, 0, 0, 0)
+    }
+
+    fn give(&mut self, packet: u64, give: &mut impl FnMut(Path)) {
+        let Some(open) = self.open.remove(&packet) else { return };
+        if self.by_skb.get(&open.skb) == Some(&packet) {
+            self.by_skb.remove(&open.skb);
+        }
+        give(open.end(&self.windows, self.last_missed_ns));
     }
 }
 
@@ -184,13 +268,22 @@ impl Place {
 impl Connection {
     /// Whether the packet is the first of a connection that nothing has confirmed, so that the nat table decides.
     fn is_first(self) -> bool {
-        self.info == IP_CT_NEW && self.status & (status::CONFIRMED | status::TEMPLATE) == 0
+        self.may_be_first() && self.status & (status::CONFIRMED | status::TEMPLATE) == 0
     }
 
-    /// Whether the nat table at this hook still has to decide.
-    fn undecided(self, hook: u8) -> bool {
+    /// As the kernel's `nf_nat_inet_fn` asks. ICMP errors look the same and are not asked about.
+    fn may_be_first(self) -> bool {
+        [info::NEW, info::RELATED, info::RELATED_REPLY].contains(&self.info)
+    }
+
+    fn is_done(self, hook: u8) -> bool {
         let done = if is_destination(hook) { status::DST_NAT_DONE } else { status::SRC_NAT_DONE };
-        self.is_first() && self.status & done == 0
+        self.status & done != 0
+    }
+
+    /// Whether the nat table at this hook must decide.
+    fn undecided(self, hook: u8) -> bool {
+        self.is_first() && !self.is_done(hook)
     }
 }
 
@@ -201,6 +294,17 @@ fn is_destination(hook: u8) -> bool {
 
 fn nat_rank(hook: u8) -> u8 {
     if is_destination(hook) { 3 } else { 6 }
+}
+
+/// Hooks that a packet passes between two others.
+fn skipped(from: u8, to: u8) -> &'static [Hook] {
+    match (Hook::from_number(from), Hook::from_number(to)) {
+        (Some(Hook::Prerouting), Some(Hook::Postrouting)) => &[Hook::Forward],
+        (Some(Hook::Output), Some(Hook::Prerouting)) => &[Hook::Postrouting],
+        (Some(Hook::Output), Some(Hook::Input)) => &[Hook::Postrouting, Hook::Prerouting],
+        (Some(Hook::Postrouting), Some(Hook::Input)) => &[Hook::Prerouting],
+        _ => &[],
+    }
 }
 
 /// Ranks above `after` and below `before`, as bits.
@@ -221,7 +325,7 @@ impl Open {
             generation: Vec::new(),
             netns: traversal.netns,
         };
-        Self { path, last: place, exit_ns: traversal.entry_ns, loaded }
+        Self { path, last: place, skb: traversal.skb, exit_ns: traversal.entry_ns, header: None, loaded }
     }
 
     fn doubt(&mut self, why: String) {
@@ -261,15 +365,16 @@ impl Open {
     fn check_beginning(&mut self, place: Place) {
         let missing = self.expected(place.hook, 0, place.rank, None, place.connection);
         self.not_seen(place.hook, missing);
-        let before: &[Hook] = match Hook::ALL[usize::from(place.hook)] {
+        // Each way it can have come by is a row of hooks.
+        let ways: &[&[Hook]] = match Hook::ALL[usize::from(place.hook)] {
             Hook::Prerouting | Hook::Output => &[],
-            Hook::Input | Hook::Forward => &[Hook::Prerouting],
-            Hook::Postrouting => &[Hook::Forward, Hook::Output],
+            Hook::Input | Hook::Forward => &[&[Hook::Prerouting]],
+            Hook::Postrouting => &[&[Hook::Output], &[Hook::Forward, Hook::Prerouting]],
         };
-        let nat = |hook: &Hook| 1u8 << nat_rank(*hook as u8);
-        if !before.is_empty() && before.iter().all(|hook| self.loaded.ranks[*hook as usize] & !nat(hook) != 0)
-        {
-            let names: Vec<_> = before.iter().map(|hook| hook.chain()).collect();
+        let seen_at = |hook: &&Hook| self.expected(**hook as u8, 0, 7, None, place.connection) != 0;
+        let seen: Option<Vec<Hook>> = ways.iter().map(|way| way.iter().find(seen_at).copied()).collect();
+        if let Some(seen) = seen.filter(|seen| !seen.is_empty()) {
+            let names: Vec<_> = seen.into_iter().map(Hook::chain).collect();
             self.doubt(format!("it was not seen in {}", names.join(" or ")));
         }
     }
@@ -284,12 +389,25 @@ impl Open {
             } else {
                 let missing = self.expected(last.hook, last.rank, 7, last.connection, place.connection);
                 self.not_seen(last.hook, missing);
+                for hook in skipped(last.hook, place.hook).iter().map(|hook| *hook as u8) {
+                    let missing = self.expected(hook, 0, 7, last.connection, place.connection);
+                    self.not_seen(hook, missing);
+                }
                 // What conntrack said at another hook does not tell about this one, except that it is the first packet.
                 let earlier = last.connection.filter(|_| place.connection.is_none());
                 let missing = self.expected(place.hook, 0, place.rank, earlier, place.connection);
                 self.not_seen(place.hook, missing);
             }
         }
+        let entry = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes);
+        if let Some((last, entry)) = self.header.zip(entry)
+            && last != entry
+        {
+            self.doubt("another packet may have come to its place in memory".to_owned());
+        }
+        self.header = (traversal.facts & fact::EXIT != 0)
+            .then(|| Header::of(self.path.family, &traversal.exit, &traversal.exit_bytes))
+            .flatten();
         self.last = place;
         self.exit_ns = traversal.entry_ns;
         self.path.steps.extend(part.steps);
@@ -306,15 +424,23 @@ impl Open {
 
     /// Tables that can still come at the hook where the packet was last.
     fn ahead(&self) -> u8 {
-        self.expected(self.last.hook, self.last.rank, 7, self.last.connection, None)
+        let Place { hook, rank, connection, .. } = self.last;
+        let ranks = self.loaded.possible[usize::from(hook)] & between(rank, 7);
+        let nat = match connection {
+            Some(connection) => connection.may_be_first() && !connection.is_done(hook),
+            // Conntrack comes after raw and before mangle.
+            None => is_destination(hook) && rank <= 1,
+        };
+        if nat { ranks } else { ranks & !(1 << nat_rank(hook)) }
     }
 
     /// Hooks that can come after the one where the packet was last.
     fn hooks_ahead(&self) -> &'static [Hook] {
         match Hook::ALL[usize::from(self.last.hook)] {
-            Hook::Prerouting => &[Hook::Input, Hook::Forward],
+            Hook::Prerouting => &[Hook::Input, Hook::Forward, Hook::Postrouting],
+            Hook::Output if self.last.loopback => &[Hook::Postrouting, Hook::Prerouting, Hook::Input],
             Hook::Forward | Hook::Output => &[Hook::Postrouting],
-            Hook::Postrouting if self.last.loopback => &[Hook::Prerouting],
+            Hook::Postrouting if self.last.loopback => &[Hook::Prerouting, Hook::Input],
             Hook::Input | Hook::Postrouting => &[],
         }
     }
@@ -323,23 +449,29 @@ impl Open {
     fn is_done(&self) -> bool {
         match self.path.verdict {
             Some(Verdict::Drop | Verdict::Stolen) => true,
-            Some(Verdict::Accept) => self.ahead() == 0 && !self.can_go_on(),
+            Some(Verdict::Accept) => !self.is_unfinished(),
             _ => false,
         }
     }
 
-    fn can_go_on(&self) -> bool {
-        self.hooks_ahead().iter().any(|hook| self.loaded.ranks[*hook as usize] != 0)
+    /// Whether it was let through, and there are tables it can still meet.
+    fn is_unfinished(&self) -> bool {
+        let over = matches!(self.path.verdict, Some(Verdict::Drop | Verdict::Stolen));
+        let later = || self.hooks_ahead().iter().any(|hook| self.loaded.possible[*hook as usize] != 0);
+        !over && (self.ahead() != 0 || later())
     }
 
     /// The path as it is now. A packet that could have been seen again and was not may have been missed, if any
     /// traversal was missed at that time.
-    fn end(mut self, windows: &VecDeque<Window>) -> Path {
-        let accepted = !matches!(self.path.verdict, Some(Verdict::Drop | Verdict::Stolen));
-        if accepted && (self.ahead() != 0 || self.can_go_on()) {
-            let missed = windows
-                .iter()
-                .any(|window| window.until_ns >= self.exit_ns && window.since_ns <= self.exit_ns + SOON_NS);
+    fn end(mut self, windows: &VecDeque<Window>, last_missed_ns: u64) -> Path {
+        if self.is_unfinished() {
+            // It may have waited for any time in a queue.
+            let missed = match self.path.verdict {
+                Some(Verdict::Queue) => last_missed_ns >= self.exit_ns,
+                _ => windows.iter().any(|window| {
+                    window.until_ns >= self.exit_ns && window.since_ns <= self.exit_ns + SOON_NS
+                }),
+            };
             if missed {
                 let chain = Hook::ALL[usize::from(self.last.hook)].chain();
                 self.doubt(format!("it was not seen after {chain}, when some traversals were missed"));

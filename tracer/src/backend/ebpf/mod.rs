@@ -188,12 +188,15 @@ impl Ebpf {
         self.probes.without()
     }
 
-    /// Gives each waiting record to `receive`; says how many there were.
-    pub fn drain(&mut self, mut receive: impl FnMut(Record<'_>)) -> usize {
+    /// Gives waiting records to `receive`, at most `limit` of them: the kernel may fill the ring as fast as it is
+    /// emptied. Says how many there were.
+    pub fn drain(&mut self, limit: usize, mut receive: impl FnMut(Record<'_>)) -> usize {
         #[cfg(feature = "debug-log")]
         self.messages.show();
         let mut records = 0;
-        while let Some(item) = self.ring.next() {
+        while records < limit
+            && let Some(item) = self.ring.next()
+        {
             if let Some(record) = decode::decode(&item) {
                 receive(record);
             }

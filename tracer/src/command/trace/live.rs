@@ -18,7 +18,6 @@ use crate::text;
 use crate::trace_line::StepName;
 use anyhow::Context as _;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
@@ -31,47 +30,76 @@ use tracer_common::legacy::{Match, SkbState, Traversal, doubt, fact};
 
 /// A table that changes is read again at most this often, for the texts of its rules.
 const READ_AGAIN: Duration = Duration::from_millis(250);
+/// Records taken before signals and time are looked at again.
+const BATCH: usize = 4096;
 
-/// The namespaces that are traced.
+/// The namespaces that are traced. They are open only while their tables are read: an open one outlives its last
+/// process.
 pub(super) struct Namespaces {
-    /// By inode number; all that were found when the trace began, or were found since.
-    files: HashMap<u32, File>,
+    /// The one that was asked for, with its inode number; `None` for all.
+    only: Option<(u32, File)>,
 }
 
 impl Namespaces {
     /// One namespace, or all.
     pub(super) fn new(namespace: Option<File>, inode: Option<u32>) -> Self {
-        let files = match namespace.zip(inode) {
-            Some((file, inode)) => HashMap::from([(inode, file)]),
-            None => netns::list()
-                .into_iter()
-                .filter_map(|found| Some((found.inode, found.open().ok()?)))
-                .collect(),
-        };
-        Self { files }
+        Self { only: inode.zip(namespace) }
     }
 
     /// Entries in the largest table.
     pub(super) fn largest_table(&self) -> u32 {
-        self.files.values().filter_map(|file| fetch::largest_table(file).ok()).max().unwrap_or(0)
+        let mut largest = 0;
+        self.each(|_, file| largest = largest.max(fetch::largest_table(file).unwrap_or(0)));
+        largest
     }
 
-    /// A namespace by its inode number; one that appeared since is looked for.
-    fn get(&mut self, inode: u32) -> Option<&mut File> {
-        match self.files.entry(inode) {
-            Entry::Occupied(known) => Some(known.into_mut()),
-            Entry::Vacant(unknown) => {
+    /// Opens each namespace in turn.
+    fn each(&self, mut work: impl FnMut(u32, &File)) {
+        match &self.only {
+            Some((inode, file)) => work(*inode, file),
+            None => netns::list().iter().for_each(|found| {
+                if let Some(file) = open(found) {
+                    work(found.inode, &file);
+                }
+            }),
+        }
+    }
+
+    /// Opens a namespace by its inode number, if it can be found.
+    fn with<T>(&self, inode: u32, work: impl FnOnce(&File) -> T) -> Option<T> {
+        match &self.only {
+            Some((only, file)) => (*only == inode).then(|| work(file)),
+            None => {
                 let found = netns::list().into_iter().find(|found| found.inode == inode)?;
-                Some(unknown.insert(found.open().ok()?))
+                open(&found).map(|file| work(&file))
             }
         }
     }
+}
+
+/// Opens a namespace, unless something else is behind its path by now.
+fn open(found: &netns::Namespace) -> Option<File> {
+    found.open().ok().filter(|file| netns::inode(file).ok() == Some(found.inode))
+}
+
+/// What is to be done after a look at the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// More is waiting.
+    LookAgain,
+    /// Wait for more.
+    Wait,
+    /// All packets that were asked for have been given out.
+    End,
 }
 
 /// A trace under way.
 pub(super) struct Live {
     ebpf: AsyncFd<Ebpf>,
     interpreter: Interpreter,
+    /// Records lost until the last look, and when that was.
+    lost: u64,
+    looked_ns: u64,
 }
 
 /// Everything that turns a record into output; apart from the ring, which lends the records.
@@ -102,11 +130,11 @@ impl Live {
     ) -> Result<Self, Failure> {
         let replace_counts = ebpf.replace_counts();
         let mut history = History::default();
-        for (inode, file) in &namespaces.files {
+        namespaces.each(|inode, file| {
             let before = replace_counts.now();
             // A namespace that is gone, or that has no tables, has nothing to be traced.
-            let Ok(tables) = fetch::fetch_tables(file) else { continue };
-            let after = replace_counts.now();
+            let Ok(tables) = fetch::fetch_tables(file) else { return };
+            let (after, read_ns) = (replace_counts.now(), crate::sys::clock::monotonic_ns());
             for table in tables {
                 if let Some(reason) = &table.text_reason {
                     eprintln!(
@@ -116,9 +144,9 @@ impl Live {
                         text::escape(reason)
                     );
                 }
-                history.fetched(*inode, table, before, after);
+                history.fetched(inode, table, before, after, read_ns);
             }
-        }
+        });
         for reason in ebpf.without() {
             eprintln!("nftracer: not traced: {}", text::escape(reason));
         }
@@ -137,7 +165,7 @@ impl Live {
         };
         let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
             .context("cannot wait for the ring buffer")?;
-        Ok(Self { ebpf, interpreter })
+        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0 })
     }
 
     /// Says that the probes are in place.
@@ -158,16 +186,26 @@ impl Live {
         }
     }
 
-    /// Takes all waiting records. Says whether there is to be more.
-    pub(super) fn look(&mut self) -> Result<bool, Failure> {
+    /// Takes waiting records. Says what is to be done next.
+    pub(super) fn look(&mut self) -> Result<Next, Failure> {
         let interpreter = &mut self.interpreter;
-        self.ebpf.get_mut().drain(|record| interpreter.record(record));
-        interpreter.expire(crate::sys::clock::monotonic_ns());
+        let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
+        let now_ns = crate::sys::clock::monotonic_ns();
+        let lost = self.ebpf.get_ref().counter(Counter::Lost).map_err(Failure::running)?;
+        if lost != self.lost {
+            interpreter.tracker.lost(self.looked_ns, crate::sys::clock::monotonic_ns());
+        }
+        (self.lost, self.looked_ns) = (lost, now_ns);
+        interpreter.expire(now_ns);
         if let Some(error) = interpreter.failed.take() {
             return Err(anyhow::Error::new(error).context("cannot write").into());
         }
         interpreter.sink.flush().context("cannot write")?;
-        Ok(!self.interpreter.enough())
+        Ok(match records {
+            _ if self.interpreter.enough() => Next::End,
+            BATCH => Next::LookAgain,
+            _ => Next::Wait,
+        })
     }
 
     /// Gives out what is left, and the totals.
@@ -207,12 +245,19 @@ impl Interpreter {
             return;
         };
         let number = self.tracker.number(traversal);
+        if self.limit.is_some_and(|limit| number > limit.get()) {
+            self.tracker.notice(traversal);
+            return;
+        }
         let part = match self.version(traversal, family) {
             Ok(version) => self.steps(number, &version, hook, seen),
             Err(unknown) => Part {
                 steps: Vec::new(),
                 certainty: Certainty::Inexact,
-                why: Some(unknown.to_string()),
+                why: Some(match doubts(traversal.doubts) {
+                    Some(doubts) => format!("{unknown}, {doubts}"),
+                    None => unknown.to_string(),
+                }),
                 generation: None,
                 outcome: None,
                 verdict: verdict_of(traversal),
@@ -238,13 +283,15 @@ impl Interpreter {
             return met;
         }
         let (inode, family, name) = &key;
-        let Some(file) = self.namespaces.get(*inode) else { return met };
-        let before = self.replace_counts.now();
-        let fetched = fetch::fetch_table(file, *family, name);
-        let after = self.replace_counts.now();
+        let read = self.namespaces.with(*inode, |file| {
+            let before = self.replace_counts.now();
+            let fetched = fetch::fetch_table(file, *family, name);
+            (fetched, before, self.replace_counts.now())
+        });
         self.last_read.insert(key, Instant::now());
-        let Ok(Some(fetched)) = fetched else { return met };
-        self.history.fetched(traversal.netns, fetched, before, after);
+        let Some((Ok(Some(fetched)), before, after)) = read else { return met };
+        let read_ns = crate::sys::clock::monotonic_ns();
+        self.history.fetched(traversal.netns, fetched, before, after, read_ns);
         self.history.version(traversal)
     }
 
@@ -303,9 +350,7 @@ impl Interpreter {
                 netns: traversal.netns,
             };
             self.totals.steps += 1;
-            // Steps beyond the last packet that was asked for would belong to paths that are not given out.
             if self.failed.is_none()
-                && !self.enough()
                 && let Err(error) = self.sink.step(&step)
             {
                 self.failed = Some(error);
@@ -328,7 +373,8 @@ impl Interpreter {
 
     fn finish(&mut self) {
         let Self { tracker, sink, totals, limit, failed, .. } = self;
-        tracker.finish(&mut |path| give(sink, totals, *limit, failed, &path));
+        tracker
+            .finish(crate::sys::clock::monotonic_ns(), &mut |path| give(sink, totals, *limit, failed, &path));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::filter;
 use crate::sink::{self, Start};
 use crate::sys::netns;
 use anyhow::Context as _;
-use live::Live;
+use live::{Live, Next};
 use std::io;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -84,17 +84,25 @@ async fn follow(mut live: Live, start: &Start, duration: Option<Duration>) -> Re
 
     live.begin(start)?;
     let end = duration.map(|duration| Instant::now() + duration);
-    let mut more = true;
-    while more {
+    let mut next = Next::Wait;
+    while next != Next::End {
         tokio::select! {
+            biased;
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            _ = hangup.recv() => break,
+            () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => break,
+            () = std::future::ready(()), if next == Next::LookAgain => {}
             _ = look.tick() => {}
-            _ = live.ready() => {}
-            _ = interrupt.recv() => more = false,
-            _ = terminate.recv() => more = false,
-            _ = hangup.recv() => more = false,
-            () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => more = false,
+            () = live.ready() => {}
         }
-        more &= live.look()?;
+        next = live.look()?;
+    }
+    // What came before the end is shown, too: at most a full ring of the smallest records.
+    for _ in 0..12 {
+        if next == Next::End || live.look()? != Next::LookAgain {
+            break;
+        }
     }
     live.end()
 }

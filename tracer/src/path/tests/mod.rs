@@ -2,4 +2,5 @@
 
 mod kernel;
 mod scenario;
+mod track;
 mod views;

@@ -1,0 +1,437 @@
+//! What is made of the traversals of a packet: when its path is given out, and how certain it is.
+
+use crate::history::Loaded;
+use crate::netfilter::{Family, Hook, Verdict};
+use crate::path::track::{Part, Tracker};
+use crate::path::{Certainty, Path};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use tracer_common::legacy::{Traversal, fact, rank, table_class};
+use zerocopy::FromZeros as _;
+
+const MS: u64 = 1_000_000;
+const START: u64 = 1000 * MS;
+
+const ESTABLISHED: (u8, u64) = (0, CONFIRMED | NAT);
+const RELATED: u8 = 1;
+const NEW: u8 = 2;
+const CONFIRMED: u64 = 1 << 3;
+const SRC_NAT: u64 = 1 << 7;
+const DST_NAT: u64 = 1 << 8;
+const NAT: u64 = SRC_NAT | DST_NAT;
+const TEMPLATE: u64 = 1 << 11;
+/// The first packet of a connection, before nat, after its first decision, and when it was let through.
+const FRESH: Option<(u8, u64)> = Some((NEW, 0));
+const DECIDED: Option<(u8, u64)> = Some((NEW, DST_NAT));
+const PASSED: Option<(u8, u64)> = Some((NEW, CONFIRMED | NAT));
+const OLD: Option<(u8, u64)> = Some(ESTABLISHED);
+
+const TABLES: [(&str, &[Hook]); 5] = {
+    use Hook::{Forward, Input, Output, Postrouting, Prerouting};
+    [
+        ("raw", &[Prerouting, Output]),
+        ("mangle", &[Prerouting, Input, Forward, Output, Postrouting]),
+        ("nat", &[Prerouting, Input, Output, Postrouting]),
+        ("filter", &[Input, Forward, Output]),
+        ("security", &[Input, Forward, Output]),
+    ]
+};
+
+fn hook(name: &str) -> Hook {
+    Hook::ALL.into_iter().find(|hook| hook.chain().starts_with(name)).unwrap()
+}
+
+fn class(name: &str) -> u8 {
+    let mut first = [0; 4];
+    first.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+    table_class(u32::from_ne_bytes(first))
+}
+
+fn loaded(names: &str) -> Loaded {
+    let mut ranks = [0; 5];
+    for (table, hooks) in TABLES.iter().filter(|(table, _)| names.split(' ').any(|name| name == *table)) {
+        hooks.iter().for_each(|hook| ranks[*hook as usize] |= 1 << rank(*hook as u8, class(table)));
+    }
+    Loaded { ranks, possible: ranks }
+}
+
+/// A table at a hook as `table:CHAIN`, the chain's first letters at least; the verdict when it is not accept.
+fn traversal(place: &str, connection: Option<(u8, u64)>, entry_ns: u64) -> (Traversal, Verdict) {
+    let mut words = place.split(' ');
+    let (table, chain) = words.next().unwrap().split_once(':').unwrap();
+    let mut verdict = Verdict::Accept;
+    let mut traversal = Traversal {
+        packet: 1,
+        skb: 0x1000,
+        entry_ns,
+        exit_ns: entry_ns + MS / 100,
+        hook: hook(chain) as u8,
+        facts: fact::EXIT,
+        netns: 1,
+        ..Traversal::new_zeroed()
+    };
+    traversal.table_name[..table.len()].copy_from_slice(table.as_bytes());
+    if let Some((info, status)) = connection {
+        (traversal.ctinfo, traversal.ct_status) = (info, status);
+        traversal.facts |= fact::CONNTRACK;
+    }
+    set_header(&mut traversal, 7);
+    for word in words {
+        match word {
+            "drop" => verdict = Verdict::Drop,
+            "queue" => verdict = Verdict::Queue,
+            "stolen" => verdict = Verdict::Stolen,
+            "lo" => {
+                traversal.facts |= fact::OUT;
+                traversal.outdev.ifindex = 1;
+            }
+            "first" => traversal.facts |= fact::FIRST,
+            "other" => set_header(&mut traversal, 8),
+            "missed" => (traversal.missed, traversal.checkpoint_ns) = (1, entry_ns - 5 * MS),
+            _ => panic!("{word}"),
+        }
+    }
+    (traversal, verdict)
+}
+
+fn set_header(traversal: &mut Traversal, id: u8) {
+    (traversal.entry_bytes[5], traversal.exit_bytes[5]) = (id, id);
+    (traversal.entry.copied, traversal.exit.copied) = (20, 20);
+}
+
+fn part(verdict: Option<Verdict>) -> Part {
+    Part {
+        steps: vec!["step".to_owned()],
+        certainty: Certainty::Complete,
+        why: None,
+        generation: None,
+        outcome: None,
+        verdict,
+    }
+}
+
+type Met<'a> = (&'a str, Option<(u8, u64)>);
+
+/// Sends one packet, 1 ms between traversals. Says whether it was given out at its last one, and its path.
+fn packet(tables: &str, met: &[Met<'_>]) -> (bool, Path) {
+    let mut tracker = Tracker::default();
+    let mut paths = Vec::new();
+    for (index, (place, connection)) in met.iter().enumerate() {
+        assert_eq!(paths, []);
+        let (mut traversal, verdict) = traversal(place, *connection, START + index as u64 * MS);
+        if index == 0 {
+            traversal.facts |= fact::FIRST;
+        }
+        assert_eq!(tracker.number(&traversal), 1);
+        tracker.add(&traversal, Family::Ipv4, part(Some(verdict)), loaded(tables), &mut |path| {
+            paths.push(path);
+        });
+    }
+    let at_once = !paths.is_empty();
+    tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+    assert_eq!(paths.len(), 1);
+    (at_once, paths.pop().unwrap())
+}
+
+/// Complete, and given out with its last table.
+#[track_caller]
+fn check_done(tables: &str, met: &[Met<'_>]) {
+    let (at_once, path) = packet(tables, met);
+    assert_eq!((at_once, path.certainty, &path.why[..]), (true, Certainty::Complete, &[][..]));
+    assert_eq!(path.steps.len(), met.len());
+}
+
+/// Complete, but something could still have come.
+#[track_caller]
+fn check_waited(tables: &str, met: &[Met<'_>]) {
+    let (at_once, path) = packet(tables, met);
+    assert_eq!((at_once, path.certainty, &path.why[..]), (false, Certainty::Complete, &[][..]));
+}
+
+#[track_caller]
+fn check_doubt(tables: &str, met: &[Met<'_>], why: &[&str]) {
+    let (_, path) = packet(tables, met);
+    assert_eq!(path.certainty, Certainty::Inexact);
+    assert_eq!(path.why, why);
+}
+
+const ALL: &str = "raw mangle nat filter security";
+
+#[test]
+fn a_first_packet_comes_in() {
+    let met = [
+        ("raw:PRE", None),
+        ("mangle:PRE", FRESH),
+        ("nat:PRE", FRESH),
+        ("mangle:INPUT", DECIDED),
+        ("filter:INPUT", DECIDED),
+        ("security:INPUT", DECIDED),
+        ("nat:INPUT", DECIDED),
+    ];
+    check_done(ALL, &met);
+    for missing in 0..6 {
+        let mut met = met.to_vec();
+        let (name, _) = met.remove(missing);
+        let (table, chain) = name.split_once(':').unwrap();
+        check_doubt(ALL, &met, &[&format!("{table}:{} was not seen", hook(chain).chain())]);
+    }
+    check_waited(ALL, &met[..6]);
+}
+
+#[test]
+fn a_known_connection_meets_no_nat() {
+    check_done(
+        ALL,
+        &[
+            ("raw:PRE", None),
+            ("mangle:PRE", OLD),
+            ("mangle:FORWARD", OLD),
+            ("filter:FORWARD", OLD),
+            ("security:FORWARD", OLD),
+            ("mangle:POST", OLD),
+        ],
+    );
+}
+
+#[test]
+fn nat_is_expected_as_the_kernel_asks_it() {
+    let mut met = [("mangle:PRE", None), ("mangle:FORWARD", None), ("mangle:POST", None)];
+    // Untracked.
+    check_done("mangle nat", &met);
+    // Decided elsewhere.
+    met[2].1 = Some((NEW, NAT));
+    check_done("mangle nat", &[("mangle:PRE", Some((NEW, DST_NAT))), ("mangle:FORWARD", DECIDED), met[2]]);
+    // A connection that another one announced; an error message is about one that exists.
+    let expected = Some((RELATED, 0));
+    let before = [("mangle:PRE", expected), ("mangle:FORWARD", DECIDED), met[2]];
+    check_doubt("mangle nat", &before, &["nat:PREROUTING was not seen"]);
+    let error = Some((RELATED, CONFIRMED | NAT));
+    check_done("mangle nat", &[("mangle:PRE", error), ("mangle:FORWARD", error), ("mangle:POST", error)]);
+    // The nat table came later than the connection: it may be asked, or not.
+    let late = Some((NEW, CONFIRMED));
+    check_waited("mangle nat", &[("mangle:PRE", late), ("mangle:FORWARD", late), ("mangle:POST", late)]);
+    // A template is not a connection yet.
+    check_waited("raw nat", &[("raw:PRE", Some((NEW, TEMPLATE)))]);
+}
+
+#[test]
+fn loopback_is_one_packet() {
+    check_done(
+        ALL,
+        &[
+            ("raw:OUT lo", None),
+            ("mangle:OUT lo", FRESH),
+            ("nat:OUT lo", FRESH),
+            ("filter:OUT lo", DECIDED),
+            ("security:OUT lo", DECIDED),
+            ("mangle:POST lo", DECIDED),
+            ("nat:POST lo", DECIDED),
+            ("raw:PRE", PASSED),
+            ("mangle:PRE", PASSED),
+            ("mangle:INPUT", PASSED),
+            ("filter:INPUT", PASSED),
+            ("security:INPUT", PASSED),
+        ],
+    );
+    check_waited("mangle", &[("mangle:OUT lo", OLD), ("mangle:POST lo", OLD)]);
+    check_done("mangle", &[("mangle:OUT", OLD), ("mangle:POST", OLD)]);
+    check_done("filter", &[("filter:OUT lo", OLD), ("filter:INPUT", OLD)]);
+    let all = [("mangle:OUT lo", OLD), ("mangle:POST lo", OLD), ("mangle:INPUT", OLD)];
+    check_doubt("mangle", &all, &["mangle:PREROUTING was not seen"]);
+}
+
+#[test]
+fn it_ends_with_its_verdict() {
+    check_done(ALL, &[("raw:PRE drop", None)]);
+    check_done("filter", &[("filter:INPUT stolen", None)]);
+    check_waited("mangle filter", &[("mangle:PRE queue", OLD)]);
+    check_done("filter", &[("filter:OUT", OLD)]);
+    check_waited("filter mangle", &[("mangle:OUT", OLD)]);
+    // The rest may have been dropped by others.
+    check_waited("raw filter", &[("raw:PRE", None)]);
+}
+
+#[test]
+fn it_begins_in_the_middle() {
+    check_doubt(
+        "mangle filter",
+        &[("filter:INPUT", OLD)],
+        &["mangle:INPUT was not seen", "it was not seen in PREROUTING"],
+    );
+    check_done("filter", &[("filter:INPUT", OLD)]);
+    check_done("filter nat", &[("filter:INPUT", OLD)]);
+    check_doubt("filter nat", &[("filter:FORWARD", FRESH)], &["it was not seen in PREROUTING"]);
+    check_doubt("nat", &[("nat:POST", DECIDED)], &["it was not seen in OUTPUT or PREROUTING"]);
+    check_doubt("filter mangle", &[("mangle:POST", OLD)], &["it was not seen in OUTPUT or FORWARD"]);
+    // Forwarded without a table that shows it.
+    check_done("raw nat", &[("raw:PRE", None), ("nat:PRE", FRESH), ("nat:POST", DECIDED)]);
+}
+
+#[test]
+fn another_packet_at_its_address() {
+    check_doubt(
+        "mangle",
+        &[("mangle:PRE", OLD), ("mangle:INPUT other", OLD)],
+        &["another packet may have come to its place in memory"],
+    );
+}
+
+#[test]
+fn what_was_missed_may_have_been_its_end() {
+    let later = |place: &str, missed: &str, wait_ns: u64| {
+        let mut tracker = Tracker::default();
+        let mut paths = Vec::new();
+        for (packet, place, at) in [(1, place, START), (2, missed, START + wait_ns)] {
+            let (mut traversal, verdict) = traversal(place, OLD, at);
+            (traversal.packet, traversal.skb) = (packet, packet * 0x100);
+            let part = part(Some(verdict));
+            tracker.add(&traversal, Family::Ipv4, part, loaded("mangle"), &mut |path| paths.push(path));
+            tracker.expire(at, &mut |path| paths.push(path));
+        }
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+        paths.into_iter().find(|path| path.packet == 1).unwrap().certainty
+    };
+    let missed = "mangle:PRE first missed";
+    assert_eq!(later("mangle:PRE first", missed, 3 * MS), Certainty::Inexact);
+    assert_eq!(later("mangle:PRE first", "mangle:PRE first", 3 * MS), Certainty::Complete);
+    assert_eq!(later("mangle:PRE first", missed, 200 * MS), Certainty::Complete);
+    assert_eq!(later("mangle:PRE first drop", missed, 3 * MS), Certainty::Complete);
+    assert_eq!(later("mangle:PRE first queue", missed, 20_000 * MS), Certainty::Inexact);
+    assert_eq!(later("mangle:POST first", missed, 3 * MS), Certainty::Inexact);
+}
+
+#[test]
+fn lost_records_may_have_been_its_end() {
+    let mut tracker = Tracker::default();
+    let mut paths = Vec::new();
+    let (traversal, verdict) = traversal("mangle:PRE first", OLD, START);
+    tracker.add(&traversal, Family::Ipv4, part(Some(verdict)), loaded("mangle"), &mut |_| panic!());
+    tracker.lost(START, START + 10 * MS);
+    tracker.expire(START + 300 * MS, &mut |path| paths.push(path));
+    assert_eq!(paths[0].certainty, Certainty::Inexact);
+}
+
+#[test]
+fn a_table_that_may_have_come_is_waited_for() {
+    let mut tracker = Tracker::default();
+    let mut paths = Vec::new();
+    let coming = Loaded { possible: loaded("filter nat").ranks, ..loaded("filter") };
+    for place in ["filter:OUT first", "nat:POST"] {
+        let (traversal, verdict) = traversal(place, FRESH, START);
+        tracker.add(&traversal, Family::Ipv4, part(Some(verdict)), coming, &mut |path| paths.push(path));
+    }
+    assert_eq!((paths.len(), paths[0].certainty, paths[0].steps.len()), (1, Certainty::Complete, 2));
+}
+
+#[test]
+fn the_trace_ends() {
+    let ended = |place: &str, after_ns: u64| {
+        let mut tracker = Tracker::default();
+        let mut paths = Vec::new();
+        let (traversal, verdict) = traversal(place, OLD, START);
+        let part = part(Some(verdict));
+        tracker.add(&traversal, Family::Ipv4, part, loaded("mangle"), &mut |path| paths.push(path));
+        tracker.finish(START + after_ns, &mut |path| paths.push(path));
+        assert_eq!(paths.len(), 1);
+        paths[0].certainty
+    };
+    assert_eq!(ended("mangle:PRE first", MS), Certainty::Inexact);
+    assert_eq!(ended("mangle:PRE first", 200 * MS), Certainty::Complete);
+    assert_eq!(ended("mangle:INPUT drop first", MS), Certainty::Inexact);
+    assert_eq!(ended("mangle:PRE drop first", MS), Certainty::Complete);
+}
+
+#[test]
+fn two_halves_are_not_two_packets() {
+    let mut tracker = Tracker::default();
+    let mut paths = Vec::new();
+    for (packet, place) in [(1, "nat:PRE first"), (2, "nat:POST first")] {
+        let (mut traversal, verdict) = traversal(place, DECIDED, START);
+        traversal.packet = packet;
+        let part = part(Some(verdict));
+        tracker.add(&traversal, Family::Ipv4, part, loaded("nat"), &mut |path| paths.push(path));
+    }
+    tracker.finish(START + 60_000 * MS, &mut |path| paths.push(path));
+    assert_eq!(paths.len(), 2);
+    assert!(paths.iter().all(|path| path.certainty == Certainty::Inexact), "{paths:?}");
+}
+
+#[test]
+fn silent_packets_come_out_in_order() {
+    let mut tracker = Tracker::default();
+    let mut numbers = Vec::new();
+    for packet in 1..5 {
+        let place = if packet == 2 { "mangle:PRE first queue" } else { "mangle:PRE first" };
+        let (mut traversal, verdict) = traversal(place, OLD, START + packet * MS);
+        (traversal.packet, traversal.skb) = (packet, packet);
+        tracker.add(&traversal, Family::Ipv4, part(Some(verdict)), loaded("mangle"), &mut |_| panic!());
+    }
+    let mut until = |ms| tracker.expire(START + ms * MS, &mut |path| numbers.push(path.packet));
+    until(250);
+    until(253);
+    until(254);
+    until(60_000);
+    assert_eq!(numbers, [1, 3, 4, 2]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever comes, each packet is given out once, steps are neither lost nor made, and nothing stays.
+    #[test]
+    fn each_packet_once(
+        records in prop::collection::vec(
+            (0..6_u64, 0..4_u64, any::<[u8; 8]>(), any::<u64>(), 0..400_u64, 0..3_u64),
+            0..100,
+        ),
+    ) {
+        let mut tracker = Tracker::default();
+        let mut now_ns = START;
+        let mut paths: Vec<Path> = Vec::new();
+        let mut sent: BTreeMap<u64, usize> = BTreeMap::new();
+        for (packet, skb, bytes, status, wait_ms, look) in records {
+            let [table, hook, verdict, info, facts, missed, tables, copied] = bytes;
+            now_ns += wait_ms * wait_ms / 400 * MS;
+            let mut traversal = Traversal {
+                packet,
+                skb,
+                entry_ns: now_ns,
+                exit_ns: now_ns + 1,
+                hook: hook % 6,
+                ctinfo: info % 8,
+                ct_status: status,
+                facts: u32::from(facts),
+                missed: u32::from(missed / 128),
+                checkpoint_ns: now_ns - MS,
+                ..Traversal::new_zeroed()
+            };
+            let name = TABLES.get(usize::from(table % 6)).map_or("other", |(name, _)| name);
+            traversal.table_name[..name.len()].copy_from_slice(name.as_bytes());
+            traversal.outdev.ifindex = 1 + u32::from(facts & 1);
+            (traversal.entry.copied, traversal.exit.copied) = (u32::from(copied), u32::from(copied / 2));
+            let verdict = match verdict % 8 {
+                7 => None,
+                number => Some(Verdict::from_return(u32::from(number))),
+            };
+            let ranks = [tables; 5];
+            let loaded = Loaded { ranks, possible: ranks.map(|ranks| ranks | info) };
+            *sent.entry(tracker.number(&traversal)).or_default() += 1;
+            let family = if skb & 1 == 0 { Family::Ipv4 } else { Family::Ipv6 };
+            tracker.add(&traversal, family, part(verdict), loaded, &mut |path| paths.push(path));
+            if look == 0 {
+                tracker.expire(now_ns, &mut |path| paths.push(path));
+            }
+        }
+        tracker.expire(now_ns + 31_000 * MS, &mut |path| paths.push(path));
+        prop_assert!(tracker.is_empty());
+        tracker.finish(now_ns, &mut |_| panic!("a packet was left"));
+        let given: BTreeSet<u64> = paths.iter().map(|path| path.packet).collect();
+        prop_assert_eq!(given.len(), paths.len());
+        let given: BTreeMap<u64, usize> =
+            paths.iter().map(|path| (path.packet, path.steps.len())).collect();
+        prop_assert_eq!(given, sent);
+        for path in paths {
+            prop_assert_eq!(path.certainty == Certainty::Complete, path.why.is_empty());
+        }
+    }
+}
