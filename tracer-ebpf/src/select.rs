@@ -11,7 +11,7 @@ use crate::config::{config, offset};
 use crate::frame::Cpu;
 use crate::kernel::{HookState, copy, cpu_number, hook_state, read, read_pair};
 use crate::legacy::Call;
-use crate::maps::{DECIDED, DECISIONS, FILTER, TABLE_CLASSES, TRACED, TracedPacket};
+use crate::maps::{DECIDED, DECISIONS, FILTER, SKB, TABLE_CLASSES, TRACED, TracedPacket};
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
 use tracer_common::legacy::{TABLE_SLOTS, rank, table_class, table_slot};
 
@@ -245,10 +245,12 @@ impl Placement {
             && header > len
             && header - len <= SPAN - 2
         {
-            let window: [u64; (SPAN / 8) as usize] = read(skb + len)?;
-            let window = (&raw const window).cast::<u8>();
-            // SAFETY: within the span, as just compared.
+            let window = SKB.get_ptr_mut(0)?.cast::<u8>();
+            // SAFETY: a per-CPU map value longer than the span; the fields lie within it, as just compared.
             unsafe {
+                if !copy(window, SPAN as u32, skb + len) {
+                    return None;
+                }
                 let [len_value, data_len] = window.cast::<[u32; 2]>().read_volatile();
                 let head = window.add((head - len) as usize).cast::<u64>().read_volatile();
                 let header = window.add((header - len) as usize).cast::<u16>().read_volatile();

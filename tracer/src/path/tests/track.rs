@@ -64,7 +64,6 @@ fn traversal(place: &str, connection: Option<(u8, u64)>, entry_ns: u64) -> (Trav
         packet: 1,
         skb: 0x1000,
         entry_ns,
-        exit_ns: entry_ns + MS / 100,
         hook: hook(chain) as u8,
         facts: fact::EXIT,
         netns: 1,
@@ -72,7 +71,7 @@ fn traversal(place: &str, connection: Option<(u8, u64)>, entry_ns: u64) -> (Trav
     };
     traversal.table_name[..table.len()].copy_from_slice(table.as_bytes());
     if let Some((info, status)) = connection {
-        (traversal.ctinfo, traversal.ct_status) = (info, status);
+        (traversal.ctinfo, traversal.ct_status) = (info, status as u32);
         traversal.facts |= fact::CONNTRACK;
     }
     set_header(&mut traversal, 7);
@@ -83,7 +82,7 @@ fn traversal(place: &str, connection: Option<(u8, u64)>, entry_ns: u64) -> (Trav
             "stolen" => verdict = Verdict::Stolen,
             "lo" => {
                 traversal.facts |= fact::OUT;
-                traversal.outdev.ifindex = 1;
+                traversal.outdev[..3].copy_from_slice(b"lo\0");
             }
             "first" => traversal.facts |= fact::FIRST,
             "other" => set_header(&mut traversal, 8),
@@ -396,10 +395,9 @@ proptest! {
                 packet,
                 skb,
                 entry_ns: now_ns,
-                exit_ns: now_ns + 1,
                 hook: hook % 6,
                 ctinfo: info % 8,
-                ct_status: status,
+                ct_status: status as u32,
                 facts: u32::from(facts),
                 missed: u32::from(missed / 128),
                 checkpoint_ns: now_ns - MS,
@@ -407,7 +405,9 @@ proptest! {
             };
             let name = TABLES.get(usize::from(table % 6)).map_or("other", |(name, _)| name);
             traversal.table_name[..name.len()].copy_from_slice(name.as_bytes());
-            traversal.outdev.ifindex = 1 + u32::from(facts & 1);
+            if facts & 1 == 0 {
+                traversal.outdev[..3].copy_from_slice(b"lo\0");
+            }
             (traversal.entry.copied, traversal.exit.copied) = (u32::from(copied), u32::from(copied / 2));
             let verdict = match verdict % 8 {
                 7 => None,
