@@ -10,6 +10,7 @@ pub mod xtables;
 pub mod btf;
 pub mod backend;
 pub mod fetch;
+pub mod history;
 pub mod sink;
 pub mod doctor;
 pub mod text;

@@ -5,10 +5,13 @@ pub mod doctor;
 pub mod rules;
 pub mod trace;
 
+use crate::cli::netns::Netns;
 use crate::cli::trace::Backend;
 use crate::cli::{Cli, Request};
 use crate::doctor::diagnose;
 use crate::error::Failure;
+use crate::sys::netns;
+use std::fs::File;
 use std::io::{self, IsTerminal as _};
 
 /// Does what the command line asks for.
@@ -25,6 +28,15 @@ pub fn colour_on_stdout() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     io::stdout().is_terminal() && !set("NO_COLOR") && !dumb
+}
+
+/// Opens one namespace.
+fn open_namespace(namespace: &Netns) -> Result<File, Failure> {
+    let opened = match namespace {
+        Netns::Current | Netns::All => netns::current(),
+        named => netns::open(&named.to_string()),
+    };
+    opened.map_err(Failure::running)
 }
 
 /// The backend that was asked for, or the best one; an error when it does not work here.

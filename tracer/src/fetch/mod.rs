@@ -77,6 +77,19 @@ pub fn fetch_tables(namespace: &File) -> Result<Vec<Fetched>, Error> {
     })?
 }
 
+/// Entries in the largest legacy table of a namespace, hidden ones included; 0 when it has none.
+pub fn largest_table(namespace: &File) -> Result<u32, Error> {
+    netns::inside(namespace, || {
+        let mut largest = 0;
+        for family in [Family::Ipv4, Family::Ipv6] {
+            for name in table_names(family)? {
+                largest = read(family, &name)?.map_or(largest, |raw| largest.max(raw.number));
+            }
+        }
+        Ok(largest)
+    })?
+}
+
 /// One legacy table of a namespace; `None` when it does not exist there.
 pub fn fetch_table(namespace: &File, family: Family, name: &str) -> Result<Option<Fetched>, Error> {
     netns::inside(namespace, || {

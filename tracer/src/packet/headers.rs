@@ -22,6 +22,10 @@ pub struct Headers {
     pub dport: Option<u16>,
     /// Length with the IP header.
     pub length: Option<u32>,
+    /// Identification of an IPv4 packet.
+    pub id: Option<u16>,
+    /// Identifier and sequence number of an ICMP or ICMPv6 echo.
+    pub echo: Option<[u16; 2]>,
 }
 
 /// Decodes the headers of a packet.
@@ -38,6 +42,7 @@ pub fn headers(view: &PacketView<'_>) -> Headers {
         headers.fields.sport = Some(sport);
         headers.fields.dport = Some(dport);
     }
+    headers.fields.echo = headers.payload.and_then(|offset| echo(data, headers.fields.protocol?, offset));
     headers.fields
 }
 
@@ -79,6 +84,7 @@ fn ipv4(data: Data<'_>) -> Option<Network> {
         dst: Some(ip.dst_addr().into()),
         protocol: Some(ip.protocol()),
         length: Some(ip.packet_len(data)),
+        id: Some(ip.id()),
         ..Headers::default()
     };
     Some(Network { fields, payload: (ip.fragment() == 0).then_some(ip.header_len()) })
@@ -124,6 +130,17 @@ fn upper_layer(data: Data<'_>, mut number: u8) -> Option<Upper> {
         number = next;
     }
     Some(Upper { protocol: number, payload: Some(offset) })
+}
+
+/// Identifier and sequence number of an echo request or reply.
+fn echo(data: Data<'_>, number: u8, offset: u32) -> Option<[u16; 2]> {
+    let &[kind, _, _, _, i0, i1, s0, s1] = data.header(offset).ok()?;
+    let is_echo = match number {
+        protocol::ICMP => matches!(kind, 0 | 8),
+        protocol::ICMPV6 => matches!(kind, 128 | 129),
+        _ => false,
+    };
+    is_echo.then(|| [u16::from_be_bytes([i0, i1]), u16::from_be_bytes([s0, s1])])
 }
 
 fn ports(data: Data<'_>, number: u8, offset: u32) -> Option<[u16; 2]> {

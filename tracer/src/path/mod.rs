@@ -7,6 +7,7 @@ pub mod attribute;
 mod targets;
 #[cfg(test)]
 mod tests;
+pub mod track;
 pub mod walk;
 
 use crate::netfilter::{Family, Hook, Verdict};
@@ -100,6 +101,8 @@ pub struct Path {
     pub certainty: Certainty,
     /// Why it is not complete, in words; empty when it is.
     pub why: Vec<String>,
+    /// What ended the packet, where no step says it.
+    pub outcome: Option<String>,
     /// Versions of the ruleset that the packet met, as `table@generation`.
     pub generation: Vec<String>,
     /// Inode number of the network namespace.

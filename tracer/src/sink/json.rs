@@ -58,6 +58,9 @@ impl<W: Write> Sink for Json<W> {
             sport: headers.sport,
             dport: headers.dport,
             length: headers.length,
+            id: headers.id,
+            icmp_id: headers.echo.map(|[id, _]| id),
+            icmp_seq: headers.echo.map(|[_, sequence]| sequence),
             mark: step.view.mark,
             netns: step.netns,
             doubt: step.view_doubt,
@@ -72,6 +75,7 @@ impl<W: Write> Sink for Json<W> {
             verdict: path.verdict.map(Text),
             certainty: Text(path.certainty),
             why: (!path.why.is_empty()).then(|| path.why.join("; ")),
+            outcome: path.outcome.as_deref(),
             family: path.family.name(),
             generation: &path.generation,
             netns: path.netns,
@@ -139,6 +143,12 @@ struct StepRow<'a> {
     dport: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     length: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    icmp_id: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    icmp_seq: Option<u16>,
     mark: u32,
     netns: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,6 +165,8 @@ struct PacketRow<'a> {
     certainty: Text<Certainty>,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<&'a str>,
     family: &'static str,
     generation: &'a [String],
     netns: u32,

@@ -184,6 +184,9 @@ fn write_outcome(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Resu
         Some(verdict) => write!(out, "  = {0}{verdict}{0:#}", styles.of_verdict(verdict))?,
         None => write!(out, "  = verdict unknown")?,
     }
+    if let Some(outcome) = &path.outcome {
+        write!(out, ", {}", Escaped(outcome))?;
+    }
     match (path.certainty, path.why.as_slice()) {
         (Certainty::Complete, _) => writeln!(out, ", complete"),
         (certainty, []) => writeln!(out, ", {0}{certainty}{0:#}", styles.doubt),

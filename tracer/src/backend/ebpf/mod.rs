@@ -11,10 +11,11 @@ use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::{EbpfLoader, Pod};
 use decode::Record;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use thiserror::Error;
 use tracer_common::config::Config;
 use tracer_common::counter::Counter;
+use tracer_common::legacy::TABLE_SLOTS;
 
 #[cfg(bpf_object)]
 const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NFTRACER_BPF_OBJECT"));
@@ -146,15 +147,25 @@ impl Ebpf {
         Ok(values.iter().sum())
     }
 
-    /// How many tables have been replaced since the probes were placed.
-    pub fn replacements(&self) -> u64 {
-        (0..self.replace_counts.len()).filter_map(|slot| self.replace_counts.get(&slot, 0).ok()).map(u64::from).sum()
+    /// How often the tables of each slot have been replaced since the probes were placed.
+    pub fn replace_counts(&self) -> [u32; TABLE_SLOTS as usize] {
+        let mut counts = [0; TABLE_SLOTS as usize];
+        for (slot, count) in (0..).zip(&mut counts) {
+            // The map has exactly these slots, and reading an array element does not fail.
+            *count = self.replace_counts.get(&slot, 0).unwrap_or(0);
+        }
+        counts
+    }
+}
+
+impl AsRawFd for Ebpf {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
     }
 }
 
 impl AsFd for Ebpf {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsRawFd;
         let fd = self.ring.as_raw_fd();
         #[expect(unsafe_code, reason = "aya gives the ring's descriptor only as a number")]
         // SAFETY: the ring is owned by `self` and open as long as the borrow lasts.

@@ -296,7 +296,7 @@ fn widths(field: &Field) -> &'static [u32] {
         "skb_network_header" | "skb_mac_header" | "dev_type" | "dev_hard_header_len" => &[2],
         "skb_len" | "skb_data_len" | "skb_mark" | "net_inum" | "dev_ifindex" | "cred_fsuid"
         | "cred_fsgid" => &[4],
-        "info_size" | "info_number" | "table_priority" => &[4],
+        "info_size" | "info_number" => &[4],
         "dev_name" => &[16],
         "info_hook_entry" | "info_underflow" => &[20],
         "table_name" => &[32],
