@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// A tracer that uses less than a hundredth of some such windows in a row is idle.
 const WINDOW: Duration = Duration::from_millis(50);
 const QUIET_WINDOWS: u32 = 3;
+/// How long to look at an idle tracer.
+const IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// A running tracer.
 pub(crate) struct Consumer {
@@ -60,6 +62,13 @@ impl Consumer {
             total += text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
         }
         Ok(Duration::from_nanos(total))
+    }
+
+    /// The part of the CPU it takes while there is nothing to do.
+    pub(crate) fn idle_share(&self) -> Result<f64> {
+        let (start, before) = (Instant::now(), self.run_time()?);
+        thread::sleep(IDLE_TIME);
+        Ok((self.run_time()? - before).div_duration_f64(start.elapsed()))
     }
 
     /// Waits until it has dealt with everything; says how much it has run by then.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
@@ -18,27 +18,33 @@ const WARM_UP: u32 = 100;
 const SETTLE_TRIES: u32 = 120;
 
 /// Instructions per packet.
+#[derive(Default)]
 pub(crate) struct Figures {
     /// From the first packet sent to the last one received, and what the consumer ran after that until
-    /// it was idle.
+    /// it was idle. Without what it would have run in the same time without packets.
     total: f64,
     /// Of this, what the consumer ran, its system calls included.
     consumer: f64,
+    /// What the consumer runs in a second (a thousand million instructions) without packets.
+    idle: f64,
     /// Last line the tracer printed.
     said: String,
 }
 
 impl Figures {
     pub(crate) fn json(&self) -> Value {
-        json!({ "total": self.total, "consumer": self.consumer, "said": self.said })
+        json!({ "total": self.total, "consumer": self.consumer, "idle": self.idle, "said": self.said })
     }
 }
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.0}", self.total)?;
-        if self.consumer > 0.0 {
-            write!(f, ", {:.0} of it in the consumer ({})", self.consumer, self.said)?;
+        if self.idle > 0.0 {
+            write!(f, ", {:.0} of it in the consumer; idle {:.0} a second", self.consumer, self.idle)?;
+        }
+        if !self.said.is_empty() {
+            write!(f, " ({})", self.said)?;
         }
         Ok(())
     }
@@ -64,7 +70,7 @@ pub(crate) fn row(row: &Row, means: &Means<'_>, traffic: &mut Traffic) -> Result
         Tracer::Silent(_tracer) => {
             traffic.batch(WARM_UP)?;
             let total = per_packet(traffic.batch(row.packets())?, row.packets());
-            Ok(Figures { total, consumer: 0.0, said: String::new() })
+            Ok(Figures { total, ..Figures::default() })
         }
         Tracer::Read(consumer, _rules) => read(consumer, traffic, row.packets()),
         Tracer::Stopped(consumer) => stopped(consumer, traffic, row.packets()),
@@ -74,13 +80,22 @@ pub(crate) fn row(row: &Row, means: &Means<'_>, traffic: &mut Traffic) -> Result
 /// The consumer runs.
 fn read(mut consumer: Consumer, traffic: &mut Traffic, packets: u32) -> Result<Figures> {
     traffic.batch(WARM_UP)?;
-    let before = consumer.wait_until_idle()?;
+    consumer.wait_until_idle()?;
+    let idle = consumer.idle_share()?;
+    let (start, before) = (Instant::now(), consumer.run_time()?);
     let during = traffic.batch(packets)?;
     let at_the_end = consumer.run_time()?;
     let after = consumer.wait_until_idle()?;
-    let total = per_packet(during + (after - at_the_end), packets);
+    let background = start.elapsed().mul_f64(idle);
+    let total = (during + (after - at_the_end)).saturating_sub(background);
+    let consumed = (after - before).saturating_sub(background);
     let said = complete(consumer)?;
-    Ok(Figures { total, consumer: per_packet(after - before, packets), said })
+    Ok(Figures {
+        total: per_packet(total, packets),
+        consumer: per_packet(consumed, packets),
+        idle: idle * 1e9,
+        said,
+    })
 }
 
 /// The consumer sleeps while the packets pass: what is left is the probes' own part.
@@ -93,7 +108,7 @@ fn stopped(mut consumer: Consumer, traffic: &mut Traffic, packets: u32) -> Resul
     consumer.signal(Signal::CONT)?;
     consumer.wait_until_idle()?;
     let said = complete(consumer)?;
-    Ok(Figures { total: per_packet(during?, packets), consumer: 0.0, said })
+    Ok(Figures { total: per_packet(during?, packets), said, ..Figures::default() })
 }
 
 /// Ends a consumer. Figures of one that lost records are worth nothing.

@@ -31,6 +31,8 @@ pub(crate) struct Figure {
     pub(crate) total: f64,
     /// What the process that reads has of it.
     pub(crate) consumer: f64,
+    /// What that process runs in a second without packets; not in the total.
+    pub(crate) idle: f64,
     /// Largest minus smallest total, in parts of the median.
     pub(crate) spread: f64,
     /// Over the row it compares with.
@@ -42,6 +44,7 @@ pub(crate) struct Figure {
 pub(crate) struct Round {
     pub(crate) total: f64,
     pub(crate) consumer: f64,
+    pub(crate) idle: f64,
     /// The tracer's last line.
     pub(crate) said: String,
 }
@@ -97,7 +100,8 @@ impl Figure {
         let total = median(&mut totals)?;
         let spread = (totals.last()? - totals.first()?) / total;
         let consumer = median(&mut rounds.iter().map(|round| round.consumer).collect::<Vec<_>>())?;
-        Some(Self { total, consumer, spread, over: None })
+        let idle = median(&mut rounds.iter().map(|round| round.idle).collect::<Vec<_>>())?;
+        Some(Self { total, consumer, idle, spread, over: None })
     }
 }
 
@@ -119,7 +123,7 @@ pub(crate) mod tests {
             .map(|(name, totals)| {
                 let rounds: Vec<_> = totals
                     .iter()
-                    .map(|total| serde_json::json!({ "total": total, "consumer": 0.0, "said": "" }))
+                    .map(|total| serde_json::json!({ "total": total, "consumer": 0.0, "idle": 0.0, "said": "" }))
                     .collect();
                 let failed = totals.is_empty().then_some("not here");
                 serde_json::json!({ "name": name, "title": format!("the {name}"), "base": "baseline",

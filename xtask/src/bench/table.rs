@@ -4,8 +4,14 @@ use std::fmt::Write;
 
 use super::figures::{Figures, Row};
 
-const HEADER: [&str; 5] =
-    ["what", "instructions per packet", "over baseline", "of it in the reading process", "spread"];
+const HEADER: [&str; 6] = [
+    "what",
+    "instructions per packet",
+    "over baseline",
+    "of it in the reader",
+    "reader idle, per s",
+    "spread",
+];
 
 /// A table, in Markdown on request.
 pub(crate) fn text(figures: &Figures, markdown: bool) -> String {
@@ -19,7 +25,7 @@ pub(crate) fn text(figures: &Figures, markdown: bool) -> String {
         if markdown {
             let _ = writeln!(text, "| {} |", line.join(" | "));
             if number == 0 {
-                text += "| --- | ---: | ---: | ---: | ---: |\n";
+                text += "| --- | ---: | ---: | ---: | ---: | ---: |\n";
             }
             continue;
         }
@@ -37,9 +43,9 @@ pub(crate) fn text(figures: &Figures, markdown: bool) -> String {
     text
 }
 
-fn cells(row: &Row) -> [String; 5] {
+fn cells(row: &Row) -> [String; 6] {
     let Some(figure) = row.figure else {
-        return [row.title.clone(), "-".to_owned(), "-".to_owned(), "-".to_owned(), "-".to_owned()];
+        return [&row.title, "-", "-", "-", "-", "-"].map(str::to_owned);
     };
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
@@ -48,7 +54,8 @@ fn cells(row: &Row) -> [String; 5] {
         or_none(
             figure.over.map(|over| format!("{}{}", if over < 0.0 { "-" } else { "+" }, grouped(over.abs()))),
         ),
-        or_none((figure.consumer > 0.0).then(|| grouped(figure.consumer))),
+        or_none((figure.idle > 0.0).then(|| grouped(figure.consumer))),
+        or_none((figure.idle > 0.0).then(|| grouped(figure.idle))),
         format!("{:.2} %", figure.spread * 100.0),
     ]
 }
@@ -77,11 +84,11 @@ mod tests {
         assert_eq!(
             text(&figures, true),
             "Kernel 6.1 (6.1.0-1)\n\n\
-             | what | instructions per packet | over baseline | of it in the reading process | spread |\n\
-             | --- | ---: | ---: | ---: | ---: |\n\
-             | the baseline | 10 000 | - | - | 0.00 % |\n\
-             | the a | 1 012 345 | +1 002 345 | - | 0.00 % |\n\
-             | the b | - | - | - | - |\n\nb: not here\n"
+             | what | instructions per packet | over baseline | of it in the reader | reader idle, per s | spread |\n\
+             | --- | ---: | ---: | ---: | ---: | ---: |\n\
+             | the baseline | 10 000 | - | - | - | 0.00 % |\n\
+             | the a | 1 012 345 | +1 002 345 | - | - | 0.00 % |\n\
+             | the b | - | - | - | - | - |\n\nb: not here\n"
         );
     }
 }
