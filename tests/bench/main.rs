@@ -33,6 +33,9 @@ struct Arguments {
     /// How often to measure each row
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Packets in a batch, where it is not the ruleset's own number
+    #[arg(long)]
+    packets: Option<u32>,
     /// The kernel programs, for the empty probes
     #[arg(long)]
     probe_floor: PathBuf,
@@ -49,14 +52,15 @@ fn main() -> Result<()> {
     }
     arguments.world.load()?;
     let mut traffic = Traffic::new()?;
-    measure::settle(&mut traffic, arguments.world.packets())?;
+    let packets = arguments.packets.unwrap_or(arguments.world.packets());
+    measure::settle(&mut traffic, packets)?;
     let means = rows::Means { probes: &arguments.probe_floor };
     let mut results = vec![Outcome::Rounds(Vec::new()); rows.len()];
     // Row after row, and that again: what changes slowly in the guest spreads over all rows.
     for round in 1..=arguments.rounds {
         for (row, result) in rows.iter().zip(&mut results) {
             let Outcome::Rounds(rounds) = result else { continue };
-            match measure::row(row, &means, &mut traffic) {
+            match measure::row(row, &means, &mut traffic, packets) {
                 Ok(figures) => {
                     println!("{} {round}: {figures}", row.name);
                     rounds.push(figures.json());

@@ -65,15 +65,15 @@ pub(crate) fn settle(traffic: &mut Traffic, packets: u32) -> Result<()> {
 }
 
 /// Measures a row once.
-pub(crate) fn row(row: &Row, means: &Means<'_>, traffic: &mut Traffic) -> Result<Figures> {
+pub(crate) fn row(row: &Row, means: &Means<'_>, traffic: &mut Traffic, packets: u32) -> Result<Figures> {
     match (row.start)(means)? {
         Tracer::Silent(_tracer) => {
             traffic.batch(WARM_UP)?;
-            let total = per_packet(traffic.batch(row.packets())?, row.packets());
+            let total = per_packet(traffic.batch(packets)?, packets);
             Ok(Figures { total, ..Figures::default() })
         }
-        Tracer::Read(consumer, _rules) => read(consumer, traffic, row.packets()),
-        Tracer::Stopped(consumer) => stopped(consumer, traffic, row.packets()),
+        Tracer::Read(consumer, _rules) => read(consumer, traffic, packets),
+        Tracer::Stopped(consumer) => stopped(consumer, traffic, packets),
     }
 }
 

@@ -78,12 +78,6 @@ pub(crate) struct Row {
     pub(crate) start: fn(&Means<'_>) -> Result<Tracer>,
 }
 
-impl Row {
-    pub(crate) fn packets(&self) -> u32 {
-        self.world.packets()
-    }
-}
-
 const ROWS: &[Row] = &[
     Row { name: "baseline", title: "baseline", world: World::Seven, start: |_| nothing() },
     Row {
