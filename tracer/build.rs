@@ -21,6 +21,7 @@ fn main() {
 fn left_by_earlier_run() -> PathBuf {
     let manifest = env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
     let workspace = Path::new(&manifest).parent().expect("tracer lies in the workspace");
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |dir| workspace.join(dir));
+    let target =
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |dir| workspace.join(dir));
     target.join("bpf/nftracer.bpf.o")
 }

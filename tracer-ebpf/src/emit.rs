@@ -27,7 +27,8 @@ pub unsafe fn send(record: *const u8, len: u64) {
     // SAFETY: the ring is a map; the caller vouches for the record.
     unsafe {
         let waiting = bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA));
-        let wake = if waiting >= u64::from(config!(wakeup_bytes)) { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+        let wake =
+            if waiting >= u64::from(config!(wakeup_bytes)) { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
         if bpf_ringbuf_output(ring, record.cast_mut().cast::<c_void>(), len, u64::from(wake)) != 0 {
             count(Counter::Lost, 1);
         }

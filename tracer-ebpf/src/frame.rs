@@ -20,6 +20,8 @@ pub struct Cpu {
     pub checkpoint_valid: Cell<u32>,
     /// When the checkpoint was.
     pub checkpoint_ns: Cell<u64>,
+    /// What to add to a per-CPU address, 0 when not asked for yet.
+    pub per_cpu_offset: Cell<u64>,
     /// Packets numbered on this CPU.
     pub packets: Cell<u64>,
 }

@@ -1,6 +1,7 @@
 //! Reads of registers and kernel memory. No structure layout is compiled in.
 
 use crate::config::{config, offset};
+use crate::frame::Cpu;
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_task, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel,
@@ -87,10 +88,27 @@ pub fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// What to add to a per-CPU address to get this CPU's copy.
+/// What to add to a per-CPU address to get this CPU's copy; asked of the kernel once for each CPU.
 #[inline(always)]
-pub fn per_cpu_offset() -> Option<u64> {
-    read(config!(per_cpu_offset) + 8 * u64::from(cpu_number()))
+pub fn per_cpu_offset(cpu: &Cpu) -> Option<u64> {
+    let known = cpu.per_cpu_offset.get();
+    if known != 0 {
+        return Some(known);
+    }
+    let offset = read(config!(per_cpu_offset) + 8 * u64::from(cpu_number()))?;
+    cpu.per_cpu_offset.set(offset);
+    Some(offset)
+}
+
+/// Two numbers of one structure; in one read where they follow one another.
+#[inline(always)]
+pub fn read_pair(address: u64, first: u64, second: u64) -> Option<(u32, u32)> {
+    if second == first + 4 {
+        let [first, second]: [u32; 2] = read(address + first)?;
+        Some((first, second))
+    } else {
+        Some((read(address + first)?, read(address + second)?))
+    }
 }
 
 /// This CPU's `xt_recseq`: one for all tables of all families, moved once at the beginning and once at the end of

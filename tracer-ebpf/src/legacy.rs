@@ -10,7 +10,7 @@
 use crate::config::{config, offset};
 use crate::emit::{count, send};
 use crate::frame::{Cpu, Frame, cpu, frame};
-use crate::kernel::{self, HookState, copy, read};
+use crate::kernel::{self, HookState, copy, read, read_pair};
 use crate::maps::{DEPTH, RECORDS, Record, replace_count};
 use crate::select::{Selected, select};
 use crate::snapshot;
@@ -111,7 +111,9 @@ fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
-    let (Some(cpu), Some(frame), Some(record)) = (cpu(), frame(depth), RECORDS.get_ptr_mut(depth)) else { return 1 };
+    let (Some(cpu), Some(frame), Some(record)) = (cpu(), frame(depth), RECORDS.get_ptr_mut(depth)) else {
+        return 1;
+    };
     cpu.depth.set(depth);
     if frame.traced.get() != 0 {
         // SAFETY: a per-CPU map value of this program's own.
@@ -167,7 +169,7 @@ fn push(cpu: &Cpu, call: &Call, traced: Option<(&Selected, &HookState)>) -> Opti
         count(Counter::Overflowed, u64::from(DEPTH));
     }
     let depth = cpu.depth.get();
-    let per_cpu = kernel::per_cpu_offset()?;
+    let per_cpu = kernel::per_cpu_offset(cpu)?;
     let mut page = 0;
     if depth > 0 {
         let outer = frame(depth - 1)?;
@@ -229,8 +231,7 @@ fn watch(frame: &Frame, call: &Call, depth: u32, per_cpu: u64, family: u8) -> Op
     frame.replace_count.set(replace_count(call.table)?);
     let private: u64 = read(call.table + offset!(table_private))?;
     frame.private.set(private);
-    let size: u32 = read(private + offset!(info_size))?;
-    let number: u32 = read(private + offset!(info_number))?;
+    let (size, number) = read_pair(private, offset!(info_size), offset!(info_number))?;
     frame.number.set(number);
     frame.size.set(size);
     frame.first_block.set(snapshot::first_block(private, family, per_cpu)?);
@@ -269,7 +270,10 @@ fn begin(
     traversal.checkpoint_ns = checkpoint_ns;
     traversal.hook = state.hook;
     traversal.family = state.family;
-    traversal.netns = read(state.net + offset!(net_inum)).unwrap_or(0);
+    traversal.netns = match config!(netns) {
+        0 => read(state.net + offset!(net_inum)).unwrap_or(0),
+        only => only,
+    };
     traversal.table_name = read(call.table + offset!(table_name)).unwrap_or([0; 32]);
     traversal.match_count = 0;
     traversal.reserved = 0;
@@ -321,9 +325,9 @@ fn begin(
 #[inline(always)]
 fn skb_state(state: &mut SkbState, skb: u64) {
     state.mark = read(skb + offset!(skb_mark)).unwrap_or(0);
-    state.len = read(skb + offset!(skb_len)).unwrap_or(0);
-    let data_len: u32 = read(skb + offset!(skb_data_len)).unwrap_or(0);
-    state.copied = state.len.wrapping_sub(data_len);
+    let (len, data_len) = read_pair(skb, offset!(skb_len), offset!(skb_data_len)).unwrap_or((0, 0));
+    state.len = len;
+    state.copied = len.wrapping_sub(data_len);
     state.reserved = 0;
 }
 
@@ -359,7 +363,11 @@ fn link(traversal: &mut Traversal, skb: u64, head: u64, network_header: u16) -> 
     if mac_header == network_header {
         return 0;
     }
-    let len = if traversal.hard_header_len > MAC_BYTES as u16 { MAC_BYTES as u16 } else { traversal.hard_header_len };
+    let len = if traversal.hard_header_len > MAC_BYTES as u16 {
+        MAC_BYTES as u16
+    } else {
+        traversal.hard_header_len
+    };
     let len = snapshot::bounded(u32::from(len), MAC_BYTES as u32);
     // SAFETY: `len` is at most the length of the array.
     if unsafe { copy((&raw mut traversal.mac).cast::<u8>(), len, head + u64::from(mac_header)) } {
@@ -421,7 +429,7 @@ pub fn leave(stack_pointer: u64, verdict: u32) -> Option<()> {
         abandon(above, doubt::NO_EXIT);
         frame.doubt(doubt::NO_EXIT);
     }
-    let per_cpu = kernel::per_cpu_offset()?;
+    let per_cpu = kernel::per_cpu_offset(cpu)?;
     let traced = frame.traced.get() != 0;
     if traced {
         snapshot::compare(frame, depth);
@@ -456,8 +464,8 @@ fn check(cpu: &Cpu, frame: &Frame, depth: u32, sequence: u32, per_cpu: u64) {
     if read::<u64>(frame.table.get() + offset!(table_private)) != Some(private) {
         frame.doubt(doubt::REPLACED);
     }
-    if read::<u32>(private + offset!(info_size)) != Some(frame.size.get())
-        || read::<u32>(private + offset!(info_number)) != Some(frame.number.get())
+    let shape = read_pair(private, offset!(info_size), offset!(info_number));
+    if shape != Some((frame.size.get(), frame.number.get()))
         || snapshot::first_block_of(depth, private, per_cpu) != Some(frame.first_block.get())
     {
         frame.doubt(doubt::MOVED);

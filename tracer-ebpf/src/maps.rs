@@ -5,7 +5,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 use tracer_common::counter::Counter;
 use tracer_common::filter::Key;
-use tracer_common::legacy::{MAX_MATCHES, Match, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
+use tracer_common::legacy::{
+    MAX_MATCHES, Match, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot,
+};
 
 /// Traversals that can be open on one CPU at once.
 pub const DEPTH: u32 = 8;

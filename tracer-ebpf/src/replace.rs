@@ -6,10 +6,12 @@
 
 use crate::config::offset;
 use crate::emit::send;
-use crate::kernel::{copy, now_ns, read};
+use crate::kernel::{copy, now_ns, read, read_pair};
 use crate::maps::{CHUNK, REPLACE_COUNTS, TABLE_CLASSES};
 use crate::snapshot::{bounded, locate_blocks, opaque};
-use tracer_common::legacy::{CHUNK_BYTES, MAX_CHUNKS, RULES_PER_BLOCK, Replaced, TableChunk, kind, table_slot};
+use tracer_common::legacy::{
+    CHUNK_BYTES, MAX_CHUNKS, RULES_PER_BLOCK, Replaced, TableChunk, kind, table_slot,
+};
 
 /// A table gets a new blob.
 #[inline(always)]
@@ -27,8 +29,7 @@ pub fn replaced(table: u64, info: u64) -> Option<()> {
         // SAFETY: a map value; another table may come to the address of one that is gone.
         unsafe { core::ptr::write_volatile(class, 0) };
     }
-    let number: u32 = read(info + offset!(info_number))?;
-    let size: u32 = read(info + offset!(info_size))?;
+    let (size, number) = read_pair(info, offset!(info_size), offset!(info_number))?;
     let family: u8 = read(table + offset!(table_af))?;
     if number > RULES_PER_BLOCK {
         locate_blocks(info, u32::from(family), 1);

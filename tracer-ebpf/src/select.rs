@@ -9,7 +9,7 @@
 
 use crate::config::{config, offset};
 use crate::frame::Cpu;
-use crate::kernel::{HookState, copy, cpu_number, read};
+use crate::kernel::{HookState, copy, cpu_number, read, read_pair};
 use crate::legacy::Call;
 use crate::maps::{DECIDED, DECISIONS, FILTER, TABLE_CLASSES, TRACED, TracedPacket};
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
@@ -157,8 +157,7 @@ fn extract(skb: u64) -> Option<()> {
     let input = FILTER.get_ptr_mut(0)?;
     let head: u64 = read(skb + offset!(skb_head))?;
     let network_header: u16 = read(skb + offset!(skb_network_header))?;
-    let len: u32 = read(skb + offset!(skb_len))?;
-    let data_len: u32 = read(skb + offset!(skb_data_len))?;
+    let (len, data_len) = read_pair(skb, offset!(skb_len), offset!(skb_data_len))?;
     let linear = len.wrapping_sub(data_len);
     let linear = if linear > 64 { 64 } else { linear as usize };
     // SAFETY: a per-CPU map value of this program's own.
@@ -191,7 +190,8 @@ pub extern "C" fn run_filter(start: u32) -> u32 {
             let node = nodes.add(next as usize & (MAX_NODES - 1));
             let words = (&raw const (*input).key.words).cast::<u32>();
             let word = core::ptr::read_volatile(&raw const (*node).word) as usize & (word::COUNT - 1);
-            let value = core::ptr::read_volatile(words.add(word)) & core::ptr::read_volatile(&raw const (*node).mask);
+            let value =
+                core::ptr::read_volatile(words.add(word)) & core::ptr::read_volatile(&raw const (*node).mask);
             let yes = value >= core::ptr::read_volatile(&raw const (*node).low)
                 && value <= core::ptr::read_volatile(&raw const (*node).high);
             next = u32::from(if yes {

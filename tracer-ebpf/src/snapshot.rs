@@ -10,8 +10,8 @@
 //! size of the table. They take plain numbers, because old kernels accept nothing else there.
 
 use crate::config::offset;
-use crate::frame::{Frame, frame};
-use crate::kernel::{copy, per_cpu_offset, read};
+use crate::frame::{Frame, cpu, frame};
+use crate::kernel::{copy, per_cpu_offset, read, read_pair};
 use crate::maps::{BLOCK_OFFSETS, BLOCK_SCRATCH, Block, CURRENT, MAX_BLOCKS, RECORDS, SNAPSHOTS};
 use tracer_common::legacy::{MAX_MATCHES, RULES_PER_BLOCK, doubt};
 
@@ -68,7 +68,7 @@ fn block_address(frame: &Frame, family: u8, block: u32) -> Option<u64> {
     let entry = unsafe { core::ptr::read_volatile((&raw const (*offsets).offset).cast::<u32>().add(index)) };
     let (counters, _) = entry_layout(family);
     let pointer: u64 = read(frame.private.get() + offset!(info_entries) + u64::from(entry) + counters)?;
-    Some(pointer.wrapping_add(per_cpu_offset()?))
+    Some(pointer.wrapping_add(per_cpu_offset(cpu()?)?))
 }
 
 /// Address of this CPU's first counter block, as the blob has it now.
@@ -219,12 +219,10 @@ pub extern "C" fn locate_block(entries: u64, family: u32, block: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn locate_blocks(private: u64, family: u32, renew: u32) -> u32 {
-    let (Some(number), Some(size)) =
-        (read::<u32>(private + offset!(info_number)), read::<u32>(private + offset!(info_size)))
-    else {
-        return 1;
-    };
-    if renew == 0 && let Some(known) = BLOCK_OFFSETS.get_ptr(private) {
+    let Some((size, number)) = read_pair(private, offset!(info_size), offset!(info_number)) else { return 1 };
+    if renew == 0
+        && let Some(known) = BLOCK_OFFSETS.get_ptr(private)
+    {
         // SAFETY: a map value.
         if unsafe { (*known).number == number && (*known).size == size } {
             return 0;

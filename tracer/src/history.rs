@@ -166,7 +166,11 @@ impl History {
             private: replaced.private,
             raw: None,
             version,
-            pending: (replaced.chunks > 0).then(|| Pending { header: *replaced, bytes: Vec::new(), chunks: 0 }),
+            pending: (replaced.chunks > 0).then(|| Pending {
+                header: *replaced,
+                bytes: Vec::new(),
+                chunks: 0,
+            }),
         });
         // Only the newest versions can still be met; a few more are kept for records that are on their way.
         if line.installed.len() > 64 {
@@ -178,7 +182,9 @@ impl History {
     /// Takes a part of a new version.
     pub fn chunk(&mut self, chunk: &TableChunk) {
         let Some(line) = self.tables.get_mut(&chunk.table) else { return };
-        let Some(installed) = line.installed.iter_mut().rfind(|installed| installed.count == chunk.replace_count) else {
+        let Some(installed) =
+            line.installed.iter_mut().rfind(|installed| installed.count == chunk.replace_count)
+        else {
             return;
         };
         let Some(pending) = &mut installed.pending else { return };
@@ -238,10 +244,12 @@ impl History {
             return Err(Unknown::NotReported(name()));
         }
         match met {
-            Some(met) if line.installed[met].private == traversal.private => match &line.installed[met].version {
-                Ok(version) => Ok(Rc::clone(version)),
-                Err(reason) => Err(Unknown::NotCaptured { name: name(), reason: reason.clone() }),
-            },
+            Some(met) if line.installed[met].private == traversal.private => {
+                match &line.installed[met].version {
+                    Ok(version) => Ok(Rc::clone(version)),
+                    Err(reason) => Err(Unknown::NotCaptured { name: name(), reason: reason.clone() }),
+                }
+            }
             Some(_) => Err(Unknown::OtherAddress(name())),
             None => {
                 let version = line.initial.as_ref().ok_or_else(|| Unknown::NeverRead(name()))?;
@@ -260,7 +268,13 @@ impl History {
 impl Line {
     /// Puts a table that was read where it belongs. Gives it back when that is not known yet, because replacements
     /// from before it was read are still on their way.
-    fn take(&mut self, reading: Reading, slot: u32, reported: Slot, names: &mut TargetNames) -> Option<Reading> {
+    fn take(
+        &mut self,
+        reading: Reading,
+        slot: u32,
+        reported: Slot,
+        names: &mut TargetNames,
+    ) -> Option<Reading> {
         let (before, after) = (reading.before[slot as usize], reading.after[slot as usize]);
         if before != after {
             return None;
@@ -274,7 +288,8 @@ impl Line {
                 let same = installed.raw.as_ref().is_none_or(|raw| names.learn(raw, &reading.raw));
                 let complete = installed.pending.is_none();
                 if same && complete {
-                    let table = Rc::try_unwrap(reading.fetched).map_or_else(|shared| shared.table.clone(), |v| v.table);
+                    let table = Rc::try_unwrap(reading.fetched)
+                        .map_or_else(|shared| shared.table.clone(), |v| v.table);
                     installed.version = Ok(Rc::new(Version::new(table, installed.count, true)));
                 }
             }

@@ -53,7 +53,8 @@ pub enum Hook {
 
 impl Hook {
     /// All hooks, by number.
-    pub const ALL: [Self; 5] = [Self::Prerouting, Self::Input, Self::Forward, Self::Output, Self::Postrouting];
+    pub const ALL: [Self; 5] =
+        [Self::Prerouting, Self::Input, Self::Forward, Self::Output, Self::Postrouting];
 
     /// From the kernel's number.
     pub fn from_number(number: u8) -> Option<Self> {

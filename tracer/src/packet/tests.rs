@@ -37,7 +37,7 @@ fn check(view: PacketView<'_>, expected: &str) {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map_or("-".to_owned(), |value| value.to_string())
     }
-    let Headers { src, dst, protocol, sport, dport, length } = headers(&view);
+    let Headers { src, dst, protocol, sport, dport, length, .. } = headers(&view);
     let found = format!(
         "{} {} > {} {} {} {}",
         text(src),

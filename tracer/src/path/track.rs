@@ -108,7 +108,8 @@ impl Tracker {
         give: &mut impl FnMut(Path),
     ) {
         if traversal.missed != 0 {
-            self.windows.push_back(Window { since_ns: traversal.checkpoint_ns, until_ns: traversal.entry_ns });
+            self.windows
+                .push_back(Window { since_ns: traversal.checkpoint_ns, until_ns: traversal.entry_ns });
         }
         let place = Place::of(traversal);
         let first = traversal.facts & fact::FIRST != 0;
@@ -142,7 +143,9 @@ impl Tracker {
     /// Gives out the paths of packets that have been silent for long.
     pub fn expire(&mut self, now_ns: u64, give: &mut impl FnMut(Path)) {
         for (queue, patience_ns) in [(&mut self.silent, IDLE_NS), (&mut self.queued, QUEUED_NS)] {
-            while let Some((exit_ns, packet)) = queue.pop_front_if(|(exit_ns, _)| *exit_ns + patience_ns <= now_ns) {
+            while let Some((exit_ns, packet)) =
+                queue.pop_front_if(|(exit_ns, _)| *exit_ns + patience_ns <= now_ns)
+            {
                 if self.open.get(&packet).is_some_and(|open| open.exit_ns == exit_ns)
                     && let Some(open) = self.open.remove(&packet)
                 {
@@ -236,7 +239,14 @@ impl Open {
     }
 
     /// Tables of a hook between two ranks that a packet must have met, given what conntrack said before or after.
-    fn expected(&self, hook: u8, after: u8, before: u8, earlier: Option<Connection>, later: Option<Connection>) -> u8 {
+    fn expected(
+        &self,
+        hook: u8,
+        after: u8,
+        before: u8,
+        earlier: Option<Connection>,
+        later: Option<Connection>,
+    ) -> u8 {
         let nat = 1 << nat_rank(hook);
         let ranks = self.loaded.ranks[usize::from(hook)] & between(after, before);
         let consulted = match (earlier, later) {
@@ -257,7 +267,8 @@ impl Open {
             Hook::Postrouting => &[Hook::Forward, Hook::Output],
         };
         let nat = |hook: &Hook| 1u8 << nat_rank(*hook as u8);
-        if !before.is_empty() && before.iter().all(|hook| self.loaded.ranks[*hook as usize] & !nat(hook) != 0) {
+        if !before.is_empty() && before.iter().all(|hook| self.loaded.ranks[*hook as usize] & !nat(hook) != 0)
+        {
             let names: Vec<_> = before.iter().map(|hook| hook.chain()).collect();
             self.doubt(format!("it was not seen in {}", names.join(" or ")));
         }

@@ -26,7 +26,9 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
             let (matches, _) = <[Match]>::ref_from_prefix_with_elems(rest, count).ok()?;
             Some(Record::Traversal(traversal, matches))
         }
-        kind::REPLACED => Replaced::ref_from_prefix(bytes).ok().map(|(replaced, _)| Record::Replaced(replaced)),
+        kind::REPLACED => {
+            Replaced::ref_from_prefix(bytes).ok().map(|(replaced, _)| Record::Replaced(replaced))
+        }
         kind::CHUNK => TableChunk::ref_from_prefix(bytes).ok().map(|(chunk, _)| Record::Chunk(chunk)),
         _ => None,
     }

@@ -90,7 +90,11 @@ fn possible_cpus() -> Result<usize, Error> {
     let path = "/sys/devices/system/cpu/possible";
     let text = read(path)?;
     // `0-3`, `0`, `0,2-5`
-    let last = String::from_utf8_lossy(&text).trim().rsplit([',', '-']).next().and_then(|number| number.parse().ok());
+    let last = String::from_utf8_lossy(&text)
+        .trim()
+        .rsplit([',', '-'])
+        .next()
+        .and_then(|number| number.parse().ok());
     Ok(last.map_or(1, |last: usize| last + 1))
 }
 

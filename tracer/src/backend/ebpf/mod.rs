@@ -12,6 +12,7 @@ use aya::{EbpfLoader, Pod};
 use decode::Record;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::rc::Rc;
 use thiserror::Error;
 use tracer_common::config::Config;
 use tracer_common::counter::Counter;
@@ -69,7 +70,7 @@ pub struct Options<'a> {
 pub struct Ebpf {
     ring: RingBuf<MapData>,
     counters: PerCpuArray<MapData, u64>,
-    replace_counts: Array<MapData, u32>,
+    replace_counts: Rc<ReplaceCounts>,
     probes: attach::Probes,
     _programs: aya::Ebpf,
 }
@@ -114,7 +115,7 @@ impl Ebpf {
             .load(OBJECT)?;
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
-        let replace_counts = take(&mut programs, "REPLACE_COUNTS", Array::try_from)?;
+        let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
         let probes = attach::Probes::place(&mut programs, &kernel.symbols)?;
         Ok(Self { ring, counters, replace_counts, probes, _programs: programs })
     }
@@ -143,16 +144,29 @@ impl Ebpf {
 
     /// Sum of a counter over all CPUs.
     pub fn counter(&self, counter: Counter) -> Result<u64, Error> {
-        let values = self.counters.get(&(counter as u32), 0).map_err(|source| Error::Map { map: "COUNTERS", source })?;
+        let values = self
+            .counters
+            .get(&(counter as u32), 0)
+            .map_err(|source| Error::Map { map: "COUNTERS", source })?;
         Ok(values.iter().sum())
     }
 
-    /// How often the tables of each slot have been replaced since the probes were placed.
-    pub fn replace_counts(&self) -> [u32; TABLE_SLOTS as usize] {
+    /// How often tables have been replaced; stays readable while records are being drained.
+    pub fn replace_counts(&self) -> Rc<ReplaceCounts> {
+        Rc::clone(&self.replace_counts)
+    }
+}
+
+/// How often tables have been replaced since the probes were placed.
+pub struct ReplaceCounts(Array<MapData, u32>);
+
+impl ReplaceCounts {
+    /// The counters of all slots as they are now.
+    pub fn now(&self) -> [u32; TABLE_SLOTS as usize] {
         let mut counts = [0; TABLE_SLOTS as usize];
         for (slot, count) in (0..).zip(&mut counts) {
             // The map has exactly these slots, and reading an array element does not fail.
-            *count = self.replace_counts.get(&slot, 0).unwrap_or(0);
+            *count = self.0.get(&slot, 0).unwrap_or(0);
         }
         counts
     }
@@ -180,9 +194,8 @@ fn take<T>(
     map: &'static str,
     convert: impl FnOnce(aya::maps::Map) -> Result<T, aya::maps::MapError>,
 ) -> Result<T, Error> {
-    let taken = programs.take_map(map).ok_or(Error::Map {
-        map,
-        source: aya::maps::MapError::IoError(io::ErrorKind::NotFound.into()),
-    })?;
+    let taken = programs
+        .take_map(map)
+        .ok_or(Error::Map { map, source: aya::maps::MapError::IoError(io::ErrorKind::NotFound.into()) })?;
     convert(taken).map_err(|source| Error::Map { map, source })
 }

@@ -1,7 +1,7 @@
 //! From the records of the ring to steps and paths.
 
-use crate::backend::ebpf::Ebpf;
 use crate::backend::ebpf::decode::Record;
+use crate::backend::ebpf::{Ebpf, ReplaceCounts};
 use crate::error::Failure;
 use crate::fetch;
 use crate::history::{History, Unknown, Version};
@@ -18,6 +18,7 @@ use crate::text;
 use crate::trace_line::StepName;
 use anyhow::Context as _;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
@@ -42,7 +43,10 @@ impl Namespaces {
     pub(super) fn new(namespace: Option<File>, inode: Option<u32>) -> Self {
         let files = match namespace.zip(inode) {
             Some((file, inode)) => HashMap::from([(inode, file)]),
-            None => netns::list().into_iter().filter_map(|found| Some((found.inode, found.open().ok()?))).collect(),
+            None => netns::list()
+                .into_iter()
+                .filter_map(|found| Some((found.inode, found.open().ok()?)))
+                .collect(),
         };
         Self { files }
     }
@@ -53,25 +57,28 @@ impl Namespaces {
     }
 
     /// A namespace by its inode number; one that appeared since is looked for.
-    fn get(&mut self, inode: u32) -> Option<&File> {
-        if !self.files.contains_key(&inode) {
-            let found = netns::list().into_iter().find(|found| found.inode == inode)?;
-            self.files.insert(inode, found.open().ok()?);
+    fn get(&mut self, inode: u32) -> Option<&mut File> {
+        match self.files.entry(inode) {
+            Entry::Occupied(known) => Some(known.into_mut()),
+            Entry::Vacant(unknown) => {
+                let found = netns::list().into_iter().find(|found| found.inode == inode)?;
+                Some(unknown.insert(found.open().ok()?))
+            }
         }
-        self.files.get(&inode)
     }
 }
 
 /// A trace under way.
 pub(super) struct Live {
     ebpf: AsyncFd<Ebpf>,
-    namespaces: Namespaces,
     interpreter: Interpreter,
 }
 
 /// Everything that turns a record into output; apart from the ring, which lends the records.
 struct Interpreter {
     sink: Box<dyn Sink>,
+    namespaces: Namespaces,
+    replace_counts: Rc<ReplaceCounts>,
     history: History,
     tracker: Tracker,
     walker: Walker,
@@ -79,8 +86,7 @@ struct Interpreter {
     limit: Option<NonZeroU64>,
     /// What to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
     epoch_ns: u64,
-    /// Tables to be read again, and when they were last.
-    wanted: Vec<(u32, Family, String)>,
+    /// When tables that changed were last read again.
     last_read: HashMap<(u32, Family, String), Instant>,
     /// The first failure of the sink; nothing more is written after it.
     failed: Option<io::Error>,
@@ -94,15 +100,21 @@ impl Live {
         sink: Box<dyn Sink>,
         limit: Option<NonZeroU64>,
     ) -> Result<Self, Failure> {
+        let replace_counts = ebpf.replace_counts();
         let mut history = History::default();
         for (inode, file) in &namespaces.files {
-            let before = ebpf.replace_counts();
+            let before = replace_counts.now();
             // A namespace that is gone, or that has no tables, has nothing to be traced.
             let Ok(tables) = fetch::fetch_tables(file) else { continue };
-            let after = ebpf.replace_counts();
+            let after = replace_counts.now();
             for table in tables {
                 if let Some(reason) = &table.text_reason {
-                    eprintln!("nftracer: {} table {}: {}", table.table.family, table.table.name, text::escape(reason));
+                    eprintln!(
+                        "nftracer: {} table {}: {}",
+                        table.table.family,
+                        table.table.name,
+                        text::escape(reason)
+                    );
                 }
                 history.fetched(*inode, table, before, after);
             }
@@ -112,23 +124,29 @@ impl Live {
         }
         let interpreter = Interpreter {
             sink,
+            namespaces,
+            replace_counts,
             history,
             tracker: Tracker::default(),
             walker: Walker::default(),
             totals: Totals::default(),
             limit,
             epoch_ns: crate::sys::clock::epoch_ns(),
-            wanted: Vec::new(),
             last_read: HashMap::new(),
             failed: None,
         };
-        let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE).context("cannot wait for the ring buffer")?;
-        Ok(Self { ebpf, namespaces, interpreter })
+        let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
+            .context("cannot wait for the ring buffer")?;
+        Ok(Self { ebpf, interpreter })
     }
 
     /// Says that the probes are in place.
     pub(super) fn begin(&mut self, start: &Start) -> Result<(), Failure> {
-        self.interpreter.sink.begin(start).and_then(|()| self.interpreter.sink.flush()).context("cannot write")?;
+        self.interpreter
+            .sink
+            .begin(start)
+            .and_then(|()| self.interpreter.sink.flush())
+            .context("cannot write")?;
         eprintln!("{start}");
         Ok(())
     }
@@ -149,27 +167,7 @@ impl Live {
             return Err(anyhow::Error::new(error).context("cannot write").into());
         }
         interpreter.sink.flush().context("cannot write")?;
-        self.read_again();
         Ok(!self.interpreter.enough())
-    }
-
-    /// Reads tables whose newest version has no texts yet.
-    fn read_again(&mut self) {
-        let now = Instant::now();
-        let interpreter = &mut self.interpreter;
-        for key in std::mem::take(&mut interpreter.wanted) {
-            if interpreter.last_read.get(&key).is_some_and(|last| now.duration_since(*last) < READ_AGAIN) {
-                continue;
-            }
-            let (inode, family, name) = &key;
-            let Some(file) = self.namespaces.get(*inode) else { continue };
-            let ebpf = self.ebpf.get_ref();
-            let before = ebpf.replace_counts();
-            if let Ok(Some(fetched)) = fetch::fetch_table(file, *family, name) {
-                interpreter.history.fetched(*inode, fetched, before, ebpf.replace_counts());
-            }
-            interpreter.last_read.insert(key, Instant::now());
-        }
     }
 
     /// Gives out what is left, and the totals.
@@ -202,42 +200,51 @@ impl Interpreter {
     }
 
     fn traversal(&mut self, traversal: &Traversal, matches: &[Match]) {
-        let (Some(family), Some(hook)) = (Family::from_nfproto(traversal.family), Hook::from_number(traversal.hook))
+        let (Some(family), Some(hook)) =
+            (Family::from_nfproto(traversal.family), Hook::from_number(traversal.hook))
         else {
             return;
         };
         let number = self.tracker.number(traversal);
-        let part = match self.history.version(traversal) {
-            Ok(version) => {
-                if !version.read {
-                    self.want(traversal, family, &version.table.name);
-                }
-                self.steps(number, &version, hook, traversal, matches)
-            }
-            Err(unknown) => {
-                if !matches!(unknown, Unknown::OtherAddress(_)) {
-                    self.want(traversal, family, &crate::history::name_of(&traversal.table_name));
-                }
-                Part {
-                    steps: Vec::new(),
-                    certainty: Certainty::Inexact,
-                    why: Some(unknown.to_string()),
-                    generation: None,
-                    outcome: None,
-                    verdict: verdict_of(traversal),
-                }
-            }
+        let part = match self.version(traversal, family) {
+            Ok(version) => self.steps(number, &version, hook, traversal, matches),
+            Err(unknown) => Part {
+                steps: Vec::new(),
+                certainty: Certainty::Inexact,
+                why: Some(unknown.to_string()),
+                generation: None,
+                outcome: None,
+                verdict: verdict_of(traversal),
+            },
         };
         let loaded = self.history.loaded(traversal.netns, family);
         let Self { tracker, sink, totals, limit, failed, .. } = self;
         tracker.add(traversal, family, part, loaded, &mut |path| give(sink, totals, *limit, failed, &path));
     }
 
-    fn want(&mut self, traversal: &Traversal, family: Family, name: &str) {
-        let key = (traversal.netns, family, name.to_owned());
-        if !self.wanted.contains(&key) {
-            self.wanted.push(key);
+    /// The version of the table that the packet met. A new one is read at once, for the texts of its rules, unless the
+    /// table is being changed all the time.
+    fn version(&mut self, traversal: &Traversal, family: Family) -> Result<Rc<Version>, Unknown> {
+        let met = self.history.version(traversal);
+        match &met {
+            Ok(version) if version.read => return met,
+            Err(Unknown::OtherAddress(_)) => return met,
+            _ => {}
         }
+        let key = (traversal.netns, family, crate::history::name_of(&traversal.table_name));
+        let now = Instant::now();
+        if self.last_read.get(&key).is_some_and(|last| now.duration_since(*last) < READ_AGAIN) {
+            return met;
+        }
+        let (inode, family, name) = &key;
+        let Some(file) = self.namespaces.get(*inode) else { return met };
+        let before = self.replace_counts.now();
+        let fetched = fetch::fetch_table(file, *family, name);
+        let after = self.replace_counts.now();
+        self.last_read.insert(key, Instant::now());
+        let Ok(Some(fetched)) = fetched else { return met };
+        self.history.fetched(traversal.netns, fetched, before, after);
+        self.history.version(traversal)
     }
 
     /// Gives out the steps of a traversal.
@@ -373,7 +380,8 @@ fn doubts(bits: u32) -> Option<String> {
 
 /// The entries that may have matched, for a traversal in doubt.
 fn plausible(table: &Table, matches: &[Match]) -> Vec<usize> {
-    let known = |entry: &Match| usize::try_from(entry.index).ok().filter(|index| name_of(table, *index).is_some());
+    let known =
+        |entry: &Match| usize::try_from(entry.index).ok().filter(|index| name_of(table, *index).is_some());
     matches.iter().filter(|entry| entry.count <= 0x7fff_ffff).filter_map(known).collect()
 }
 
@@ -385,7 +393,8 @@ fn name_of(table: &Table, entry: usize) -> Option<StepName<'_>> {
 
 /// `None` when the end of the traversal was not seen.
 fn verdict_of(traversal: &Traversal) -> Option<Verdict> {
-    (traversal.doubts & (doubt::NO_EXIT | doubt::TOO_DEEP) == 0).then(|| Verdict::from_return(traversal.verdict))
+    (traversal.doubts & (doubt::NO_EXIT | doubt::TOO_DEEP) == 0)
+        .then(|| Verdict::from_return(traversal.verdict))
 }
 
 /// What an entry did. `ended` is what the function returned when this was the last entry.
@@ -397,7 +406,9 @@ fn action(table: &Table, entry: usize, ended: Option<u32>) -> Action<'_> {
         Target::Jump { to } => Action::Jump(chain(*to)),
         Target::Goto { to } => Action::Goto(chain(*to)),
         Target::Continue | Target::Error => Action::Continue,
-        Target::Extension(_) => ended.map_or(Action::Continue, |value| Action::Verdict(Verdict::from_return(value))),
+        Target::Extension(_) => {
+            ended.map_or(Action::Continue, |value| Action::Verdict(Verdict::from_return(value)))
+        }
     }
 }
 
@@ -415,7 +426,8 @@ fn view<'a>(traversal: &'a Traversal, state: State<'a>) -> PacketView<'a> {
         link: Link {
             dev_type: traversal.dev_type,
             hard_header_len: traversal.hard_header_len,
-            header: has(fact::MAC).then(|| &traversal.mac[..usize::from(traversal.mac_len).min(traversal.mac.len())]),
+            header: has(fact::MAC)
+                .then(|| &traversal.mac[..usize::from(traversal.mac_len).min(traversal.mac.len())]),
         },
         len: state.len,
         bytes: state.bytes,
