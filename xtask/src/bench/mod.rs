@@ -121,14 +121,15 @@ fn measure(options: &Options, kernel: &str, machine: vm::MachineOptions) -> Resu
 }
 
 fn script(options: &Options) -> String {
+    let rows =
+        if options.row.is_empty() { String::new() } else { format!("--rows {} ", options.row.join(",")) };
     let mut script = PREPARE.to_owned() + "uname -r > /out/release\n";
     for world in WORLDS {
         let place = if *world == "nft" { "ip netns exec nft " } else { "" };
         script += &format!(
-            "{place}bench-load {world} --rounds {} --rows '{}' --probe-floor /root/nftracer.bpf.o \
+            "{place}bench-load {world} --rounds {} {rows}--probe-floor /root/nftracer.bpf.o \
              --out /out/{world}.json || exit 1\n",
             options.rounds,
-            options.row.join(","),
         );
     }
     script
