@@ -69,14 +69,15 @@ pub fn enter_unselected(call: &Call) -> Option<()> {
     if cpu.depth.get() != 0 { push(cpu, call, None) } else { pass(cpu) }
 }
 
-/// A traversal that nobody follows; only counted, for the sake of [`checkpoint`].
+/// A traversal that nobody follows; only counted, for the sake of [`checkpoint`]. One that begins inside another moves
+/// the sequence count only when the other is not inside its own counted part: softirqs run at its end, too.
 #[inline(always)]
 fn pass(cpu: &Cpu) -> Option<()> {
     let open = cpu.open.get();
-    if open == 0 {
+    cpu.open.set(open.wrapping_add(1));
+    if open == 0 || kernel::recseq(kernel::per_cpu_offset(cpu)?)? & 1 == 0 {
         cpu.outermost.set(cpu.outermost.get().wrapping_add(1));
     }
-    cpu.open.set(open.wrapping_add(1));
     Some(())
 }
 
@@ -97,7 +98,7 @@ fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
     let odd = sequence & 1;
     // One that is under way has been counted before, and its end is still to come.
     cpu.checkpoint_sequence.set(sequence.wrapping_add(odd));
-    cpu.outermost.set(if odd == 0 { 1 + u32::from(cpu.open.get() != 0) } else { 0 });
+    cpu.outermost.set(1 - odd);
     cpu.checkpoint_valid.set(1);
     cpu.checkpoint_ns.set(now_ns);
     if missed != 0 {

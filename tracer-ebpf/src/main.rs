@@ -48,6 +48,9 @@ pub fn leave(ctx: RetProbeContext) -> u32 {
 #[kprobe]
 pub fn table_replaced(ctx: ProbeContext) -> u32 {
     let (table, _, info) = kernel::first_arguments(ctx.as_ptr());
+    // Seldom, and no verdict waits for it; programs on the packets' way say nothing.
+    #[cfg(feature = "debug-log")]
+    aya_log_ebpf::info!(&ctx, "table {:x} gets blob {:x}", table, info);
     let _ = replace::replaced(table, info);
     0
 }

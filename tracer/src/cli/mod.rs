@@ -37,6 +37,11 @@ enum Command {
     Trace(trace::TraceArgs),
     Rules(rules::RulesArgs),
     Doctor(doctor::DoctorArgs),
+    /// Clear up when a process ends; started by `trace` for itself
+    #[command(hide = true)]
+    Guard {
+        pid: u32,
+    },
     #[command(hide = true)]
     Read(ReservedArgs),
     #[command(hide = true)]
@@ -64,6 +69,11 @@ pub enum Request {
     Rules(rules::RulesConfig),
     /// Say what works here.
     Doctor(doctor::DoctorConfig),
+    /// Clear up after a process when it ends.
+    Guard {
+        /// The process.
+        pid: u32,
+    },
 }
 
 /// A command line that can be parsed but makes no sense.
@@ -97,6 +107,7 @@ impl Cli {
             Command::Trace(args) => args.config().map(Request::Trace),
             Command::Rules(args) => args.config().map(Request::Rules),
             Command::Doctor(args) => Ok(Request::Doctor(args.config())),
+            Command::Guard { pid } => Ok(Request::Guard { pid }),
             Command::Read(_) => reserved("read"),
             Command::Bench(_) => reserved("bench"),
             Command::Why(_) => reserved("why"),

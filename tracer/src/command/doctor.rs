@@ -1,9 +1,13 @@
 //! `nftracer doctor`
 
+use crate::backend::ebpf;
+use crate::backend::ebpf::kernel::{self, Kernel};
+use crate::backend::ebpf::offsets::{Reason, Unresolved};
 use crate::cli::doctor::DoctorConfig;
 use crate::doctor::{Diagnosis, diagnose};
 use crate::error::Failure;
 use crate::sys::kernel::Host;
+use crate::sys::tracefs::Tracefs;
 use anyhow::{Context as _, anyhow};
 use std::io::{self, Write as _};
 
@@ -20,15 +24,42 @@ pub fn run(config: DoctorConfig) -> Result<(), Failure> {
             print(&format!("{}\n", diagnosis.to_json()))?;
             verdict(&diagnosis)
         }
-        // Whatever a run sets up belongs to its process, and the kernel removes it with the process.
-        DoctorConfig::Clean => Ok(print("nothing to clean: runs of this version leave nothing behind\n")?),
+        DoctorConfig::Clean => Ok(print(&clean()?)?),
     }
 }
 
 /// The facts, with those that only this program can know about itself.
 pub(super) fn host() -> Host {
-    Host { programs: cfg!(bpf_object), ..Host::gather() }
+    Host { programs: ebpf::object_embedded(), layout: layout(), ..Host::gather() }
 }
+
+/// Why this kernel's structures are not known, without what other checks say.
+fn layout() -> Vec<String> {
+    let said = |reason: &Reason| {
+        matches!(reason, Reason::NotLoaded | Reason::HiddenAddresses | Reason::NoSymbol { .. })
+    };
+    match Kernel::ask() {
+        Err(kernel::Error::Layout(Unresolved(reasons))) => {
+            reasons.iter().filter(|reason| !said(reason)).map(ToString::to_string).collect()
+        }
+        Err(error @ kernel::Error::Btf { .. }) => vec![error.to_string()],
+        Ok(_) | Err(_) => Vec::new(),
+    }
+}
+
+/// Removes what killed runs left, and says what that was.
+fn clean() -> anyhow::Result<String> {
+    let Some(tracefs) = Tracefs::find() else { return Ok(NOTHING.to_owned()) };
+    let leftovers = tracefs.leftovers().context("cannot look for leftovers in tracefs")?;
+    let mut said = String::new();
+    for event in &leftovers {
+        tracefs.remove(event).with_context(|| format!("cannot remove {event} from tracefs"))?;
+        said += &format!("removed the probe event {event} from tracefs\n");
+    }
+    Ok(if said.is_empty() { NOTHING.to_owned() } else { said })
+}
+
+const NOTHING: &str = "nothing to clean\n";
 
 fn print(text: &str) -> anyhow::Result<()> {
     io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")

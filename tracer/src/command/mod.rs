@@ -10,7 +10,7 @@ use crate::cli::trace::Backend;
 use crate::cli::{Cli, Request};
 use crate::doctor::diagnose;
 use crate::error::Failure;
-use crate::sys::netns;
+use crate::sys::{guard, netns};
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
 
@@ -20,6 +20,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Request::Trace(config) => trace::run(config),
         Request::Rules(config) => rules::run(config),
         Request::Doctor(config) => doctor::run(config),
+        Request::Guard { pid } => guard::stand(pid).map_err(Failure::running),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The checks, in the order in which what they ask for is needed.
 
 use super::{Finding, Status};
-use crate::sys::kernel::{Answer, Host, TABLE_FUNCTIONS, TABLE_MODULES, VARIABLES};
+use crate::sys::kernel::{Answer, Host, LOAD_TABLES, TABLE_FUNCTIONS, TABLE_MODULES, VARIABLES};
 use crate::sys::privilege::Capability;
 
 /// A question about the host.
@@ -34,6 +34,7 @@ pub(super) const ALL: &[Check] = &[
     Check { name: "cpus", ask: cpus },
     Check { name: "tables", ask: tables },
     Check { name: "iptables", ask: iptables },
+    Check { name: "leftovers", ask: leftovers },
 ];
 
 struct Outcome {
@@ -218,7 +219,7 @@ fn tables(host: &Host) -> Outcome {
     if !host.has_table_code() {
         return fail(format!("neither {} nor {} is in the kernel", TABLE_FUNCTIONS[0], TABLE_FUNCTIONS[1]))
             .because("no packet meets a legacy table")
-            .remedy("`modprobe -a ip_tables ip6_tables`, or load rules with iptables-legacy");
+            .remedy(LOAD_TABLES);
     }
     let named = [("ip", &host.ip_tables), ("ip6", &host.ip6_tables)];
     let shown: Vec<String> = named
@@ -249,4 +250,13 @@ fn iptables(host: &Host) -> Outcome {
             .because("steps come without the text of the rule")
             .remedy("install the package iptables"),
     }
+}
+
+fn leftovers(host: &Host) -> Outcome {
+    if host.leftovers.is_empty() {
+        return ok("none");
+    }
+    warn(host.leftovers.join(", "))
+        .because("a run that was killed left probe events in tracefs")
+        .remedy("`nftracer doctor --clean`")
 }

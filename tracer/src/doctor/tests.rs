@@ -31,6 +31,7 @@ fn good() -> Host {
         },
         kprobe_pmu: true,
         kprobe_events: true,
+        leftovers: Vec::new(),
         ring_buffer: Answer::Yes,
         possible_cpus: Some(4),
         ip_tables: strings(&["filter", "raw"]),
@@ -200,6 +201,21 @@ fn nothing_but_nftables() {
         warn: iptables: iptables-save v1.8.9 (legacy)
           `iptables` on this host writes nftables rules, which this version does not trace; `iptables-legacy` writes those that it does
         backend ebpf: usable"#]],
+    );
+}
+
+#[test]
+fn after_a_killed_run() {
+    check(
+        Host {
+            leftovers: strings(&["nftracer_7/leave_ipt_do_table", "nftracer_7/leave_ip6t_do_table"]),
+            ..good()
+        },
+        expect![[r#"
+            warn: leftovers: nftracer_7/leave_ipt_do_table, nftracer_7/leave_ip6t_do_table
+              a run that was killed left probe events in tracefs
+              remedy: `nftracer doctor --clean`
+            backend ebpf: usable"#]],
     );
 }
 

@@ -1,6 +1,7 @@
 //! The running kernel: what it has, what it allows, what is loaded.
 
 use crate::sys::privilege::Privileges;
+use crate::sys::tracefs::{Event, Tracefs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
@@ -12,6 +13,8 @@ use std::process::{Command, Stdio};
 pub const TABLE_MODULES: [&str; 3] = ["x_tables", "ip_tables", "ip6_tables"];
 /// The functions that walk a legacy table; at least one has to be there.
 pub const TABLE_FUNCTIONS: [&str; 2] = ["ipt_do_table", "ip6t_do_table"];
+/// What brings them.
+pub const LOAD_TABLES: &str = "`modprobe -a ip_tables ip6_tables`, or load rules with iptables-legacy";
 /// Variables that the probes read.
 pub const VARIABLES: [&str; 2] = ["xt_recseq", "__per_cpu_offset"];
 
@@ -46,6 +49,8 @@ pub struct Host {
     pub kprobe_pmu: bool,
     /// Whether probes can be attached through tracefs.
     pub kprobe_events: bool,
+    /// What killed runs left in tracefs.
+    pub leftovers: Vec<String>,
     /// Whether the kernel has BPF ring buffers.
     pub ring_buffer: Answer,
     /// CPUs that this kernel could ever have.
@@ -84,6 +89,7 @@ pub struct Symbols {
 impl Host {
     /// Looks at the running kernel. Two fields are for the caller to fill: [`Host::programs`] and [`Host::layout`].
     pub fn gather() -> Self {
+        let tracefs = Tracefs::find();
         Self {
             programs: false,
             layout: Vec::new(),
@@ -98,7 +104,8 @@ impl Host {
             modules: read("/proc/modules").map(|text| first_words(&text).collect()).unwrap_or_default(),
             symbols: Symbols::gather(),
             kprobe_pmu: Path::new("/sys/bus/event_source/devices/kprobe/type").exists(),
-            kprobe_events: TRACEFS.into_iter().any(|root| Path::new(root).join("kprobe_events").exists()),
+            kprobe_events: tracefs.is_some(),
+            leftovers: tracefs.map(|tracefs| leftovers(&tracefs)).unwrap_or_default(),
             ring_buffer: try_ring_buffer(),
             possible_cpus: read("/sys/devices/system/cpu/possible").and_then(|text| count_cpus(&text)),
             ip_tables: table_names("/proc/net/ip_tables_names"),
@@ -113,8 +120,6 @@ impl Host {
         TABLE_FUNCTIONS.into_iter().any(|name| self.symbols.found.contains_key(name))
     }
 }
-
-const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 impl Symbols {
     fn gather() -> Self {
@@ -159,6 +164,10 @@ fn first_words(text: &str) -> impl Iterator<Item = String> {
 
 fn table_names(path: &str) -> Vec<String> {
     read(path).map(|text| first_words(&text).collect()).unwrap_or_default()
+}
+
+fn leftovers(tracefs: &Tracefs) -> Vec<String> {
+    tracefs.leftovers().unwrap_or_default().iter().map(Event::to_string).collect()
 }
 
 /// The word in brackets: `none [integrity] confidentiality`.

@@ -7,7 +7,14 @@
 
 use super::offsets::Symbols;
 use super::probes::{Need, PROBES, Point, Probe};
+use super::{PRIVILEGES, kernel, not_permitted, system_code};
+use crate::sys::guard::Guard;
+use crate::sys::kernel::LOAD_TABLES;
+use crate::sys::perf;
+use crate::sys::tracefs::{self, Event, Tracefs};
 use aya::programs::{KProbe, ProgramError};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use thiserror::Error;
 
 /// Why a probe could not be placed.
@@ -38,12 +45,56 @@ pub enum Error {
     /// Neither family's tables are there.
     #[error("the kernel has no legacy tables: neither `ipt_do_table` nor `ip6t_do_table` exists")]
     NoTables,
+    /// Return probes with enough slots need tracefs.
+    #[error("tracefs is not mounted, and without it this kernel loses returns of probed functions")]
+    NoTracefs,
+    /// tracefs refused an event.
+    #[error("cannot use the tracefs event for returns of `{symbol}`: {source}")]
+    Event {
+        /// The kernel function.
+        symbol: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something of an earlier process cannot be removed.
+    #[error("cannot remove what an earlier process of the same number left in tracefs: {0}")]
+    Leftover(io::Error),
+    /// Nobody would remove the events of tracefs if this process were killed.
+    #[error("cannot start the process that clears up after this one: {0}")]
+    Guard(io::Error),
+}
+
+impl Error {
+    /// Whether this host can do nothing about it while it is as it is.
+    pub fn unusable(&self) -> bool {
+        match self {
+            Self::Load { .. } | Self::NoFunction(_) | Self::NoTables | Self::NoTracefs => true,
+            Self::Attach { source, .. } => not_permitted(source),
+            Self::Event { source, .. } | Self::Leftover(source) => not_permitted(source),
+            Self::NoProgram(_) | Self::Guard(_) => false,
+        }
+    }
+
+    /// What can be done about it.
+    pub fn remedy(&self) -> Option<String> {
+        let remedy = match self {
+            Self::NoTables => LOAD_TABLES,
+            Self::NoTracefs => "`mount -t tracefs tracefs /sys/kernel/tracing`",
+            // EACCES is the verifier's.
+            Self::Load { source, .. } if system_code(source) == Some(libc::EPERM) => PRIVILEGES,
+            Self::Attach { source, .. } if not_permitted(source) => PRIVILEGES,
+            Self::Event { source, .. } | Self::Leftover(source) if not_permitted(source) => PRIVILEGES,
+            _ => return None,
+        };
+        Some(remedy.to_owned())
+    }
 }
 
 /// Placed probes.
 #[derive(Debug)]
 pub struct Probes {
     without: Vec<String>,
+    returns: Option<Returns>,
 }
 
 impl Probes {
@@ -53,9 +104,10 @@ impl Probes {
             return Err(Error::NoTables);
         }
         let mut without = Vec::new();
+        let mut returns = if few_return_slots(symbols) { Some(Returns::prepare()?) } else { None };
         for probe in PROBES {
             match (exists(symbols, probe.symbol), probe.need) {
-                (true, _) => place(programs, probe)?,
+                (true, _) => place(programs, probe, returns.as_mut())?,
                 (false, Need::Always) => return Err(Error::NoFunction(probe.symbol)),
                 (false, Need::Family(family)) if probe.point == Point::Entry => {
                     without.push(format!("{family}: the kernel has no `{}` yet", probe.symbol));
@@ -63,12 +115,12 @@ impl Probes {
                 (false, _) => {}
             }
         }
-        Ok(Self { without })
+        Ok(Self { without, returns })
     }
 
     /// What is visible on the host because of them.
     pub fn footprint(&self) -> Option<&str> {
-        None
+        self.returns.as_ref().map(|returns| returns.footprint.as_str())
     }
 
     /// Families that cannot be traced, with the reason.
@@ -87,7 +139,12 @@ fn exists(symbols: &Symbols, symbol: &str) -> bool {
     }
 }
 
-fn place(programs: &mut aya::Ebpf, probe: &Probe) -> Result<(), Error> {
+/// Whether a return probe of the kprobe PMU has no more slots than there are CPUs.
+fn few_return_slots(symbols: &Symbols) -> bool {
+    !symbols.rethook && !symbols.preemption
+}
+
+fn place(programs: &mut aya::Ebpf, probe: &Probe, returns: Option<&mut Returns>) -> Result<(), Error> {
     let program: &mut KProbe = programs
         .program_mut(probe.program)
         .and_then(|program| program.try_into().ok())
@@ -95,6 +152,98 @@ fn place(programs: &mut aya::Ebpf, probe: &Probe) -> Result<(), Error> {
     if program.fd().is_err() {
         program.load().map_err(|source| Error::Load { program: probe.program, source })?;
     }
-    program.attach(probe.symbol, 0).map_err(|source| Error::Attach { symbol: probe.symbol, source })?;
-    Ok(())
+    match (probe.point, returns) {
+        (Point::Return, Some(returns)) => returns.place(program, probe.symbol),
+        _ => {
+            let attached = program.attach(probe.symbol, 0);
+            attached.map(drop).map_err(|source| Error::Attach { symbol: probe.symbol, source })
+        }
+    }
+}
+
+/// Return probes in tracefs, with as many slots as nested traversals need.
+#[derive(Debug)]
+struct Returns {
+    tracefs: Tracefs,
+    slots: usize,
+    attached: Vec<OwnedFd>,
+    events: Vec<Event>,
+    footprint: String,
+    _guard: Guard,
+}
+
+impl Returns {
+    /// Starts the guard and makes sure that nothing of an earlier process of our number is left: an event of the same
+    /// name would not be replaced, but get a second probe.
+    fn prepare() -> Result<Self, Error> {
+        let tracefs = Tracefs::find().ok_or(Error::NoTracefs)?;
+        let pid = std::process::id();
+        let guard = Guard::start().map_err(Error::Guard)?;
+        for event in tracefs.events().map_err(Error::Leftover)?.iter().filter(|event| event.pid == pid) {
+            tracefs.remove(event).map_err(Error::Leftover)?;
+        }
+        Ok(Self {
+            tracefs,
+            slots: (8 * kernel::possible_cpus().unwrap_or(1)).max(64),
+            attached: Vec::new(),
+            events: Vec::new(),
+            footprint: format!("return probe events {} in tracefs", tracefs::group(pid)),
+            _guard: guard,
+        })
+    }
+
+    fn place(&mut self, program: &KProbe, symbol: &'static str) -> Result<(), Error> {
+        let refused = |source| Error::Event { symbol, source };
+        let fd = program.fd().map_err(|source| Error::Attach { symbol, source })?;
+        let event = self.tracefs.add_return(std::process::id(), symbol, self.slots).map_err(refused)?;
+        let id = self.tracefs.id(&event);
+        self.events.push(event);
+        self.attached.push(id.and_then(|id| perf::run_at_event(id, fd.as_fd())).map_err(refused)?);
+        Ok(())
+    }
+}
+
+impl Drop for Returns {
+    fn drop(&mut self) {
+        // An event can go when nothing is attached any more.
+        self.attached.clear();
+        for event in &self.events {
+            // What stays is the guard's: it ends after this.
+            let _ = self.tracefs.remove(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aya::sys::SyscallError;
+
+    fn refused(code: i32) -> Error {
+        let io_error = io::Error::from_raw_os_error(code);
+        let source = SyscallError { call: "perf_event_open", io_error }.into();
+        Error::Attach { symbol: "ipt_do_table", source }
+    }
+
+    #[test]
+    fn missing_privileges_have_a_remedy() {
+        for code in [libc::EPERM, libc::EACCES] {
+            let error = refused(code);
+            assert!(
+                error.unusable() && error.remedy().is_some_and(|remedy| remedy.contains("root")),
+                "{error}"
+            );
+        }
+        let error = refused(libc::ENOENT);
+        assert_eq!((error.unusable(), error.remedy()), (false, None), "{error}");
+        assert!(Error::NoTables.remedy().is_some_and(|remedy| remedy.contains("modprobe")));
+    }
+
+    #[test]
+    fn slots_are_few_without_rethook_and_preemption_only() {
+        let few =
+            |rethook, preemption| few_return_slots(&Symbols { rethook, preemption, ..Symbols::default() });
+        assert!(few(false, false));
+        assert!(!few(true, false) && !few(false, true) && !few(true, true));
+    }
 }

@@ -1,7 +1,9 @@
 //! What the running kernel says about itself: BTF, symbols, release.
 
-use super::offsets::{self, Layout, Symbols, Unresolved};
+use super::offsets::{self, Layout, Reason, Symbols, Unresolved};
+use super::{PRIVILEGES, not_permitted};
 use crate::btf::{self, Btf};
+use crate::sys::kernel::LOAD_TABLES;
 use std::path::Path;
 use std::{fs, io};
 use thiserror::Error;
@@ -39,6 +41,46 @@ pub enum Error {
     /// With one possible CPU the counters lie in the rules themselves.
     #[error("this kernel runs on one possible CPU and keeps its counters where the probes do not look")]
     OneCpu,
+    /// The switch that keeps probes from firing.
+    #[error("kernel.ftrace_enabled is 0: probes could be placed and would never fire")]
+    FtraceOff,
+}
+
+impl Error {
+    /// Whether this host can do nothing about it while it is as it is.
+    pub fn unusable(&self) -> bool {
+        match self {
+            Self::Read { source, .. } => source.kind() == io::ErrorKind::NotFound || not_permitted(source),
+            Self::Btf { .. } | Self::Layout(_) | Self::NoSequence | Self::OneCpu | Self::FtraceOff => true,
+        }
+    }
+
+    /// What can be done about it.
+    pub fn remedy(&self) -> Option<String> {
+        let remedy = match self {
+            Self::Read { path, source }
+                if path.starts_with(BTF_FOLDER) && source.kind() == io::ErrorKind::NotFound =>
+            {
+                "use a kernel with CONFIG_DEBUG_INFO_BTF"
+            }
+            Self::Layout(Unresolved(reasons)) => reasons.iter().find_map(layout_remedy)?,
+            Self::NoSequence => "use a kernel with CONFIG_KALLSYMS_ALL",
+            Self::OneCpu => "give a virtual machine a second CPU, or room for one",
+            Self::FtraceOff => "`sysctl kernel.ftrace_enabled=1`",
+            Self::Read { source, .. } if not_permitted(source) => PRIVILEGES,
+            Self::Read { .. } | Self::Btf { .. } => return None,
+        };
+        Some(remedy.to_owned())
+    }
+}
+
+fn layout_remedy(reason: &Reason) -> Option<&'static str> {
+    match reason {
+        Reason::NotLoaded => Some(LOAD_TABLES),
+        Reason::HiddenAddresses => Some("run it as root, or `sysctl kernel.kptr_restrict=1`"),
+        Reason::NoSymbol { .. } => Some("use a kernel with CONFIG_KALLSYMS_ALL"),
+        _ => None,
+    }
 }
 
 /// The running kernel.
@@ -55,6 +97,10 @@ impl Kernel {
     pub fn ask() -> Result<Self, Error> {
         if possible_cpus()? < 2 {
             return Err(Error::OneCpu);
+        }
+        // Kernels without ftrace have no switch.
+        if fs::read("/proc/sys/kernel/ftrace_enabled").is_ok_and(|text| text.trim_ascii() == b"0") {
+            return Err(Error::FtraceOff);
         }
         let symbols = Symbols::parse(&read("/proc/kallsyms")?);
         let vmlinux_path = format!("{BTF_FOLDER}/vmlinux");
@@ -86,7 +132,7 @@ impl Kernel {
 }
 
 /// Possible CPUs, not those that are online: the kernel decides by them where counters lie.
-fn possible_cpus() -> Result<usize, Error> {
+pub(super) fn possible_cpus() -> Result<usize, Error> {
     let path = "/sys/devices/system/cpu/possible";
     let text = read(path)?;
     // `0-3`, `0`, `0,2-5`

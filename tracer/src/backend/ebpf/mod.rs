@@ -1,6 +1,8 @@
 //! Probes in the kernel and the ring buffer they fill.
 
 pub mod attach;
+#[cfg(feature = "debug-log")]
+mod debug;
 pub mod decode;
 pub mod kernel;
 pub mod offsets;
@@ -40,6 +42,10 @@ pub enum Error {
     /// Maps or configuration were refused.
     #[error("cannot load the kernel programs: {0}")]
     Load(#[from] aya::EbpfError),
+    /// The programs' messages to developers cannot be had.
+    #[cfg(feature = "debug-log")]
+    #[error("cannot read the messages of the kernel programs: {0}")]
+    Messages(#[from] aya_log::Error),
     /// A map was refused.
     #[error("cannot use map {map}: {source}")]
     Map {
@@ -51,6 +57,46 @@ pub enum Error {
     /// A program was refused or a probe could not be placed.
     #[error(transparent)]
     Attach(#[from] attach::Error),
+}
+
+impl Error {
+    /// Whether nothing on this host, as it is, can trace with probes; other errors came up while running.
+    pub fn unusable(&self) -> bool {
+        match self {
+            Self::NoObject => true,
+            Self::Kernel(error) => error.unusable(),
+            Self::Attach(error) => error.unusable(),
+            Self::Load(error) => not_permitted(error),
+            Self::Map { source, .. } => not_permitted(source),
+            #[cfg(feature = "debug-log")]
+            Self::Messages(_) => false,
+        }
+    }
+
+    /// What can be done about it.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::NoObject => None,
+            Self::Kernel(error) => error.remedy(),
+            Self::Attach(error) => error.remedy(),
+            Self::Load(_) | Self::Map { .. } => not_permitted(self).then(|| PRIVILEGES.to_owned()),
+            #[cfg(feature = "debug-log")]
+            Self::Messages(_) => None,
+        }
+    }
+}
+
+const PRIVILEGES: &str = "run it as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYSLOG";
+
+/// The system's number for the first cause of an error.
+fn system_code(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error()).last()
+}
+
+/// Whether the kernel said that this process may not.
+fn not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(system_code(error), Some(libc::EPERM | libc::EACCES))
 }
 
 /// How to trace.
@@ -72,6 +118,8 @@ pub struct Ebpf {
     counters: PerCpuArray<MapData, u64>,
     replace_counts: Rc<ReplaceCounts>,
     probes: attach::Probes,
+    #[cfg(feature = "debug-log")]
+    messages: debug::Messages,
     _programs: aya::Ebpf,
 }
 
@@ -116,8 +164,18 @@ impl Ebpf {
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
         let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
+        #[cfg(feature = "debug-log")]
+        let messages = debug::Messages::of(&mut programs)?;
         let probes = attach::Probes::place(&mut programs, &kernel.symbols)?;
-        Ok(Self { ring, counters, replace_counts, probes, _programs: programs })
+        Ok(Self {
+            ring,
+            counters,
+            replace_counts,
+            probes,
+            #[cfg(feature = "debug-log")]
+            messages,
+            _programs: programs,
+        })
     }
 
     /// What the probes leave visible on the host while they are there; `None` for nothing.
@@ -132,6 +190,8 @@ impl Ebpf {
 
     /// Gives each waiting record to `receive`; says how many there were.
     pub fn drain(&mut self, mut receive: impl FnMut(Record<'_>)) -> usize {
+        #[cfg(feature = "debug-log")]
+        self.messages.show();
         let mut records = 0;
         while let Some(item) = self.ring.next() {
             if let Some(record) = decode::decode(&item) {

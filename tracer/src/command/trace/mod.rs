@@ -65,7 +65,12 @@ fn ring_bytes() -> u32 {
 }
 
 fn refused(error: ebpf::Error) -> Failure {
-    Failure::unusable(error)
+    let (unusable, remedy) = (error.unusable(), error.remedy());
+    let failure = if unusable { Failure::unusable(error) } else { Failure::running(error) };
+    match remedy {
+        Some(remedy) => failure.with_remedy(remedy),
+        None => failure,
+    }
 }
 
 /// One loop over everything that can happen: records, time, signals.
