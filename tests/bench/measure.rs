@@ -40,7 +40,7 @@ impl Figures {
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.0}", self.total)?;
-        if self.idle > 0.0 {
+        if self.consumer > 0.0 {
             write!(f, ", {:.0} of it in the consumer; idle {:.0} a second", self.consumer, self.idle)?;
         }
         if !self.said.is_empty() {

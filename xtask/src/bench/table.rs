@@ -54,7 +54,7 @@ fn cells(row: &Row) -> [String; 6] {
         or_none(
             figure.over.map(|over| format!("{}{}", if over < 0.0 { "-" } else { "+" }, grouped(over.abs()))),
         ),
-        or_none((figure.idle > 0.0).then(|| grouped(figure.consumer))),
+        or_none((figure.consumer > 0.0).then(|| grouped(figure.consumer))),
         or_none((figure.idle > 0.0).then(|| grouped(figure.idle))),
         format!("{:.2} %", figure.spread * 100.0),
     ]
