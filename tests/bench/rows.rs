@@ -206,7 +206,7 @@ fn stopped(filter: &str) -> Result<Tracer> {
 fn pwru(filter: &str) -> Result<Tracer> {
     const LOADER: &str = "/pwru/usr/lib64/ld-linux-x86-64.so.2";
     const LIBRARIES: &str = "/pwru/usr/lib/x86_64-linux-gnu";
-    ensure!(consumer::exists("/pwru"), "there is no package of pwru");
+    ensure!(consumer::exists("/pwru"), "left out: takes very long to attach; `--row pwru-match` asks for it");
     let command = [LOADER, "--library-path", LIBRARIES, "/pwru/usr/bin/pwru", filter];
     Ok(Tracer::Read(Consumer::start(&command, Some("Listening for events"))?, None))
 }

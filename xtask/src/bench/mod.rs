@@ -70,7 +70,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         format!("{}:/bin/bench-load", load.display()),
         format!("{}:/root/nftracer.bpf.o", places::bpf_object().display()),
     ];
-    if options.row.is_empty() || options.row.iter().any(|row| row.starts_with("pwru")) {
+    // It takes longer to attach, instruction by instruction, than everything else together.
+    if options.row.iter().any(|row| row.starts_with("pwru")) {
         match pwru::folder() {
             Ok(folder) => files.push(format!("{}:/pwru", folder.display())),
             Err(error) => println!("pwru is left out: {error:#}"),
