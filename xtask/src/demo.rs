@@ -1,26 +1,90 @@
-//! Shows the tracer at work, in a guest: a machine of one's own may lack kprobes, and has rules.
+//! Shows the tracer at work: here if this machine's kernel lets us, in a guest if not.
 
+use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::{build, setup, vm};
+use crate::process::{command, read, run_quietly};
+use crate::{build, places, setup, vm};
 
 /// Where to show it.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// A kernel of tests/kernels.toml
-    #[arg(long, default_value = "6.12")]
-    kernel: String,
+    /// Shows it in a guest with this kernel of tests/kernels.toml, whatever this machine can do
+    #[arg(long)]
+    kernel: Option<String>,
     #[command(flatten)]
     build: build::Options,
 }
 
-/// What the guest runs.
-const SCRIPT: &str = "nftracer --help; exec bash";
+/// The guest's kernel where nobody chose.
+const KERNEL: &str = "6.12";
+
+/// The guest has this machine's iptables, but none of its extensions that are links, as this one is.
+const DNAT: &str = "/usr/lib/x86_64-linux-gnu/xtables/libxt_DNAT.so";
 
 /// The `demo` task.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::run(&setup::Options::default())?;
-    vm::attached(&vm::MachineOptions::for_kernel(&options.kernel, &options.build), SCRIPT)
+    match (&options.kernel, obstacle()?) {
+        (Some(kernel), _) => in_guest(kernel, options),
+        (None, Some(obstacle)) => {
+            println!("This machine cannot run the demonstration itself: {obstacle}.");
+            println!("It runs in a virtual machine with Debian's kernel {KERNEL} instead.");
+            in_guest(KERNEL, options)
+        }
+        (None, None) => here(options),
+    }
+}
+
+/// Why the tracer cannot show anything on this machine.
+fn obstacle() -> Result<Option<String>> {
+    if read(command("id").arg("-u"))?.trim() != "0" {
+        return Ok(Some("only root may place probes".to_owned()));
+    }
+    let needed = [
+        ("/sys/bus/event_source/devices/kprobe", "its kernel has no kprobes"),
+        ("/sys/kernel/btf/vmlinux", "its kernel does not describe its types"),
+    ];
+    if let Some((_, obstacle)) = needed.into_iter().find(|(path, _)| !Path::new(path).exists()) {
+        return Ok(Some(obstacle.to_owned()));
+    }
+    // Asks for the tables in a namespace of its own: where they are not loaded, that loads them.
+    let tables = ["unshare", "--net", "iptables-legacy", "-w", "-t", "nat", "-L", "-n"];
+    let asked = run_quietly(command(tables[0]).args(&tables[1..]));
+    Ok(asked.err().map(|_| "its kernel has no legacy tables".to_owned()))
+}
+
+fn script() -> std::path::PathBuf {
+    places::root().join("tests/demo/demo.sh")
+}
+
+fn here(options: &Options) -> Result<ExitCode> {
+    let built = build::run(&options.build)?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folder = built.program("");
+    let path = std::env::join_paths(std::iter::once(folder).chain(std::env::split_paths(&path)))?;
+    let status = command("sh").arg(script()).env("PATH", path).status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn in_guest(kernel: &str, options: &Options) -> Result<ExitCode> {
+    let machine = vm::MachineOptions {
+        files: vec![format!("{}:/root/demo.sh", script().display()), format!("{DNAT}:{DNAT}")],
+        ..vm::MachineOptions::for_kernel(kernel, &options.build)
+    };
+    const COMMAND: &str = "modprobe -qa veth ip_tables iptable_nat iptable_filter; exec sh /root/demo.sh";
+    if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
+        // With colours.
+        return vm::attached(&machine, COMMAND);
+    }
+    vm::run(&vm::Options {
+        machine,
+        timeout: 600,
+        silence: 180,
+        out: None,
+        command: vec![COMMAND.to_owned()],
+    })
 }

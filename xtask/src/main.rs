@@ -4,6 +4,7 @@
 //! that both do exactly the same thing.
 
 mod apt;
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -40,6 +41,8 @@ enum Task {
     Test(ci::Options),
     /// Checks rules about the sources that no compiler checks
     Tidy,
+    /// Counts what tracing costs, in instructions per packet
+    Bench(bench::Options),
     /// Shows the tracer at work
     Demo(demo::Options),
 }
@@ -68,6 +71,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Task::Shell(options) => return vm::shell(&options),
         Task::Test(options) => return ci::run(&options),
         Task::Tidy => tidy::run()?,
+        Task::Bench(options) => return bench::run(&options),
         Task::Demo(options) => return demo::run(&options),
     }
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,212 @@
+//! What is measured: THE table.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use aya::Ebpf;
+
+use crate::consumer::{self, Consumer};
+use crate::probes;
+use crate::rules::{self, Undo};
+
+/// A ruleset, and the rows that have it in common.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum World {
+    /// The legacy tables with seven rules
+    Seven,
+    /// The legacy tables with 20 000 rules
+    Many,
+    /// The seven rules in nftables
+    Nft,
+}
+
+impl World {
+    pub(crate) fn load(self) -> Result<()> {
+        match self {
+            Self::Seven => rules::legacy(),
+            Self::Many => rules::legacy_with(20_000),
+            Self::Nft => rules::nft(),
+        }
+    }
+
+    /// The row that the others of this ruleset compare with.
+    pub(crate) fn base(self) -> &'static str {
+        match self {
+            Self::Seven => "baseline",
+            Self::Many => "many-baseline",
+            Self::Nft => "nft-baseline",
+        }
+    }
+
+    /// A batch.
+    pub(crate) fn packets(self) -> u32 {
+        match self {
+            Self::Seven | Self::Nft => 2000,
+            Self::Many => 400,
+        }
+    }
+}
+
+/// What the rows need from outside.
+pub(crate) struct Means<'a> {
+    pub(crate) probes: &'a Path,
+}
+
+/// Something that traces as long as it is there.
+pub(crate) enum Tracer {
+    /// Nobody reads.
+    Silent(Kept),
+    /// A process reads.
+    Read(Consumer, Option<Undo>),
+    /// A process would read but is stopped meanwhile.
+    Stopped(Consumer),
+}
+
+/// What a silent tracer consists of.
+#[expect(dead_code, reason = "kept only to be dropped")]
+pub(crate) enum Kept {
+    Nothing,
+    Rules(Undo),
+    Probes(Box<Ebpf>),
+}
+
+/// One line of the table.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) world: World,
+    pub(crate) start: fn(&Means<'_>) -> Result<Tracer>,
+}
+
+const ROWS: &[Row] = &[
+    Row { name: "baseline", title: "baseline", world: World::Seven, start: |_| nothing() },
+    Row {
+        name: "empty-pair",
+        title: "empty kprobe + kretprobe on `ipt_do_table` (the floor)",
+        world: World::Seven,
+        start: |means| Ok(Tracer::Silent(Kept::Probes(Box::new(probes::empty_pair(means.probes)?)))),
+    },
+    Row {
+        name: "no-match",
+        title: "nftracer, filter does not match",
+        world: World::Seven,
+        start: |_| nftracer("trace", "udp port 9"),
+    },
+    Row {
+        name: "match-stopped",
+        title: "nftracer, filter matches, the probes alone",
+        world: World::Seven,
+        start: |_| stopped("udp"),
+    },
+    Row {
+        name: "match-trace",
+        title: "nftracer, filter matches, `-o trace`",
+        world: World::Seven,
+        start: |_| nftracer("trace", "udp"),
+    },
+    Row {
+        name: "match-json",
+        title: "nftracer, filter matches, `-o json`",
+        world: World::Seven,
+        start: |_| nftracer("json", "udp"),
+    },
+    Row {
+        name: "trace-nflog",
+        title: "TRACE, bound to nfnetlink_log, nobody listening",
+        world: World::Seven,
+        start: |_| trace("nfnetlink_log"),
+    },
+    Row {
+        name: "trace-kmsg",
+        title: "TRACE to the kernel log, console quiet",
+        world: World::Seven,
+        start: |_| trace("nf_log_ipv4"),
+    },
+    Row {
+        name: "pwru-no-match",
+        title: "pwru, all its functions, filter does not match",
+        world: World::Seven,
+        start: |_| pwru("udp port 9"),
+    },
+    Row {
+        name: "pwru-match",
+        title: "pwru, all its functions, filter matches",
+        world: World::Seven,
+        start: |_| pwru("udp port 5005"),
+    },
+    Row {
+        name: "many-baseline",
+        title: "20 000 rules in INPUT: baseline",
+        world: World::Many,
+        start: |_| nothing(),
+    },
+    Row {
+        name: "many-no-match",
+        title: "20 000 rules: nftracer, filter does not match",
+        world: World::Many,
+        start: |_| nftracer("trace", "udp port 9"),
+    },
+    Row {
+        name: "many-match-stopped",
+        title: "20 000 rules: nftracer, filter matches, the probes alone",
+        world: World::Many,
+        start: |_| stopped("udp"),
+    },
+    Row {
+        name: "many-match",
+        title: "20 000 rules: nftracer, filter matches, `-o trace`",
+        world: World::Many,
+        start: |_| nftracer("trace", "udp"),
+    },
+    Row {
+        name: "many-trace-nflog",
+        title: "20 000 rules: TRACE, bound to nfnetlink_log, nobody listening",
+        world: World::Many,
+        start: |_| trace("nfnetlink_log"),
+    },
+    Row { name: "nft-baseline", title: "nftables: baseline", world: World::Nft, start: |_| nothing() },
+    Row {
+        name: "nft-monitor",
+        title: "nftables: `nft monitor trace` reading",
+        world: World::Nft,
+        start: |_| {
+            let rules = rules::nftrace()?;
+            Ok(Tracer::Read(Consumer::start(&["nft", "monitor", "trace"], None)?, Some(rules)))
+        },
+    },
+];
+
+/// The rows of a ruleset that were asked for, all if none were; with the one they compare with.
+pub(crate) fn of(world: World, names: &[String]) -> Vec<&'static Row> {
+    let wanted =
+        |row: &&Row| row.world == world && (names.is_empty() || names.iter().any(|name| name == row.name));
+    if !ROWS.iter().any(|row| wanted(&row)) {
+        return Vec::new();
+    }
+    ROWS.iter().filter(|row| row.name == world.base() || wanted(row)).collect()
+}
+
+fn nothing() -> Result<Tracer> {
+    Ok(Tracer::Silent(Kept::Nothing))
+}
+
+fn trace(logger: &str) -> Result<Tracer> {
+    Ok(Tracer::Silent(Kept::Rules(rules::trace(logger)?)))
+}
+
+fn nftracer(output: &str, filter: &str) -> Result<Tracer> {
+    let consumer = Consumer::start(&["nftracer", "trace", "-o", output, filter], Some("tracing "))?;
+    Ok(Tracer::Read(consumer, None))
+}
+
+fn stopped(filter: &str) -> Result<Tracer> {
+    Ok(Tracer::Stopped(Consumer::start(&["nftracer", "trace", "-o", "trace", filter], Some("tracing "))?))
+}
+
+fn pwru(filter: &str) -> Result<Tracer> {
+    const LOADER: &str = "/pwru/usr/lib64/ld-linux-x86-64.so.2";
+    const LIBRARIES: &str = "/pwru/usr/lib/x86_64-linux-gnu";
+    ensure!(consumer::exists("/pwru"), "left out: takes very long to attach; `--row pwru-match` asks for it");
+    let command = [LOADER, "--library-path", LIBRARIES, "/pwru/usr/bin/pwru", filter];
+    Ok(Tracer::Read(Consumer::start(&command, Some("Listening for events"))?, None))
+}

@@ -1,0 +1,124 @@
+//! What tracing may cost at most.
+
+use std::fmt;
+
+use super::figures::Figures;
+
+/// A requirement, and whether it holds.
+pub(crate) struct Check {
+    what: &'static str,
+    measured: String,
+    /// Nothing if the rows it needs were not measured.
+    pub(crate) passed: Option<bool>,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match self.passed {
+            Some(true) => "pass",
+            Some(false) => "FAIL",
+            None => "not measured",
+        };
+        write!(f, "{verdict}: {} ({})", self.what, self.measured)
+    }
+}
+
+/// What a row costs over its baseline, at most so much of what another one costs.
+struct Limit {
+    what: &'static str,
+    row: &'static str,
+    reference: &'static str,
+    factor: f64,
+}
+
+const LIMITS: &[Limit] = &[
+    Limit {
+        what: "not matching costs at most 1.5 times the empty pair",
+        row: "no-match",
+        reference: "empty-pair",
+        factor: 1.5,
+    },
+    Limit {
+        what: "matching, `-o trace`, costs at most a fifth of TRACE to the kernel log",
+        row: "match-trace",
+        reference: "trace-kmsg",
+        factor: 0.2,
+    },
+    Limit {
+        what: "matching, `-o json`, costs at most a fifth of TRACE to the kernel log",
+        row: "match-json",
+        reference: "trace-kmsg",
+        factor: 0.2,
+    },
+    Limit {
+        what: "20 000 rules: matching costs at most 3 times TRACE to nfnetlink_log",
+        row: "many-match",
+        reference: "many-trace-nflog",
+        factor: 3.0,
+    },
+];
+
+/// How much not matching may differ between 7 and 20 000 rules.
+const SAME: f64 = 0.02;
+
+/// All requirements.
+pub(crate) fn check(figures: &Figures) -> Vec<Check> {
+    let mut checks: Vec<Check> = LIMITS.iter().map(|limit| limit.check(figures)).collect();
+    checks.push(same_with_many_rules(figures));
+    checks
+}
+
+impl Limit {
+    fn check(&self, figures: &Figures) -> Check {
+        let (over, reference) = (figures.over(self.row), figures.over(self.reference));
+        let Some((over, reference)) = over.zip(reference) else {
+            return Check { what: self.what, measured: "rows are missing".to_owned(), passed: None };
+        };
+        Check {
+            what: self.what,
+            measured: format!("{over:.0} against {reference:.0}, {:.2} times", over / reference),
+            passed: Some(over <= reference * self.factor),
+        }
+    }
+}
+
+/// The difference of two large totals carries their spread, so this is the one that needs it.
+fn same_with_many_rules(figures: &Figures) -> Check {
+    let what = "not matching costs the same with 20 000 rules as with 7, within 2 %";
+    let rows = ["no-match", "many-no-match"].map(|row| figures.over(row));
+    let noise = ["many-baseline", "many-no-match"]
+        .map(|row| figures.figure(row).map_or(0.0, |figure| figure.spread * figure.total / 2.0));
+    let [Some(few), Some(many)] = rows else {
+        return Check { what, measured: "rows are missing".to_owned(), passed: None };
+    };
+    let (difference, noise) = ((many - few).abs(), noise[0].max(noise[1]));
+    Check {
+        what,
+        measured: format!("{many:.0} against {few:.0}, measured to ±{noise:.0}"),
+        passed: Some(difference <= few * SAME + noise),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures::tests::figures;
+    use super::*;
+
+    #[test]
+    fn limits_are_checked() {
+        let figures = figures(&[
+            ("baseline", &[100.0]),
+            ("empty-pair", &[200.0]),
+            ("no-match", &[251.0]),
+            ("trace-kmsg", &[1100.0]),
+            ("match-trace", &[300.0]),
+        ]);
+        let checks = check(&figures);
+        let passed: Vec<_> = checks.iter().map(|check| check.passed).collect();
+        assert_eq!(passed, [Some(false), Some(true), None, None, None]);
+        assert_eq!(
+            checks[0].to_string(),
+            "FAIL: not matching costs at most 1.5 times the empty pair (151 against 100, 1.51 times)"
+        );
+    }
+}
