@@ -236,7 +236,7 @@ fn extensions() -> Result<Vec<PathBuf>> {
         bail!("iptables has no plug-ins on this machine; run `cargo xtask setup`");
     };
     let mut files = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    files.retain(|file| file.extension().is_some_and(|ending| ending == "so") && !file.is_symlink());
+    files.retain(|file| file.extension().is_some_and(|ending| ending == "so"));
     files.sort();
     Ok(files)
 }

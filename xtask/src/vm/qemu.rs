@@ -217,12 +217,14 @@ fn qemu(machine: &Machine<'_>, sockets: &Sockets) -> Result<Command> {
     command.args(["-cpu", "max,-cx16", "-display", "none"]);
     command.args(["-m", &machine.memory.to_string()]);
     if machine.count_instructions {
-        command.args(["-icount", "shift=0,sleep=off", "-smp", "1,maxcpus=2"]);
+        // Two possible CPUs, because with one the kernel keeps its counters elsewhere; the second is never started.
+        command.args(["-icount", "shift=0,sleep=off", "-smp", "2"]);
     } else {
         command.args(["-smp", &machine.cpus.to_string()]);
     }
     let arguments = format!(
-        "console=ttyS0 loglevel=4 panic=-1 oops=panic random.trust_cpu=on rdinit=/init {}",
+        "console=ttyS0 loglevel=4 panic=-1 oops=panic random.trust_cpu=on rdinit=/init {} {}",
+        if machine.count_instructions { "maxcpus=1" } else { "" },
         machine.kernel_arguments
     );
     command

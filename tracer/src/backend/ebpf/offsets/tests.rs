@@ -147,6 +147,7 @@ fn symbols_are_read_from_kallsyms() {
         ffffffff82300000 D __per_cpu_offset\n\
         000000000003a000 d xt_recseq\t[x_tables]\n\
         ffffffffc0400000 t xt_replace_table\t[x_tables]\n\
+        ffffffffc0400100 t xt_copy_counters\t[x_tables]\n\
         ffffffffc0500000 t ipt_do_table\t[ip_tables]\n\
         ffffffffc0500800 t ip6t_do_table.cold\t[ip6_tables]\n\
         short line\n";
