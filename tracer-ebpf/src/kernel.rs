@@ -159,29 +159,35 @@ pub fn hook_state(address: u64) -> Option<HookState> {
     }
 }
 
-/// Bytes of an skb read at once.
+/// Bytes of an skb that can be read at once.
 const WINDOW: u64 = 256;
 
-/// Room for an skb.
+/// Room for a part of an skb.
 #[repr(C)]
 pub struct SkbWindow([u64; (WINDOW / 8) as usize]);
 
-/// The fields of a `struct sk_buff` that are looked at, from one read. The bytes lie in a map, the stack is too small.
+/// Fields of a `struct sk_buff` from one read that begins at `start`. The bytes lie in a map, the stack is too small.
 pub struct Skb {
-    window: *const SkbWindow,
+    window: *const u8,
+    start: u64,
+    span: u64,
 }
 
 macro_rules! skb_fields {
-    ($($(#[$doc:meta])* $name:ident: $type:ty = $field:ident,)*) => {
+    ($($name:ident: $type:ty = $field:ident,)*) => {
         impl Skb {
-            $($(#[$doc])* #[inline(always)] pub fn $name(&self) -> $type {
-                let at = offset!($field);
-                if at > WINDOW - size_of::<$type>() as u64 {
-                    return 0;
+            $(
+                #[doc = concat!("`", stringify!($field), "`; 0 where the read does not cover it.")]
+                #[inline(always)]
+                pub fn $name(&self) -> $type {
+                    let at = offset!($field).wrapping_sub(self.start);
+                    if at > self.span - size_of::<$type>() as u64 {
+                        return 0;
+                    }
+                    // SAFETY: within the window, as just compared.
+                    unsafe { self.window.add(at as usize).cast::<$type>().read_volatile() }
                 }
-                // SAFETY: within the window, as just compared.
-                unsafe { self.window.cast::<u8>().add(at as usize).cast::<$type>().read_volatile() }
-            })*
+            )*
         }
     };
 }
@@ -199,14 +205,44 @@ skb_fields! {
 }
 
 impl Skb {
-    /// Reads an skb. It is shorter than the window on no kernel where it matters: what lies behind it in its slab can
-    /// be read too.
+    /// All fields.
     #[inline(always)]
-    pub fn read(address: u64) -> Option<Self> {
-        let window = SKB.get_ptr_mut(0)?;
-        // SAFETY: a per-CPU map value of the size of the window.
-        let read = unsafe { copy(window.cast::<u8>(), WINDOW as u32, address) };
-        read.then_some(Self { window })
+    pub fn whole(address: u64) -> Option<Self> {
+        const SPAN: u64 = 192;
+        let start = offset!(skb_dev);
+        let fits = |at: u64| at >= start && at - start <= SPAN - 8;
+        // On the known kernels they lie between the device and the buffer's address.
+        if fits(offset!(skb_head))
+            && fits(offset!(skb_mark))
+            && fits(offset!(skb_len))
+            && fits(offset!(skb_sk))
+        {
+            Self::read::<SPAN>(address, start)
+        } else {
+            Self::read::<WINDOW>(address, 0)
+        }
+    }
+
+    /// Length, mark and place of the packet.
+    #[inline(always)]
+    pub fn packet(address: u64) -> Option<Self> {
+        const SPAN: u64 = 104;
+        let start = offset!(skb_len);
+        let fits = |at: u64| at >= start && at - start <= SPAN - 8;
+        if fits(offset!(skb_head)) && fits(offset!(skb_mark)) && fits(offset!(skb_data_len)) {
+            Self::read::<SPAN>(address, start)
+        } else {
+            Self::read::<WINDOW>(address, 0)
+        }
+    }
+
+    /// What lies behind an skb in its slab can be read, too.
+    #[inline(always)]
+    fn read<const SPAN: u64>(address: u64, start: u64) -> Option<Self> {
+        let window = SKB.get_ptr_mut(0)?.cast::<u8>();
+        // SAFETY: a per-CPU map value longer than any span.
+        let read = unsafe { copy(window, SPAN as u32, address + start) };
+        read.then_some(Self { window, start, span: SPAN })
     }
 
     /// Address of the network header.

@@ -141,7 +141,7 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
             traversal.kind = kind::TRAVERSAL;
             traversal.verdict = 0;
             traversal.match_count = 0;
-            traversal.exit = SkbState::default();
+            clear(&mut traversal.exit);
             if traversal.entry.copied > ENTRY_BYTES as u32 {
                 traversal.entry.copied = ENTRY_BYTES as u32;
             }
@@ -312,7 +312,6 @@ fn begin(
         0 => read(state.net + offset!(net_inum)).unwrap_or(0),
         only => only,
     };
-    traversal.table_name = [0; 32];
     traversal.match_count = 0;
     traversal.number = 0;
     traversal.size = 0;
@@ -329,8 +328,8 @@ fn begin(
     if device(&mut traversal.outdev, state.outdev) {
         facts |= fact::OUT;
     }
-    traversal.entry = SkbState::default();
-    if let Some(skb) = Skb::read(call.skb) {
+    clear(&mut traversal.entry);
+    if let Some(skb) = Skb::whole(call.skb) {
         facts |= packet(traversal, selected, &skb);
     }
     traversal.facts = facts;
@@ -378,10 +377,18 @@ fn packet(traversal: &mut Traversal, selected: &Selected, skb: &Skb) -> u32 {
     facts
 }
 
-/// Reads what the kernel's logger prints about a device.
+/// Empties a state, field by field: the compiler would join them to a call of `memset`, which is slow here.
+#[inline(always)]
+fn clear(state: &mut SkbState) {
+    for field in [&mut state.mark, &mut state.len, &mut state.copied, &mut state.reserved] {
+        // SAFETY: a valid reference.
+        unsafe { core::ptr::write_volatile(field, 0) };
+    }
+}
+
+/// Reads what the kernel's logger prints about a device; what was there is left where there is none.
 #[inline(always)]
 fn device(name: &mut [u8; 16], address: u64) -> bool {
-    *name = [0; 16];
     // SAFETY: the destination has 16 bytes.
     address != 0 && unsafe { copy(name.as_mut_ptr(), 16, address + offset!(dev_name)) }
 }
@@ -518,17 +525,17 @@ fn finish(frame: &Frame, depth: u32, verdict: u32) -> Option<()> {
     let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
     identify(traversal, frame);
     traversal.verdict = verdict;
-    traversal.exit = SkbState::default();
+    clear(&mut traversal.exit);
     // A stolen packet may be gone.
     if verdict & 0xff != NF_STOLEN
-        && let Some(skb) = SkbAtExit::read(frame.skb.get())
+        && let Some(skb) = Skb::packet(frame.skb.get())
     {
-        traversal.exit.mark = skb.mark;
-        traversal.exit.len = skb.len;
+        traversal.exit.mark = skb.mark();
+        traversal.exit.len = skb.len();
         traversal.facts |= fact::EXIT;
-        let len = snapshot::bounded(skb.linear, EXIT_BYTES as u32);
+        let len = snapshot::bounded(skb.linear(), EXIT_BYTES as u32);
         // SAFETY: `len` is at most the length of the array.
-        if unsafe { copy((&raw mut traversal.exit_bytes).cast::<u8>(), len, skb.network) } {
+        if unsafe { copy((&raw mut traversal.exit_bytes).cast::<u8>(), len, skb.network()) } {
             traversal.exit.copied = len;
         }
     }
@@ -546,20 +553,4 @@ fn finish(frame: &Frame, depth: u32, verdict: u32) -> Option<()> {
     // SAFETY: at most the size of the record.
     unsafe { send(record.cast::<u8>(), size_of::<Traversal>() as u64 + tail) };
     Some(())
-}
-
-/// What of an skb can have changed, or moved.
-struct SkbAtExit {
-    mark: u32,
-    len: u32,
-    linear: u32,
-    network: u64,
-}
-
-impl SkbAtExit {
-    #[inline(always)]
-    fn read(address: u64) -> Option<Self> {
-        let skb = Skb::read(address)?;
-        Some(Self { mark: skb.mark(), len: skb.len(), linear: skb.linear(), network: skb.network() })
-    }
 }

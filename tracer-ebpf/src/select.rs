@@ -9,9 +9,9 @@
 
 use crate::config::{config, offset};
 use crate::frame::Cpu;
-use crate::kernel::{HookState, copy, cpu_number, hook_state, read, read_pair};
+use crate::kernel::{HookState, Skb, copy, cpu_number, hook_state, read};
 use crate::legacy::Call;
-use crate::maps::{DECIDED, DECISIONS, FILTER, SKB, TABLE_CLASSES, TRACED, TracedPacket};
+use crate::maps::{DECIDED, DECISIONS, FILTER, TABLE_CLASSES, TRACED, TracedPacket};
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
 use tracer_common::legacy::{TABLE_SLOTS, rank, table_class, table_slot};
 
@@ -213,55 +213,17 @@ fn matches(skb: u64) -> bool {
 #[inline(always)]
 fn extract(skb: u64) -> Option<()> {
     let input = FILTER.get_ptr_mut(0)?;
-    let skb = Placement::read(skb)?;
-    let linear = if skb.linear > 64 { 64 } else { skb.linear as usize };
+    let skb = Skb::packet(skb)?;
+    let linear = if skb.linear() > 64 { 64 } else { skb.linear() as usize };
     // SAFETY: a per-CPU map value of this program's own.
     unsafe {
         let header = &raw mut (*input).header;
-        if !copy(header.cast::<u8>(), 64, skb.network) {
+        if !copy(header.cast::<u8>(), 64, skb.network()) {
             return None;
         }
         (*input).key = Key::from_header(&*header, linear);
     }
     Some(())
-}
-
-/// Where a packet's bytes are.
-struct Placement {
-    network: u64,
-    linear: u32,
-}
-
-impl Placement {
-    /// In one read where length and buffer lie close enough, as they do on all known kernels.
-    #[inline(always)]
-    fn read(skb: u64) -> Option<Self> {
-        const SPAN: u64 = 104;
-        let (len, data_len) = (offset!(skb_len), offset!(skb_data_len));
-        let (head, header) = (offset!(skb_head), offset!(skb_network_header));
-        if data_len == len + 4
-            && head > len
-            && head - len <= SPAN - 8
-            && header > len
-            && header - len <= SPAN - 2
-        {
-            let window = SKB.get_ptr_mut(0)?.cast::<u8>();
-            // SAFETY: a per-CPU map value longer than the span; the fields lie within it, as just compared.
-            unsafe {
-                if !copy(window, SPAN as u32, skb + len) {
-                    return None;
-                }
-                let [len_value, data_len] = window.cast::<[u32; 2]>().read_volatile();
-                let head = window.add((head - len) as usize).cast::<u64>().read_volatile();
-                let header = window.add((header - len) as usize).cast::<u16>().read_volatile();
-                Some(Self { network: head + u64::from(header), linear: len_value.wrapping_sub(data_len) })
-            }
-        } else {
-            let (len, data_len) = read_pair(skb, len, data_len)?;
-            let network = read::<u64>(skb + head)? + u64::from(read::<u16>(skb + header)?);
-            Some(Self { network, linear: len.wrapping_sub(data_len) })
-        }
-    }
 }
 
 /// Runs the filter program on this CPU's filter input: [`ACCEPT`] or something else.
