@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use nftracer_tests::compare::{Figures, Verdict, Wrong};
 use nftracer_tests::generate::{Parts, Ruleset, Shape, generate};
 use nftracer_tests::lab::{Family, Place, addresses};
-use nftracer_tests::netns;
+use nftracer_tests::{netns, wait};
 use nftracer_tests::packet::identity;
 use nftracer_tests::ruleset::HANDWRITTEN;
 use nftracer_tests::tracer::Totals;
@@ -62,16 +62,17 @@ fn itself(options: &Options) -> Result<Outcome> {
             let shots = planner.shots(family, SHOTS);
             session.kernel_rows();
             session.fire(&shots);
-            let seen = session.kernel_rows();
             // Datagrams in pieces are put together before the first table.
             let whole = shots.iter().filter(|shot| shot.packet.fragment.is_none() && shot.from != Place::B);
-            for shot in whole {
-                let wanted = identity(&shot.packet.bytes()[0]);
-                let found = seen.iter().any(|row| Some(&row.packet) == wanted.as_ref());
-                check(found, format!("the kernel did not tell of {shot:?} with\n{text}"))?;
-                packets += 1;
-            }
-            rows += seen.len();
+            let mut wanted: Vec<_> = whole.filter_map(|shot| identity(&shot.packet.bytes()[0])).collect();
+            packets += wanted.len();
+            wait::until(Duration::from_secs(10), || {
+                let seen = session.kernel_rows();
+                rows += seen.len();
+                wanted.retain(|packet| seen.iter().all(|row| row.packet != *packet));
+                wanted.is_empty().then_some(())
+            });
+            check(wanted.is_empty(), format!("the kernel did not tell of {wanted:?} with\n{text}"))?;
         }
     }
     let without = if refused.is_empty() { String::new() } else { format!("; not on this kernel: {refused:?}") };

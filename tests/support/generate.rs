@@ -99,7 +99,6 @@ const TARGETS: &[(&str, &[&str])] = &[
     ("-j DSCP --set-dscp 0x0a", &["mangle"]),
     ("-j TOS --set-tos 0x10", &["mangle"]),
     ("-j @TTL", &["mangle"]),
-    ("-j CLASSIFY --set-class 1:3", &["mangle"]),
     ("-j TEE --gateway @B", &["mangle", "filter"]),
     ("-j NFLOG --nflog-group 5", &["mangle", "filter", "raw"]),
     ("-j CT --notrack", &["raw"]),

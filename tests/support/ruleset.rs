@@ -348,7 +348,7 @@ pub const HANDWRITTEN: &[Handwritten] = &[
 -A PREROUTING -p udp --dport 4000
 4|-A PREROUTING -f
 6|-A PREROUTING -m frag --fragmore
-6|-A PREROUTING -m frag ! --fragfirst
+6|-A PREROUTING -m frag --fraglast
 -A PREROUTING -p udp
 *filter
 -A FORWARD -p udp --dport 4000 -j ACCEPT
