@@ -28,6 +28,47 @@ pub mod kind {
     pub const CHUNK: u32 = 3;
 }
 
+/// Slots of replace counters.
+pub const TABLE_SLOTS: u32 = 64;
+
+/// The slot that counts the replacements of the table at an address. Tables may share one: that costs a false alarm,
+/// nothing else.
+#[inline(always)]
+pub fn table_slot(table: u64) -> u32 {
+    ((table >> 7) ^ (table >> 13)) as u32 & (TABLE_SLOTS - 1)
+}
+
+/// Which of the five tables a name belongs to, by its first four bytes in memory order; 7 for any other.
+#[inline(always)]
+pub fn table_class(name: u32) -> u8 {
+    const RAW: u32 = u32::from_ne_bytes(*b"raw\0");
+    const MANGLE: u32 = u32::from_ne_bytes(*b"mang");
+    const FILTER: u32 = u32::from_ne_bytes(*b"filt");
+    const SECURITY: u32 = u32::from_ne_bytes(*b"secu");
+    const NAT: u32 = u32::from_ne_bytes(*b"nat\0");
+    match name {
+        RAW => 1,
+        MANGLE => 2,
+        NAT => NAT_CLASS,
+        FILTER => 4,
+        SECURITY => 5,
+        _ => 7,
+    }
+}
+
+/// Class of the nat table.
+pub const NAT_CLASS: u8 = 3;
+
+/// The order in which the tables of one hook see a packet, from 1. `xt_table.priority` does not tell: `nat` has two
+/// priorities and shows neither.
+///
+/// `enum nf_ip_hook_priorities` in `include/uapi/linux/netfilter_ipv4.h`.
+#[inline(always)]
+pub fn rank(hook: u8, class: u8) -> u8 {
+    // Destinations are translated before filtering, sources after it.
+    if class == NAT_CLASS && hook != 0 && hook != 3 { 6 } else { class }
+}
+
 /// Why a traversal's matched set may not be what the packet met. Bits of [`Traversal::doubts`].
 pub mod doubt {
     /// `table->private` changed between the reads.

@@ -95,8 +95,6 @@ offsets! {
     table_private: "xt_table" "private",
     /// u8.
     table_af: "xt_table" "af",
-    /// i32, the priority of its hooks.
-    table_priority: "xt_table" "priority",
     /// 32 bytes.
     table_name: "xt_table" "name",
     /// u32, bytes of the blob.

@@ -106,23 +106,37 @@ fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
     (missed, since_ns)
 }
 
-/// Gives up a frame whose exit will not come.
-#[inline(always)]
-fn abandon(cpu: &Cpu, depth: u32, why: u32) -> Option<()> {
-    let frame = frame(depth)?;
+/// Gives up the frame at `depth`, whose exit will not come. A global function to the verifier, like those of
+/// [`snapshot`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
+    let (Some(cpu), Some(frame), Some(record)) = (cpu(), frame(depth), RECORDS.get_ptr_mut(depth)) else { return 1 };
     cpu.depth.set(depth);
     if frame.traced.get() != 0 {
-        let record = RECORDS.get_ptr_mut(depth)?;
         // SAFETY: a per-CPU map value of this program's own.
         unsafe {
-            (*record).traversal.exit_ns = kernel::now_ns();
-            (*record).traversal.cpu = kernel::cpu_number();
-            (*record).traversal.doubts = frame.doubts.get() | why;
-            (*record).traversal.match_count = 0;
+            let traversal = &mut *(&raw mut (*record).traversal);
+            identify(traversal, frame);
+            traversal.doubts |= why;
+            traversal.verdict = 0;
+            traversal.match_count = 0;
             send(record.cast::<u8>(), size_of::<Traversal>() as u64);
         }
     }
-    Some(())
+    0
+}
+
+/// Fills in what is known of a traversal at its end, however it ends.
+#[inline(always)]
+fn identify(traversal: &mut Traversal, frame: &Frame) {
+    traversal.cpu = kernel::cpu_number();
+    traversal.exit_ns = kernel::now_ns();
+    traversal.private = frame.private.get();
+    traversal.replace_count = frame.replace_count.get();
+    traversal.number = frame.number.get();
+    traversal.size = frame.size.get();
+    traversal.doubts = frame.doubts.get();
 }
 
 /// Follows a traversal: one that is traced, or one inside another that is followed.
@@ -141,14 +155,14 @@ fn push(cpu: &Cpu, call: &Call, traced: Option<(&Selected, &HookState)>) -> Opti
             && top_pointer >> STACK_SHIFT == call.stack_pointer >> STACK_SHIFT
             && call.stack_pointer >= top_pointer
         {
-            abandon(cpu, depth - 1, doubt::NO_EXIT)?;
+            abandon(depth - 1, doubt::NO_EXIT);
         } else {
             break;
         }
     }
     if cpu.depth.get() >= DEPTH {
         for above in 0..DEPTH {
-            abandon(cpu, DEPTH - 1 - above, doubt::TOO_DEEP)?;
+            abandon(DEPTH - 1 - above, doubt::TOO_DEEP);
         }
         count(Counter::Overflowed, u64::from(DEPTH));
     }
@@ -222,7 +236,7 @@ fn watch(frame: &Frame, call: &Call, depth: u32, per_cpu: u64, family: u8) -> Op
     frame.first_block.set(snapshot::first_block(private, family, per_cpu)?);
     let blocks = snapshot::blocks(number);
     if frame.page.get().saturating_add(blocks) > config!(snapshot_pages)
-        || !snapshot::locate_blocks(private, family, number, size, false)
+        || (blocks > 1 && snapshot::locate_blocks(private, u32::from(family), 0) != 0)
     {
         frame.doubt(doubt::TOO_LARGE);
         return Some(());
@@ -404,7 +418,7 @@ pub fn leave(stack_pointer: u64, verdict: u32) -> Option<()> {
         if above <= depth || above >= DEPTH {
             break;
         }
-        abandon(cpu, above, doubt::NO_EXIT)?;
+        abandon(above, doubt::NO_EXIT);
         frame.doubt(doubt::NO_EXIT);
     }
     let per_cpu = kernel::per_cpu_offset()?;
@@ -463,14 +477,8 @@ fn finish(frame: &Frame, depth: u32, verdict: u32) -> Option<()> {
     let record: *mut Record = RECORDS.get_ptr_mut(depth)?;
     // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
     let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
-    traversal.cpu = kernel::cpu_number();
-    traversal.exit_ns = kernel::now_ns();
-    traversal.private = frame.private.get();
-    traversal.replace_count = frame.replace_count.get();
-    traversal.number = frame.number.get();
-    traversal.size = frame.size.get();
+    identify(traversal, frame);
     traversal.verdict = verdict;
-    traversal.doubts = frame.doubts.get();
     // A stolen packet may be gone.
     if verdict & 0xff != NF_STOLEN {
         let skb = frame.skb.get();

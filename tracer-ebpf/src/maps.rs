@@ -5,7 +5,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 use tracer_common::counter::Counter;
 use tracer_common::filter::Key;
-use tracer_common::legacy::{MAX_MATCHES, Match, RULES_PER_BLOCK, TableChunk, Traversal};
+use tracer_common::legacy::{MAX_MATCHES, Match, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
 
 /// Traversals that can be open on one CPU at once.
 pub const DEPTH: u32 = 8;
@@ -13,8 +13,6 @@ pub const DEPTH: u32 = 8;
 pub const MAX_BLOCKS: u32 = 256;
 /// Slots of remembered decisions.
 pub const DECISIONS: u32 = 1 << 16;
-/// Slots of replace counters and remembered tables.
-pub const TABLES: u32 = 64;
 
 /// A counter block as the kernel holds it: packets and bytes of 256 rules.
 #[repr(C)]
@@ -74,24 +72,18 @@ pub static BLOCK_OFFSETS: LruHashMap<u64, BlockOffsets> = LruHashMap::with_max_e
 pub static BLOCK_SCRATCH: PerCpuArray<BlockOffsets> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static CHUNK: PerCpuArray<TableChunk> = PerCpuArray::with_max_entries(1, 0);
-/// How often a table was replaced, by a hash of its address: a collision costs a false alarm, nothing else.
+/// How often a table was replaced, by [`table_slot`].
 #[map]
-pub static REPLACE_COUNTS: Array<u32> = Array::with_max_entries(TABLES, 0);
-/// Priorities of tables, by the same hash: address and priority in one word.
+pub static REPLACE_COUNTS: Array<u32> = Array::with_max_entries(TABLE_SLOTS, 0);
+/// Which tables they are, by the same slots: address and class in one word.
 #[map]
-pub static TABLE_PRIORITIES: Array<u64> = Array::with_max_entries(TABLES, 0);
+pub static TABLE_CLASSES: Array<u64> = Array::with_max_entries(TABLE_SLOTS, 0);
 #[map]
 pub static DECIDED: Array<u64> = Array::with_max_entries(DECISIONS, 0);
 #[map]
 pub static TRACED: LruHashMap<u64, TracedPacket> = LruHashMap::with_max_entries(1 << 14, 0);
 #[map]
 pub static FILTER: PerCpuArray<FilterInput> = PerCpuArray::with_max_entries(1, 0);
-
-/// Slot of a table in [`REPLACE_COUNTS`].
-#[inline(always)]
-pub fn table_slot(table: u64) -> u32 {
-    ((table >> 7) ^ (table >> 13)) as u32 & (TABLES - 1)
-}
 
 /// How often the table was replaced so far.
 #[inline(always)]

@@ -7,9 +7,9 @@
 use crate::config::offset;
 use crate::emit::send;
 use crate::kernel::{copy, now_ns, read};
-use crate::maps::{CHUNK, REPLACE_COUNTS, TABLE_PRIORITIES, table_slot};
-use crate::snapshot::{bounded, locate_blocks};
-use tracer_common::legacy::{CHUNK_BYTES, MAX_CHUNKS, Replaced, TableChunk, kind};
+use crate::maps::{CHUNK, REPLACE_COUNTS, TABLE_CLASSES};
+use crate::snapshot::{bounded, locate_blocks, opaque};
+use tracer_common::legacy::{CHUNK_BYTES, MAX_CHUNKS, RULES_PER_BLOCK, Replaced, TableChunk, kind, table_slot};
 
 /// A table gets a new blob.
 #[inline(always)]
@@ -23,14 +23,16 @@ pub fn replaced(table: u64, info: u64) -> Option<()> {
         core::ptr::write_volatile(count, next);
         next
     };
-    if let Some(priority) = TABLE_PRIORITIES.get_ptr_mut(slot) {
+    if let Some(class) = TABLE_CLASSES.get_ptr_mut(slot) {
         // SAFETY: a map value; another table may come to the address of one that is gone.
-        unsafe { core::ptr::write_volatile(priority, 0) };
+        unsafe { core::ptr::write_volatile(class, 0) };
     }
     let number: u32 = read(info + offset!(info_number))?;
     let size: u32 = read(info + offset!(info_size))?;
     let family: u8 = read(table + offset!(table_af))?;
-    locate_blocks(info, family, number, size, true);
+    if number > RULES_PER_BLOCK {
+        locate_blocks(info, u32::from(family), 1);
+    }
 
     let chunks = size.div_ceil(CHUNK_BYTES as u32);
     let chunks = if chunks > MAX_CHUNKS { 0 } else { chunks };
@@ -59,7 +61,7 @@ pub fn replaced(table: u64, info: u64) -> Option<()> {
         (*chunk).table = table;
     }
     for index in 0..MAX_CHUNKS {
-        if index >= chunks {
+        if index >= opaque(chunks) {
             break;
         }
         send_chunk(info, index, size);

@@ -1,7 +1,7 @@
 //! Which packets are traced.
 //!
 //! A packet is judged once, at its first traversal in a namespace, and stays traced or not for its later hooks, also
-//! when NAT has changed it. Its skb's address tells it again, as long as hook and priority go forward: addresses are
+//! when NAT has changed it. Its skb's address tells it again, as long as hook and table go forward: addresses are
 //! reused within microseconds, so a packet that begins anew (PREROUTING, OUTPUT) or goes backward is another packet.
 //!
 //! The judgement sits in one 64-bit word in an array indexed by a hash of the address, so that asking again costs one
@@ -11,8 +11,9 @@ use crate::config::{config, offset};
 use crate::frame::Cpu;
 use crate::kernel::{HookState, copy, cpu_number, read};
 use crate::legacy::Call;
-use crate::maps::{DECIDED, DECISIONS, FILTER, TABLES, TABLE_PRIORITIES, TRACED, TracedPacket, table_slot};
+use crate::maps::{DECIDED, DECISIONS, FILTER, TABLE_CLASSES, TRACED, TracedPacket};
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
+use tracer_common::legacy::{rank, table_class, table_slot};
 
 const PREROUTING: u64 = 0;
 const OUTPUT: u64 = 3;
@@ -25,10 +26,10 @@ pub struct Selected {
     pub first: bool,
 }
 
-/// Hook and priority as one number: the hook from bit 6 on, the priority, coarsely, below.
+/// Hook and rank of the table in it as one number: the hook from bit 3 on.
 #[inline(always)]
-fn position(hook: u8, priority: i32) -> u64 {
-    (u64::from(hook & 7) << 6) | (((priority + 512) as u64 >> 4) & 63)
+fn position(hook: u8, class: u8) -> u64 {
+    u64::from(((hook & 7) << 3) | rank(hook, class))
 }
 
 /// Whether a packet seen at `before` can be at `now` next, in one namespace.
@@ -37,7 +38,7 @@ fn follows(before: u64, now: u64) -> bool {
     // For each hook the set of hooks that come after it: PREROUTING → INPUT, FORWARD; FORWARD and OUTPUT →
     // POSTROUTING.
     const NEXT: u64 = 0b00110 | (0b10000 << 10) | (0b10000 << 15);
-    let (from, to) = (before >> 6, now >> 6);
+    let (from, to) = (before >> 3, now >> 3);
     if from == to { now > before } else { (NEXT >> (from * 5 + to)) & 1 == 1 }
 }
 
@@ -61,7 +62,7 @@ impl Decision {
     }
     #[inline(always)]
     fn position(self) -> u64 {
-        (self.0 >> 5) & 511
+        (self.0 >> 5) & 63
     }
     #[inline(always)]
     fn traced(self) -> bool {
@@ -69,27 +70,25 @@ impl Decision {
     }
 }
 
-/// Priority of a table. Asked of the kernel once for each table: the slot is cleared when a table is registered or
-/// replaced.
+/// Which table it is. Asked of the kernel once for each: the slot is cleared when a table is registered or replaced.
 #[inline(always)]
-fn priority(table: u64) -> Option<i32> {
-    let slot = TABLE_PRIORITIES.get_ptr_mut(table_slot(table) & (TABLES - 1))?;
-    // SAFETY: a map value; one word, so that other CPUs see all of it or nothing.
+fn class(table: u64) -> Option<u8> {
+    let slot = TABLE_CLASSES.get_ptr_mut(table_slot(table))?;
+    // SAFETY: a map value; one word, so that other CPUs see all of it or nothing. Tables are aligned to eight bytes.
     let known = unsafe { core::ptr::read_volatile(slot) };
-    if known >> 16 == table & 0xffff_ffff_ffff {
-        return Some((known & 0xffff) as i32 - 0x8000);
+    if known & !7 == table {
+        return Some((known & 7) as u8);
     }
-    let priority: i32 = read(table + offset!(table_priority))?;
-    let word = (table << 16) | ((priority + 0x8000) as u64 & 0xffff);
+    let class = table_class(read(table + offset!(table_name))?);
     // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(slot, word) };
-    Some(priority)
+    unsafe { core::ptr::write_volatile(slot, table | u64::from(class)) };
+    Some(class)
 }
 
 /// Whether this traversal is to be traced, and as which packet's.
 #[inline(always)]
 pub fn select(cpu: &Cpu, call: &Call, state: &HookState) -> Option<Selected> {
-    let now = position(state.hook, priority(call.table)?);
+    let now = position(state.hook, class(call.table)?);
     let slot = DECIDED.get_ptr_mut(((call.skb >> 8) ^ (call.skb >> 20)) as u32 & (DECISIONS - 1))?;
     // SAFETY: a map value; one word, so that other CPUs see all of it or nothing.
     let decided = Decision(unsafe { core::ptr::read_volatile(slot) });
@@ -99,7 +98,7 @@ pub fn select(cpu: &Cpu, call: &Call, state: &HookState) -> Option<Selected> {
         unsafe { core::ptr::write_volatile(slot, decision.0) };
     };
 
-    let hook = now >> 6;
+    let hook = now >> 3;
     let same = decided.is_about(call.skb, state.net);
     if same && !decided.traced() && follows(decided.position(), now) {
         remember(false);
@@ -112,7 +111,7 @@ pub fn select(cpu: &Cpu, call: &Call, state: &HookState) -> Option<Selected> {
             // SAFETY: a map value; only the CPU that has the packet writes to it.
             let known = unsafe { &mut *known };
             let looped = hook == PREROUTING
-                && known.position >> 6 == POSTROUTING
+                && known.position >> 3 == POSTROUTING
                 && known.outdev != 0
                 && known.outdev == state.indev;
             if known.net == state.net && (looped || follows(known.position, now)) {

@@ -86,13 +86,22 @@ pub fn first_block_of(depth: u32, private: u64, per_cpu: u64) -> Option<u64> {
     first_block(private, family_of(depth)?, per_cpu)
 }
 
-/// `value`, at most `limit`, in a way that the verifier can follow and the compiler cannot undo.
+/// `value`, about which the compiler forgets what it knew. Loops compare their counter with a constant and with an
+/// opaque limit: of two comparisons the compiler would keep one, and of a counter and a limit that are both in registers
+/// older verifiers learn nothing.
+#[inline(always)]
+pub fn opaque(value: u32) -> u32 {
+    let mut opaque = u64::from(value);
+    // SAFETY: moves a register to itself.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) opaque) };
+    opaque as u32
+}
+
+/// `value`, at most `limit`, compared where the verifier can see it.
 #[inline(always)]
 pub fn bounded(value: u32, limit: u32) -> u32 {
-    let mut bounded = u64::from(value);
-    // SAFETY: moves a register to itself; the compiler forgets what it knew about the value and has to compare again.
-    unsafe { core::arch::asm!("/* {0} */", inout(reg) bounded) };
-    if bounded > u64::from(limit) { limit } else { bounded as u32 }
+    let value = opaque(value);
+    if value > limit { limit } else { value }
 }
 
 #[inline(always)]
@@ -137,7 +146,7 @@ pub extern "C" fn adjust_block(depth: u32, block: u32, resume: u32) -> u32 {
     let rules = rules_in_block(frame.number.get(), block);
     let (page, current) = (page.cast::<u64>(), current.cast::<u64>());
     for rule in 0..RULES_PER_BLOCK as usize {
-        if rule as u32 >= rules {
+        if rule as u32 >= opaque(rules) {
             break;
         }
         // SAFETY: both are map values of 512 numbers.
@@ -168,7 +177,7 @@ pub extern "C" fn compare_block(depth: u32, block: u32) -> u32 {
         let mut found = u64::from((*record).traversal.match_count);
         let matches = (&raw mut (*record).matches).cast::<u64>();
         for rule in 0..RULES_PER_BLOCK {
-            if rule >= rules {
+            if rule >= opaque(rules) {
                 break;
             }
             let at = rule as usize * 2;
@@ -205,24 +214,23 @@ pub extern "C" fn locate_block(entries: u64, family: u32, block: u32) -> u32 {
     0
 }
 
-/// Makes sure that the blocks of a table can be found. Done once for each version of a table: when it is replaced, or
-/// at its first traced traversal.
-#[inline(always)]
-pub fn locate_blocks(private: u64, family: u8, number: u32, size: u32, renew: bool) -> bool {
-    let count = blocks(number);
-    if count <= 1 {
-        return true;
-    }
-    if count > MAX_BLOCKS {
-        return false;
-    }
-    if !renew && let Some(known) = BLOCK_OFFSETS.get_ptr(private) {
+/// Makes sure that the blocks of a table can be found. Done once for each version of a table: when it is replaced
+/// (`renew` 1), or at its first traced traversal. Returns 0, or 1 when they cannot be found.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn locate_blocks(private: u64, family: u32, renew: u32) -> u32 {
+    let (Some(number), Some(size)) =
+        (read::<u32>(private + offset!(info_number)), read::<u32>(private + offset!(info_size)))
+    else {
+        return 1;
+    };
+    if renew == 0 && let Some(known) = BLOCK_OFFSETS.get_ptr(private) {
         // SAFETY: a map value.
         if unsafe { (*known).number == number && (*known).size == size } {
-            return true;
+            return 0;
         }
     }
-    let Some(offsets) = BLOCK_SCRATCH.get_ptr_mut(0) else { return false };
+    let Some(offsets) = BLOCK_SCRATCH.get_ptr_mut(0) else { return 1 };
     let entries = private + offset!(info_entries);
     // SAFETY: a per-CPU map value of this program's own.
     unsafe {
@@ -230,61 +238,83 @@ pub fn locate_blocks(private: u64, family: u8, number: u32, size: u32, renew: bo
         (*offsets).size = size;
         (*offsets).offset[0] = 0;
     }
+    let count = blocks(number);
     for block in 1..MAX_BLOCKS {
-        if block >= count {
+        if block >= opaque(count) {
             break;
         }
-        if locate_block(entries, u32::from(family), block) != 0 {
-            return false;
+        if locate_block(entries, family, block) != 0 {
+            return 1;
         }
     }
     // SAFETY: as above; the map copies the value.
-    unsafe { BLOCK_OFFSETS.insert(&private, &*offsets, 0).is_ok() }
+    if unsafe { BLOCK_OFFSETS.insert(&private, &*offsets, 0).is_ok() } { 0 } else { 1 }
 }
 
-/// Applies one of the functions above to every block of a frame.
-macro_rules! for_each_block {
-    ($frame:expr, $block:ident => $call:expr) => {{
-        let count = $frame.blocks.get();
-        let mut failed = 0;
-        for $block in 0..$crate::maps::MAX_BLOCKS {
-            if $block >= count {
-                break;
-            }
-            failed |= $call;
+/// What [`for_each_block`] does. None is zero: the compiler would use the operation's register as the loop counter, whose
+/// upper half the verifier does not know.
+mod operation {
+    pub const TAKE: u32 = 10;
+    pub const SUSPEND: u32 = 11;
+    pub const RESUME: u32 = 12;
+    pub const COMPARE: u32 = 13;
+}
+
+/// Does something with every block of a frame's table. Returns 0, or 1 when a block could not be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn for_each_block(depth: u32, operation: u32) -> u32 {
+    let Some(frame) = frame(depth) else { return 1 };
+    let count = frame.blocks.get();
+    for block in 0..MAX_BLOCKS {
+        if block >= opaque(count) {
+            break;
         }
+        let failed = match operation {
+            operation::TAKE => snapshot_block(depth, block),
+            operation::COMPARE => compare_block(depth, block),
+            operation => adjust_block(depth, block, operation - operation::SUSPEND),
+        };
         if failed != 0 {
-            $frame.doubt(doubt::UNREADABLE);
+            return 1;
         }
-    }};
+    }
+    0
 }
 
 /// Takes the snapshot of the frame's table.
 #[inline(always)]
 pub fn take(frame: &Frame, depth: u32) {
-    for_each_block!(frame, block => snapshot_block(depth, block));
+    apply(frame, depth, operation::TAKE);
 }
 
 /// An inner traversal begins: what the frame's own packet did so far is kept.
 #[inline(always)]
 pub fn suspend(frame: &Frame, depth: u32) {
-    for_each_block!(frame, block => adjust_block(depth, block, 0));
+    apply(frame, depth, operation::SUSPEND);
 }
 
 /// The inner traversal has ended.
 #[inline(always)]
 pub fn resume(frame: &Frame, depth: u32) {
-    for_each_block!(frame, block => adjust_block(depth, block, 1));
+    apply(frame, depth, operation::RESUME);
 }
 
 /// Writes the matches to the frame's record.
 #[inline(always)]
 pub fn compare(frame: &Frame, depth: u32) {
-    for_each_block!(frame, block => compare_block(depth, block));
+    apply(frame, depth, operation::COMPARE);
     if let Some(record) = RECORDS.get_ptr(depth) {
         // SAFETY: a map value.
         if unsafe { (*record).traversal.match_count } > MAX_MATCHES as u32 {
             frame.doubt(doubt::TOO_MANY);
         }
+    }
+}
+
+#[inline(always)]
+fn apply(frame: &Frame, depth: u32, operation: u32) {
+    if for_each_block(depth, operation) != 0 {
+        frame.doubt(doubt::UNREADABLE);
     }
 }

@@ -1,1 +1,3 @@
 //! Where steps come from.
+
+pub mod ebpf;

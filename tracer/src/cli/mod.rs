@@ -1,1 +1,106 @@
-//! The command line, as typed.
+//! The command line: what was typed, and what it means.
+//!
+//! The clap types are dumb and private to this module's files; `config` functions turn each into a checked
+//! configuration, the only thing that the rest of the program sees.
+#![forbid(unsafe_code)]
+
+pub mod doctor;
+pub mod netns;
+pub mod rules;
+pub mod trace;
+
+#[cfg(test)]
+mod tests;
+
+use clap::{Args, Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  nftracer trace icmp                     show the rules that each ping meets
+  nftracer trace -c 5 tcp port 22         the next five packets from or to port 22
+  nftracer trace --netns blue -o json     everything in a namespace, for a script
+  nftracer doctor                         what works on this host, and what to do where it does not
+
+Exit status: 0 done, 1 failed while running, 2 wrong usage, 3 nothing here can do what was asked.";
+
+/// Shows which netfilter rules a packet met, without changing any rule
+#[derive(Debug, Parser)]
+#[command(name = "nftracer", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(subcommand_required = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Trace(trace::TraceArgs),
+    Rules(rules::RulesArgs),
+    Doctor(doctor::DoctorArgs),
+    #[command(hide = true)]
+    Read(ReservedArgs),
+    #[command(hide = true)]
+    Bench(ReservedArgs),
+    #[command(hide = true)]
+    Why(ReservedArgs),
+    #[command(hide = true)]
+    Diff(ReservedArgs),
+}
+
+/// Not in this version
+#[derive(Args, Debug)]
+#[command(disable_help_flag = true)]
+struct ReservedArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _rest: Vec<String>,
+}
+
+/// What is to be done, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// Trace packets.
+    Trace(trace::TraceConfig),
+    /// Show the loaded rules.
+    Rules(rules::RulesConfig),
+    /// Say what works here.
+    Doctor(doctor::DoctorConfig),
+}
+
+/// A command line that can be parsed but makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UsageError {
+    /// Reserved for a later version.
+    #[error("{0}: not in this version")]
+    Reserved(String),
+    /// An option's value is out of range.
+    #[error("{option} {value}: {reason}")]
+    Value {
+        /// The option.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+impl Cli {
+    /// Parses the program's arguments. Ends the program itself for `--help`, `--version` and what cannot be parsed.
+    pub fn from_command_line() -> Self {
+        Self::parse()
+    }
+
+    /// What the arguments mean.
+    pub fn request(self) -> Result<Request, UsageError> {
+        let reserved = |name: &str| Err(UsageError::Reserved(name.to_owned()));
+        match self.command {
+            Command::Trace(args) => args.config().map(Request::Trace),
+            Command::Rules(args) => args.config().map(Request::Rules),
+            Command::Doctor(args) => Ok(Request::Doctor(args.config())),
+            Command::Read(_) => reserved("read"),
+            Command::Bench(_) => reserved("bench"),
+            Command::Why(_) => reserved("why"),
+            Command::Diff(_) => reserved("diff"),
+        }
+    }
+}

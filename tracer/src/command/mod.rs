@@ -1,1 +1,54 @@
 //! One module per subcommand; the only place that knows all layers.
+#![forbid(unsafe_code)]
+
+pub mod doctor;
+pub mod rules;
+pub mod trace;
+
+use crate::cli::netns::Netns;
+use crate::cli::trace::Backend;
+use crate::cli::{Cli, Request};
+use crate::doctor::diagnose;
+use crate::error::Failure;
+use crate::sys::netns;
+use std::fs::File;
+use std::io::{self, IsTerminal as _};
+
+/// Does what the command line asks for.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.request().map_err(Failure::usage)? {
+        Request::Trace(config) => trace::run(config),
+        Request::Rules(config) => rules::run(config),
+        Request::Doctor(config) => doctor::run(config),
+    }
+}
+
+/// Whether standard output may be coloured: on a terminal that can, unless the user said no.
+pub fn colour_on_stdout() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    io::stdout().is_terminal() && !set("NO_COLOR") && !dumb
+}
+
+/// Opens one namespace.
+fn open_namespace(namespace: &Netns) -> Result<File, Failure> {
+    let opened = match namespace {
+        Netns::Current | Netns::All => netns::current(),
+        named => netns::open(&named.to_string()),
+    };
+    opened.map_err(Failure::running)
+}
+
+/// The backend that was asked for, or the best one; an error when it does not work here.
+pub fn choose_backend(choice: Backend) -> Result<&'static str, Failure> {
+    let diagnosis = diagnose(&doctor::host());
+    let (wanted, chosen) = match choice {
+        Backend::Auto => ("ebpf", diagnosis.best()),
+        Backend::Ebpf => ("ebpf", diagnosis.obstacle("ebpf").is_none().then_some("ebpf")),
+    };
+    chosen.ok_or_else(|| {
+        let reason = diagnosis.obstacle(wanted).map(|obstacle| obstacle.reason.as_str()).unwrap_or_default();
+        let failure = Failure::unusable(anyhow::anyhow!("cannot trace with {wanted}: {reason}"));
+        doctor::with_remedy(failure, &diagnosis, wanted)
+    })
+}

@@ -1,1 +1,147 @@
 //! What works on this host, why something does not, and what to do about it.
+//!
+//! [`Host`] holds the facts; checks and the answer for each backend are functions of it. The choice of a backend, the
+//! error on an explicit choice, and `nftracer doctor` all use [`diagnose`].
+#![forbid(unsafe_code)]
+
+mod checks;
+mod json;
+#[cfg(test)]
+mod tests;
+
+use crate::sys::kernel::Host;
+use crate::text::Escaped;
+use std::fmt;
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// Something will be missing or different.
+    Warn,
+    /// The eBPF backend cannot work.
+    Fail,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        })
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The check.
+    pub name: &'static str,
+    /// How it ended.
+    pub status: Status,
+    /// What was found.
+    pub what: String,
+    /// What follows from it, unless all is well.
+    pub reason: Option<String>,
+    /// What to do about it.
+    pub remedy: Option<String>,
+}
+
+/// Whether a backend can be used here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usability {
+    /// Its name.
+    pub backend: &'static str,
+    /// Why not, and what to do; `None` when it can be used.
+    pub obstacle: Option<Obstacle>,
+}
+
+/// Why a backend cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// Why not.
+    pub reason: String,
+    /// What to do about it, where something can be done.
+    pub remedy: Option<String>,
+}
+
+/// All findings, and what follows from them for each backend, best first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnosis {
+    /// One for each check.
+    pub findings: Vec<Finding>,
+    /// One for each backend.
+    pub backends: Vec<Usability>,
+}
+
+/// Makes every check.
+pub fn diagnose(host: &Host) -> Diagnosis {
+    let findings: Vec<Finding> = checks::ALL.iter().map(|check| check.run(host)).collect();
+    let backends = vec![
+        Usability { backend: "ebpf", obstacle: obstacle(&findings) },
+        not_in_this_version("netlink"),
+        not_in_this_version("log"),
+    ];
+    Diagnosis { findings, backends }
+}
+
+impl Diagnosis {
+    /// The best backend that works here.
+    pub fn best(&self) -> Option<&'static str> {
+        self.backends.iter().find(|usability| usability.obstacle.is_none()).map(|usability| usability.backend)
+    }
+
+    /// Why a backend does not work here; `None` when it does.
+    pub fn obstacle(&self, backend: &str) -> Option<&Obstacle> {
+        self.backends.iter().find(|usability| usability.backend == backend)?.obstacle.as_ref()
+    }
+
+    /// As one JSON object, on one line.
+    pub fn to_json(&self) -> String {
+        json::write(self)
+    }
+}
+
+/// Every failed check stands in the way. The first remedy comes first: later checks may fail only because of it.
+fn obstacle(findings: &[Finding]) -> Option<Obstacle> {
+    let failed: Vec<&Finding> = findings.iter().filter(|finding| finding.status == Status::Fail).collect();
+    let reasons: Vec<String> =
+        failed.iter().map(|finding| format!("{}: {}", finding.name, finding.what)).collect();
+    let remedy = failed.iter().find_map(|finding| finding.remedy.clone());
+    (!failed.is_empty()).then(|| Obstacle { reason: reasons.join("; "), remedy })
+}
+
+fn not_in_this_version(backend: &'static str) -> Usability {
+    Usability { backend, obstacle: Some(Obstacle { reason: "not in this version".to_owned(), remedy: None }) }
+}
+
+/// A list to read.
+impl fmt::Display for Diagnosis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
+        for finding in &self.findings {
+            let Finding { name, status, what, reason, remedy } = finding;
+            writeln!(f, "{name:<width$}  {status:<4}  {}", Escaped(what))?;
+            for (word, text) in [("", reason), ("remedy: ", remedy)] {
+                if let Some(text) = text {
+                    writeln!(f, "{:indent$}{word}{}", "", Escaped(text), indent = width + 8)?;
+                }
+            }
+        }
+        writeln!(f)?;
+        self.backends.iter().try_for_each(|usability| writeln!(f, "{usability}"))
+    }
+}
+
+impl fmt::Display for Usability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.obstacle {
+            None => write!(f, "backend {}: usable", self.backend),
+            Some(obstacle) => {
+                write!(f, "backend {}: not usable: {}", self.backend, Escaped(&obstacle.reason))
+            }
+        }
+    }
+}

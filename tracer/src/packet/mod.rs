@@ -1,5 +1,15 @@
 //! A packet as one rule saw it: device names, link-layer header, first bytes, mark and owner.
 
+#![forbid(unsafe_code)]
+
+pub(crate) mod data;
+mod headers;
+pub(crate) mod ip;
+#[cfg(test)]
+mod tests;
+
+pub use headers::{Headers, headers, protocol_name};
+
 use crate::netfilter::Family;
 
 /// What is known of a packet at one moment. Borrowed, so that showing a packet copies nothing.

@@ -3,6 +3,13 @@
 //! Pure: no I/O, no clock. [`walk`] orders the entries of one traversal, [`attribute`] says what the packet looked
 //! like at each of them, [`track`] joins the traversals of a packet to a [`Path`].
 
+pub mod attribute;
+mod targets;
+#[cfg(test)]
+mod tests;
+pub mod track;
+pub mod walk;
+
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::PacketView;
 use crate::ruleset::Table;
@@ -94,6 +101,8 @@ pub struct Path {
     pub certainty: Certainty,
     /// Why it is not complete, in words; empty when it is.
     pub why: Vec<String>,
+    /// What ended the packet, where no step says it.
+    pub outcome: Option<String>,
     /// Versions of the ruleset that the packet met, as `table@generation`.
     pub generation: Vec<String>,
     /// Inode number of the network namespace.

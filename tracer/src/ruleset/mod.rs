@@ -1,5 +1,8 @@
 //! The loaded legacy rules, numbered as the kernel numbers them.
 
+pub mod display;
+pub mod text;
+
 use crate::netfilter::{Family, Hook, StepKind, Verdict};
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,7 +1,44 @@
 //! Where packets, steps and totals go: people, scripts, files.
 
+#![forbid(unsafe_code)]
+
+mod json;
+mod line;
+mod pretty;
+#[cfg(test)]
+mod tests;
+
+pub use json::Json;
+pub use line::Line;
+pub use pretty::Pretty;
+
 use crate::path::{Path, Step};
+use crate::text::Escaped;
+use crate::trace_line::StepName;
+use std::fmt;
 use std::io;
+use std::sync::Arc;
+
+/// The forms in which packets are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    /// A block for each packet, for people.
+    #[default]
+    Pretty,
+    /// The lines of the kernel's syslog logger, one for each step.
+    Trace,
+    /// JSON Lines.
+    Json,
+}
+
+/// The sink for a form. Only [`Output::Pretty`] is ever coloured.
+pub fn choose<'w>(output: Output, colour: bool, writer: impl io::Write + 'w) -> Box<dyn Sink + 'w> {
+    match output {
+        Output::Pretty => Box::new(Pretty::new(writer, colour)),
+        Output::Trace => Box::new(Line::new(writer)),
+        Output::Json => Box::new(Json::new(writer)),
+    }
+}
 
 /// What is said before the first step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +53,19 @@ pub struct Start {
     pub footprint: String,
     /// Kernel release.
     pub kernel: String,
+}
+
+/// The line that says that tracing has begun.
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let filter = if self.filter.is_empty() { "all packets" } else { &self.filter };
+        write!(f, "tracing {} in ", Escaped(filter))?;
+        match self.netns.as_str() {
+            "all" => f.write_str("all namespaces")?,
+            netns => write!(f, "namespace {}", Escaped(netns))?,
+        }
+        write!(f, " with {}, footprint: {}", self.backend, Escaped(&self.footprint))
+    }
 }
 
 /// What is said at the end.
@@ -35,6 +85,18 @@ pub struct Totals {
     pub inexact: u64,
 }
 
+/// The line that ends a run.
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { packets, steps, lost, missed, unordered, inexact } = self;
+        write!(
+            f,
+            "nftracer: {packets} packets, {steps} steps, {lost} lost, {missed} missed, {unordered} unordered, \
+             {inexact} inexact"
+        )
+    }
+}
+
 /// Where steps, paths and totals go. Steps of different packets may interleave; a packet's path comes after all its
 /// steps.
 pub trait Sink {
@@ -52,4 +114,22 @@ pub trait Sink {
     }
     /// Gives out what is buffered; called whenever no more input is waiting.
     fn flush(&mut self) -> io::Result<()>;
+}
+
+/// Bytes gathered before they are written.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// What TRACE calls the entry of a step. Refuses one that is in no chain of its table, instead of showing another.
+fn name<'a>(step: &Step<'a>) -> io::Result<StepName<'a>> {
+    let entry = step.table.entries.get(step.entry).zip(step.table.chain_of(step.entry));
+    let (entry, chain) = entry.ok_or_else(|| {
+        let message = format!("entry {} is in no chain of table {}", step.entry, step.table.name);
+        io::Error::new(io::ErrorKind::InvalidInput, message)
+    })?;
+    Ok(StepName { table: &step.table.name, chain: &chain.name, kind: entry.kind, number: entry.number })
+}
+
+/// The rule of a step as iptables-save prints it.
+fn rule_text<'a>(step: &Step<'a>) -> Option<&'a Arc<str>> {
+    step.table.entries.get(step.entry)?.text.as_ref()
 }

@@ -1,0 +1,99 @@
+//! What the running kernel says about itself: BTF, symbols, release.
+
+use super::offsets::{self, Layout, Symbols, Unresolved};
+use crate::btf::{self, Btf};
+use std::path::Path;
+use std::{fs, io};
+use thiserror::Error;
+
+/// Where the kernel shows its BTF.
+const BTF_FOLDER: &str = "/sys/kernel/btf";
+/// Modules whose structures and functions are looked at.
+const MODULES: [&str; 5] = ["x_tables", "ip_tables", "ip6_tables", "arp_tables", "nf_conntrack"];
+
+/// Why the kernel cannot be traced.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its BTF is broken.
+    #[error("cannot understand {path}: {source}")]
+    Btf {
+        /// Which.
+        path: String,
+        /// Why.
+        source: btf::Error,
+    },
+    /// It is not one of those that can be traced.
+    #[error(transparent)]
+    Layout(#[from] Unresolved),
+    /// `xt_recseq` is not among the symbols.
+    #[error("/proc/kallsyms has no xt_recseq: traversals that disturb each other could not be told apart")]
+    NoSequence,
+    /// With one possible CPU the counters lie in the rules themselves.
+    #[error("this kernel runs on one possible CPU and keeps its counters where the probes do not look")]
+    OneCpu,
+}
+
+/// The running kernel.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Where its fields are.
+    pub layout: Layout,
+    /// Which functions it has.
+    pub symbols: Symbols,
+}
+
+impl Kernel {
+    /// Asks the running kernel.
+    pub fn ask() -> Result<Self, Error> {
+        if possible_cpus()? < 2 {
+            return Err(Error::OneCpu);
+        }
+        let symbols = Symbols::parse(&read("/proc/kallsyms")?);
+        let vmlinux_path = format!("{BTF_FOLDER}/vmlinux");
+        let vmlinux_bytes = read(&vmlinux_path)?;
+        let vmlinux =
+            Btf::parse(&vmlinux_bytes).map_err(|source| Error::Btf { path: vmlinux_path, source })?;
+        let module_bytes: Vec<(String, Vec<u8>)> = MODULES
+            .iter()
+            .map(|module| format!("{BTF_FOLDER}/{module}"))
+            .filter(|path| Path::new(path).exists())
+            .map(|path| read(&path).map(|bytes| (path, bytes)))
+            .collect::<Result<_, _>>()?;
+        let modules: Vec<Btf<'_>> = module_bytes
+            .iter()
+            .map(|(path, bytes)| {
+                Btf::parse_split(bytes, &vmlinux).map_err(|source| Error::Btf { path: path.clone(), source })
+            })
+            .collect::<Result<_, _>>()?;
+        let uname = rustix::system::uname();
+        let kernel = offsets::Kernel {
+            release: &uname.release().to_string_lossy(),
+            version: &uname.version().to_string_lossy(),
+            vmlinux: &vmlinux,
+            modules: &modules,
+        };
+        let layout = offsets::resolve(&kernel, &symbols)?;
+        Ok(Self { layout, symbols })
+    }
+}
+
+/// Possible CPUs, not those that are online: the kernel decides by them where counters lie.
+fn possible_cpus() -> Result<usize, Error> {
+    let path = "/sys/devices/system/cpu/possible";
+    let text = read(path)?;
+    // `0-3`, `0`, `0,2-5`
+    let last = String::from_utf8_lossy(&text).trim().rsplit([',', '-']).next().and_then(|number| number.parse().ok());
+    Ok(last.map_or(1, |last: usize| last + 1))
+}
+
+fn read(path: &str) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+}

@@ -1,0 +1,199 @@
+//! Probes in the kernel and the ring buffer they fill.
+
+pub mod attach;
+pub mod decode;
+pub mod kernel;
+pub mod offsets;
+pub mod probes;
+
+use crate::filter;
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::{EbpfLoader, Pod};
+use decode::Record;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::rc::Rc;
+use thiserror::Error;
+use tracer_common::config::Config;
+use tracer_common::counter::Counter;
+use tracer_common::legacy::TABLE_SLOTS;
+
+#[cfg(bpf_object)]
+const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NFTRACER_BPF_OBJECT"));
+#[cfg(not(bpf_object))]
+const OBJECT: &[u8] = &[];
+
+/// Whether this build carries the kernel programs.
+pub fn object_embedded() -> bool {
+    !OBJECT.is_empty()
+}
+
+/// Why the probes could not be placed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Built without `cargo xtask build`.
+    #[error("this build carries no kernel programs; build it with `cargo xtask build`")]
+    NoObject,
+    /// The kernel did not describe itself.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+    /// Maps or configuration were refused.
+    #[error("cannot load the kernel programs: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// A map was refused.
+    #[error("cannot use map {map}: {source}")]
+    Map {
+        /// Which.
+        map: &'static str,
+        /// Why.
+        source: aya::maps::MapError,
+    },
+    /// A program was refused or a probe could not be placed.
+    #[error(transparent)]
+    Attach(#[from] attach::Error),
+}
+
+/// How to trace.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// Which packets.
+    pub filter: &'a filter::Filter,
+    /// `ns.inum` of the namespace; `None` for all.
+    pub netns: Option<u32>,
+    /// Bytes of the ring buffer, a power of two.
+    pub ring_bytes: u32,
+    /// Largest table to be followed, in entries.
+    pub table_entries: u32,
+}
+
+/// Placed probes. Dropping it takes them away.
+pub struct Ebpf {
+    ring: RingBuf<MapData>,
+    counters: PerCpuArray<MapData, u64>,
+    replace_counts: Rc<ReplaceCounts>,
+    probes: attach::Probes,
+    _programs: aya::Ebpf,
+}
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodConfig(Config);
+#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
+// SAFETY: `Config` derives zerocopy's `IntoBytes` and `FromBytes`: no padding, and any bytes are a value.
+unsafe impl Pod for PodConfig {}
+
+/// Records in one counter snapshot page.
+const PAGE_ENTRIES: u32 = tracer_common::legacy::RULES_PER_BLOCK;
+
+impl Ebpf {
+    /// Loads the programs and places the probes.
+    pub fn attach(options: &Options<'_>) -> Result<Self, Error> {
+        if !object_embedded() {
+            return Err(Error::NoObject);
+        }
+        let kernel = kernel::Kernel::ask()?;
+        let layout = &kernel.layout;
+        // Room for the largest table, for another one inside it, and for small ones further in.
+        let snapshot_pages = 2 * options.table_entries.div_ceil(PAGE_ENTRIES).next_power_of_two() + 16;
+        let config = PodConfig(Config {
+            per_cpu_offset: layout.counters.per_cpu_offset,
+            recseq: layout.counters.recseq.ok_or(Error::Kernel(kernel::Error::NoSequence))?,
+            argument_order: layout.argument_order as u32,
+            state_hook_bytes: layout.state_hook_bytes,
+            netns: options.netns.unwrap_or(0),
+            snapshot_pages,
+            wakeup_bytes: options.ring_bytes / 4,
+            reserved: 0,
+            offsets: layout.offsets,
+            reserved_after_offsets: [0; Config::OFFSETS_PADDING],
+            filter: options.filter.program,
+        });
+        let mut programs = EbpfLoader::new()
+            .override_global("CONFIG", &config, true)
+            .map_max_entries("EVENTS", options.ring_bytes)
+            .map_max_entries("SNAPSHOTS", snapshot_pages)
+            .load(OBJECT)?;
+        let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
+        let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
+        let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
+        let probes = attach::Probes::place(&mut programs, &kernel.symbols)?;
+        Ok(Self { ring, counters, replace_counts, probes, _programs: programs })
+    }
+
+    /// What the probes leave visible on the host while they are there; `None` for nothing.
+    pub fn footprint(&self) -> Option<&str> {
+        self.probes.footprint()
+    }
+
+    /// Families that cannot be traced, with the reason.
+    pub fn without(&self) -> &[String] {
+        self.probes.without()
+    }
+
+    /// Gives each waiting record to `receive`; says how many there were.
+    pub fn drain(&mut self, mut receive: impl FnMut(Record<'_>)) -> usize {
+        let mut records = 0;
+        while let Some(item) = self.ring.next() {
+            if let Some(record) = decode::decode(&item) {
+                receive(record);
+            }
+            records += 1;
+        }
+        records
+    }
+
+    /// Sum of a counter over all CPUs.
+    pub fn counter(&self, counter: Counter) -> Result<u64, Error> {
+        let values = self.counters.get(&(counter as u32), 0).map_err(|source| Error::Map { map: "COUNTERS", source })?;
+        Ok(values.iter().sum())
+    }
+
+    /// How often tables have been replaced; stays readable while records are being drained.
+    pub fn replace_counts(&self) -> Rc<ReplaceCounts> {
+        Rc::clone(&self.replace_counts)
+    }
+}
+
+/// How often tables have been replaced since the probes were placed.
+pub struct ReplaceCounts(Array<MapData, u32>);
+
+impl ReplaceCounts {
+    /// The counters of all slots as they are now.
+    pub fn now(&self) -> [u32; TABLE_SLOTS as usize] {
+        let mut counts = [0; TABLE_SLOTS as usize];
+        for (slot, count) in (0..).zip(&mut counts) {
+            // The map has exactly these slots, and reading an array element does not fail.
+            *count = self.0.get(&slot, 0).unwrap_or(0);
+        }
+        counts
+    }
+}
+
+impl AsRawFd for Ebpf {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+}
+
+impl AsFd for Ebpf {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        let fd = self.ring.as_raw_fd();
+        #[expect(unsafe_code, reason = "aya gives the ring's descriptor only as a number")]
+        // SAFETY: the ring is owned by `self` and open as long as the borrow lasts.
+        unsafe {
+            BorrowedFd::borrow_raw(fd)
+        }
+    }
+}
+
+fn take<T>(
+    programs: &mut aya::Ebpf,
+    map: &'static str,
+    convert: impl FnOnce(aya::maps::Map) -> Result<T, aya::maps::MapError>,
+) -> Result<T, Error> {
+    let taken = programs.take_map(map).ok_or(Error::Map {
+        map,
+        source: aya::maps::MapError::IoError(io::ErrorKind::NotFound.into()),
+    })?;
+    convert(taken).map_err(|source| Error::Map { map, source })
+}

@@ -1,0 +1,47 @@
+//! The probes: which program sits where, and what it is for. The loader attaches from this table, `doctor` prints it,
+//! and a test holds it against the programs in the object.
+#![forbid(unsafe_code)]
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// Entry of a kernel function.
+    Entry,
+    /// Return of a kernel function.
+    Return,
+}
+
+/// One probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Name of the program in the object.
+    pub program: &'static str,
+    /// The kernel function.
+    pub symbol: &'static str,
+    /// Where in it.
+    pub point: Point,
+    /// What is gone without it.
+    pub need: Need,
+}
+
+/// What a probe is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Every trace.
+    Always,
+    /// Tracing a family; the text names it.
+    Family(&'static str),
+    /// Noticing traversals that move the shared sequence count; only needed where the function exists.
+    IfPresent,
+}
+
+/// All probes, in the order they are placed: exits before entries, so that no entry is seen without its exit.
+pub const PROBES: &[Probe] = &[
+    Probe { program: "table_replaced", symbol: "xt_replace_table", point: Point::Entry, need: Need::Always },
+    Probe { program: "leave", symbol: "arpt_do_table", point: Point::Return, need: Need::IfPresent },
+    Probe { program: "arp_enter", symbol: "arpt_do_table", point: Point::Entry, need: Need::IfPresent },
+    Probe { program: "leave", symbol: "ip6t_do_table", point: Point::Return, need: Need::Family("ip6") },
+    Probe { program: "leave", symbol: "ipt_do_table", point: Point::Return, need: Need::Family("ip") },
+    Probe { program: "ip_enter", symbol: "ip6t_do_table", point: Point::Entry, need: Need::Family("ip6") },
+    Probe { program: "ip_enter", symbol: "ipt_do_table", point: Point::Entry, need: Need::Family("ip") },
+];

@@ -1,0 +1,166 @@
+//! Command lines and what they mean; the help as it is shown.
+
+use super::netns::Netns;
+use super::trace::{Backend, TraceConfig};
+use super::{Cli, Request, UsageError};
+use crate::cli::doctor::DoctorConfig;
+use crate::cli::rules::RulesConfig;
+use crate::sink::Output;
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
+use expect_test::{Expect, expect, expect_file};
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+fn request(line: &str) -> Result<Request, UsageError> {
+    parse(line).unwrap_or_else(|error| panic!("{line}: {error}")).request()
+}
+
+#[track_caller]
+fn check_trace(line: &str, expected: TraceConfig) {
+    assert_eq!(request(line), Ok(Request::Trace(expected)), "{line}");
+}
+
+#[track_caller]
+fn check_refused(line: &str, kind: ErrorKind) {
+    let error = parse(line).expect_err(line);
+    assert_eq!((error.kind(), error.exit_code()), (kind, 2), "{line}");
+}
+
+#[track_caller]
+fn check_usage_error(line: &str, expected: Expect) {
+    expected.assert_eq(&request(line).expect_err(line).to_string());
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn help() {
+    for (name, expected) in [
+        ("nftracer", expect_file!["snapshots/help.txt"]),
+        ("trace", expect_file!["snapshots/trace.txt"]),
+        ("rules", expect_file!["snapshots/rules.txt"]),
+        ("doctor", expect_file!["snapshots/doctor.txt"]),
+    ] {
+        let line = if name == "nftracer" { vec![name, "--help"] } else { vec!["nftracer", name, "--help"] };
+        let help = Cli::try_parse_from(line).expect_err("help is shown");
+        assert_eq!((help.kind(), help.exit_code()), (ErrorKind::DisplayHelp, 0));
+        expected.assert_eq(&help.to_string());
+    }
+}
+
+#[test]
+fn version_has_name_and_number() {
+    let version = parse("nftracer --version").expect_err("the version is shown");
+    assert_eq!(version.exit_code(), 0);
+    assert_eq!(version.to_string(), format!("nftracer {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn filter_words_are_joined() {
+    let filter = |text: &str| TraceConfig { filter: text.to_owned(), ..TraceConfig::default() };
+    let five = NonZeroU64::new(5);
+    check_trace("nftracer trace", filter(""));
+    check_trace("nftracer trace icmp and host 1.2.3.4", filter("icmp and host 1.2.3.4"));
+    check_trace("nftracer trace -c 5 -- not tcp", TraceConfig { count: five, ..filter("not tcp") });
+    check_trace("nftracer trace -c5 not tcp", TraceConfig { count: five, ..filter("not tcp") });
+    check_trace("nftracer trace icmp -c 5", TraceConfig { count: five, ..filter("icmp") });
+    check_trace("nftracer trace -- len > -1", filter("len > -1"));
+}
+
+#[test]
+fn options() {
+    check_trace(
+        "nftracer trace --backend ebpf --mark none --netns blue --count 1 --for 2m30s -o json -v udp",
+        TraceConfig {
+            filter: "udp".to_owned(),
+            backend: Backend::Ebpf,
+            netns: Netns::Name("blue".to_owned()),
+            count: NonZeroU64::new(1),
+            duration: Some(Duration::from_secs(150)),
+            output: Output::Json,
+            verbose: true,
+        },
+    );
+    let output = |output| TraceConfig { output, ..TraceConfig::default() };
+    check_trace("nftracer trace --output=trace", output(Output::Trace));
+    check_trace("nftracer trace -o pretty", output(Output::Pretty));
+}
+
+#[test]
+fn durations() {
+    for (text, expected) in
+        [("30s", 30_000), ("500ms", 500), ("2m30s", 150_000), ("7", 7_000), ("1.5", 1_500), ("1h", 3_600_000)]
+    {
+        let duration = Some(Duration::from_millis(expected));
+        check_trace(
+            &format!("nftracer trace --for {text}"),
+            TraceConfig { duration, ..TraceConfig::default() },
+        );
+    }
+    for text in ["soon", "=-1", "5parsecs", "nan", "1e400"] {
+        check_refused(
+            &format!("nftracer trace --for={}", text.trim_start_matches('=')),
+            ErrorKind::ValueValidation,
+        );
+    }
+}
+
+#[test]
+fn namespaces() {
+    let netns = |netns| TraceConfig { netns, ..TraceConfig::default() };
+    check_trace("nftracer trace --netns 42", netns(Netns::Pid(42)));
+    check_trace("nftracer trace --netns /proc/1/ns/net", netns(Netns::Path("/proc/1/ns/net".into())));
+    check_trace("nftracer trace --netns 4red", netns(Netns::Name("4red".to_owned())));
+    check_trace("nftracer trace --all-netns", netns(Netns::All));
+    check_refused("nftracer trace --all-netns --netns blue", ErrorKind::ArgumentConflict);
+    check_usage_error("nftracer trace --netns 0", expect!["--netns 0: no such process"]);
+    check_usage_error(
+        "nftracer trace --netns ..",
+        expect!["--netns ..: neither a name nor a process nor a path"],
+    );
+    assert_eq!(Netns::Name("blue".to_owned()).path(), Some("/run/netns/blue".into()));
+}
+
+#[test]
+fn other_commands() {
+    let rules = |table: Option<&str>, netns| RulesConfig { table: table.map(str::to_owned), netns };
+    assert_eq!(request("nftracer rules"), Ok(Request::Rules(RulesConfig::default())));
+    assert_eq!(
+        request("nftracer rules --table nat --netns 7"),
+        Ok(Request::Rules(rules(Some("nat"), Netns::Pid(7))))
+    );
+    assert_eq!(request("nftracer doctor"), Ok(Request::Doctor(DoctorConfig::List)));
+    assert_eq!(request("nftracer doctor --json"), Ok(Request::Doctor(DoctorConfig::Json)));
+    assert_eq!(request("nftracer doctor --clean"), Ok(Request::Doctor(DoctorConfig::Clean)));
+}
+
+#[test]
+fn what_is_reserved_says_so() {
+    check_usage_error("nftracer why tcp port 80", expect!["why: not in this version"]);
+    check_usage_error("nftracer read -o json -", expect!["read: not in this version"]);
+    check_usage_error("nftracer bench --help", expect!["bench: not in this version"]);
+    check_usage_error("nftracer diff a b", expect!["diff: not in this version"]);
+    check_usage_error("nftracer trace --backend log", expect!["--backend log: not in this version"]);
+    check_usage_error("nftracer trace --mark rule", expect!["--mark rule: not in this version"]);
+}
+
+#[test]
+fn wrong_usage() {
+    check_refused("nftracer", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
+    check_refused("nftracer jump", ErrorKind::InvalidSubcommand);
+    check_refused("nftracer trace -n", ErrorKind::UnknownArgument);
+    check_refused("nftracer trace -c many", ErrorKind::ValueValidation);
+    check_refused("nftracer trace -o xml", ErrorKind::InvalidValue);
+    check_usage_error(
+        "nftracer trace -c 0",
+        expect!["--count 0: at least one packet; leave it out to trace without end"],
+    );
+}

@@ -1,0 +1,184 @@
+//! `nftracer trace`
+
+use super::{UsageError, netns::Netns};
+use crate::sink::Output;
+use clap::{Args, ValueEnum};
+use jiff::SignedDuration;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+FILTER is a pcap-filter(7) expression, as with tcpdump; without one, every packet is traced.
+Put `--` before it when a word of it begins with a dash.
+
+Examples:
+  nftracer trace icmp and host 192.0.2.1
+  nftracer trace -c 5 -- not tcp port 22
+  nftracer trace --netns blue --for 30s -o json udp port 53";
+
+/// Show the rules that packets meet, while they meet them
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct TraceArgs {
+    /// Which packets to trace
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
+
+    /// Where steps come from; auto takes the best that works here
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    backend: BackendArg,
+
+    /// How packets are chosen for the kernel's own tracing; with none, the host stays as it is
+    #[arg(long, value_name = "MARK", default_value = "auto")]
+    mark: MarkArg,
+
+    /// The network namespace: a name of `ip netns`, a process id, or a path
+    #[arg(long, value_name = "NAME|PID|PATH", conflicts_with = "all_netns")]
+    netns: Option<String>,
+
+    /// All network namespaces
+    #[arg(long)]
+    all_netns: bool,
+
+    /// Stop after this many packets
+    #[arg(short, long, value_name = "N")]
+    count: Option<u64>,
+
+    /// Stop after this time: 30s, 2m30s, 500ms; a plain number is seconds
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    duration: Option<Duration>,
+
+    /// A block for each packet, the lines of the TRACE target, or JSON Lines
+    #[arg(short, long, value_name = "OUTPUT", default_value = "pretty")]
+    output: OutputArg,
+
+    /// Say more on standard error
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BackendArg {
+    Auto,
+    Ebpf,
+    #[value(hide = true)]
+    Netlink,
+    #[value(hide = true)]
+    Log,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum MarkArg {
+    Auto,
+    None,
+    #[value(hide = true)]
+    Nft,
+    #[value(hide = true)]
+    Rule,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OutputArg {
+    Pretty,
+    Trace,
+    Json,
+}
+
+/// Where steps are to come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// The best that works here.
+    #[default]
+    Auto,
+    /// Probes and a ring buffer.
+    Ebpf,
+}
+
+impl Backend {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Ebpf => "ebpf",
+        }
+    }
+}
+
+/// What `nftracer trace` is asked to do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TraceConfig {
+    /// The filter as typed, words joined by spaces; empty for none.
+    pub filter: String,
+    /// Where steps are to come from.
+    pub backend: Backend,
+    /// Which namespace.
+    pub netns: Netns,
+    /// Stop after this many packets.
+    pub count: Option<NonZeroU64>,
+    /// Stop after this time.
+    pub duration: Option<Duration>,
+    /// In which form packets are shown.
+    pub output: Output,
+    /// Say more on standard error.
+    pub verbose: bool,
+}
+
+impl TraceArgs {
+    pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
+        self.mark.check()?;
+        Ok(TraceConfig {
+            filter: self.filter.join(" ").trim().to_owned(),
+            backend: self.backend.checked()?,
+            netns: if self.all_netns { Netns::All } else { Netns::from_option(self.netns.as_deref())? },
+            count: self.count.map(checked_count).transpose()?,
+            duration: self.duration,
+            output: self.output.into(),
+            verbose: self.verbose,
+        })
+    }
+}
+
+impl BackendArg {
+    fn checked(self) -> Result<Backend, UsageError> {
+        match self {
+            Self::Auto => Ok(Backend::Auto),
+            Self::Ebpf => Ok(Backend::Ebpf),
+            Self::Netlink => Err(UsageError::Reserved("--backend netlink".to_owned())),
+            Self::Log => Err(UsageError::Reserved("--backend log".to_owned())),
+        }
+    }
+}
+
+impl MarkArg {
+    /// The one backend of this version needs no mark, so `auto` is `none`.
+    fn check(self) -> Result<(), UsageError> {
+        match self {
+            Self::Auto | Self::None => Ok(()),
+            Self::Nft => Err(UsageError::Reserved("--mark nft".to_owned())),
+            Self::Rule => Err(UsageError::Reserved("--mark rule".to_owned())),
+        }
+    }
+}
+
+impl From<OutputArg> for Output {
+    fn from(typed: OutputArg) -> Self {
+        match typed {
+            OutputArg::Pretty => Self::Pretty,
+            OutputArg::Trace => Self::Trace,
+            OutputArg::Json => Self::Json,
+        }
+    }
+}
+
+fn checked_count(count: u64) -> Result<NonZeroU64, UsageError> {
+    let reason = "at least one packet; leave it out to trace without end";
+    NonZeroU64::new(count).ok_or(UsageError::Value { option: "--count", value: count.to_string(), reason })
+}
+
+fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    const WRONG: &str = "not a duration; write it as 30s, 2m30s or 500ms";
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).map_err(|_| WRONG);
+    }
+    text.parse::<SignedDuration>().ok().and_then(|signed| signed.try_into().ok()).ok_or(WRONG)
+}

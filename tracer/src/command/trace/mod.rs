@@ -1,0 +1,95 @@
+//! `nftracer trace`
+
+mod live;
+
+use crate::backend::ebpf::{self, Ebpf};
+use crate::cli::trace::TraceConfig;
+use crate::error::Failure;
+use crate::filter;
+use crate::sink::{self, Start};
+use crate::sys::netns;
+use anyhow::Context as _;
+use live::Live;
+use std::io;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+/// The ring is looked at this often; the kernel wakes us earlier only when much is waiting.
+const LOOK: Duration = Duration::from_millis(10);
+/// Tables of this size fit in any case, larger ones when they were there at the beginning.
+const TABLE_ENTRIES: u32 = 2048;
+const RING_BYTES: u32 = 1 << 24;
+
+/// Traces until it is told to stop.
+pub fn run(config: TraceConfig) -> Result<(), Failure> {
+    let filter = filter::compile(&config.filter).map_err(Failure::usage)?;
+    let namespace = match config.netns.path() {
+        Some(_) => Some(super::open_namespace(&config.netns)?),
+        None => None,
+    };
+    let backend = super::choose_backend(config.backend)?;
+    let netns = namespace.as_ref().map(netns::inode).transpose().map_err(Failure::running)?;
+    let namespaces = live::Namespaces::new(namespace, netns);
+    // Read once for its size, which the kernel programs must know before they are loaded.
+    let largest = namespaces.largest_table();
+    let options = ebpf::Options {
+        filter: &filter,
+        netns,
+        ring_bytes: ring_bytes(),
+        table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
+    };
+    let ebpf = Ebpf::attach(&options).map_err(refused)?;
+    let start = Start {
+        filter: filter.text.clone(),
+        netns: config.netns.to_string(),
+        backend,
+        footprint: ebpf.footprint().unwrap_or("none").to_owned(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+    };
+    let sink = sink::choose(config.output, super::colour_on_stdout(), io::stdout());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the event loop")?.block_on(async {
+        let live = Live::new(ebpf, namespaces, sink, config.count)?;
+        follow(live, &start, config.duration).await
+    })
+}
+
+/// The ring buffer's size; the environment variable is for tests of what happens when it is full.
+fn ring_bytes() -> u32 {
+    std::env::var("NFTRACER_RING_BYTES")
+        .ok()
+        .and_then(|bytes| bytes.parse::<u32>().ok())
+        .and_then(u32::checked_next_power_of_two)
+        .map_or(RING_BYTES, |bytes| bytes.max(4096))
+}
+
+fn refused(error: ebpf::Error) -> Failure {
+    Failure::unusable(error)
+}
+
+/// One loop over everything that can happen: records, time, signals.
+async fn follow(mut live: Live, start: &Start, duration: Option<Duration>) -> Result<(), Failure> {
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
+    live.begin(start)?;
+    let end = duration.map(|duration| Instant::now() + duration);
+    let mut more = true;
+    while more {
+        tokio::select! {
+            _ = look.tick() => {}
+            _ = live.ready() => {}
+            _ = interrupt.recv() => more = false,
+            _ = terminate.recv() => more = false,
+            _ = hangup.recv() => more = false,
+            () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => more = false,
+        }
+        more &= live.look()?;
+    }
+    live.end()
+}

@@ -1,0 +1,252 @@
+//! The checks, in the order in which what they ask for is needed.
+
+use super::{Finding, Status};
+use crate::sys::kernel::{Answer, Host, TABLE_FUNCTIONS, TABLE_MODULES, VARIABLES};
+use crate::sys::privilege::Capability;
+
+/// A question about the host.
+pub(super) struct Check {
+    name: &'static str,
+    ask: fn(&Host) -> Outcome,
+}
+
+impl Check {
+    pub(super) fn run(&self, host: &Host) -> Finding {
+        let Outcome { status, what, reason, remedy } = (self.ask)(host);
+        Finding { name: self.name, status, what, reason, remedy }
+    }
+}
+
+/// Every check.
+pub(super) const ALL: &[Check] = &[
+    Check { name: "programs", ask: programs },
+    Check { name: "kernel", ask: kernel },
+    Check { name: "privileges", ask: privileges },
+    Check { name: "lockdown", ask: lockdown },
+    Check { name: "perf", ask: perf },
+    Check { name: "btf", ask: btf },
+    Check { name: "module btf", ask: module_btf },
+    Check { name: "symbols", ask: symbols },
+    Check { name: "layout", ask: layout },
+    Check { name: "kprobes", ask: kprobes },
+    Check { name: "ftrace", ask: ftrace },
+    Check { name: "ring buffer", ask: ring_buffer },
+    Check { name: "cpus", ask: cpus },
+    Check { name: "tables", ask: tables },
+    Check { name: "iptables", ask: iptables },
+];
+
+struct Outcome {
+    status: Status,
+    what: String,
+    reason: Option<String>,
+    remedy: Option<String>,
+}
+
+fn ok(what: impl Into<String>) -> Outcome {
+    Outcome { status: Status::Ok, what: what.into(), reason: None, remedy: None }
+}
+
+fn warn(what: impl Into<String>) -> Outcome {
+    Outcome { status: Status::Warn, ..ok(what) }
+}
+
+fn fail(what: impl Into<String>) -> Outcome {
+    Outcome { status: Status::Fail, ..ok(what) }
+}
+
+impl Outcome {
+    fn because(self, reason: impl Into<String>) -> Self {
+        Self { reason: Some(reason.into()), ..self }
+    }
+
+    fn remedy(self, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
+    }
+}
+
+fn programs(host: &Host) -> Outcome {
+    if host.programs {
+        return ok("the kernel programs are built in");
+    }
+    fail("this nftracer was built without its kernel programs").remedy("build it with `cargo xtask build`")
+}
+
+fn kernel(host: &Host) -> Outcome {
+    let what = format!("{}, {}", host.release, host.arch);
+    if host.arch == "x86_64" {
+        return ok(what);
+    }
+    warn(what).because("the probes have been tried on x86_64 only")
+}
+
+fn privileges(host: &Host) -> Outcome {
+    use Capability::{Bpf, NetAdmin, Perfmon, SysAdmin};
+    let missing = |wanted: &[Capability]| -> Vec<String> {
+        wanted.iter().filter(|&&one| !host.privileges.has(one)).map(ToString::to_string).collect()
+    };
+    let needed = missing(&[Bpf, Perfmon, NetAdmin]);
+    if !needed.is_empty() {
+        return fail(format!("{} missing", needed.join(", "))).remedy("run it as root");
+    }
+    if !host.privileges.whole_host {
+        return fail("root of a user namespace only")
+            .because("the kernel lets nobody attach probes from a container's own user namespace")
+            .remedy("run it on the host");
+    }
+    if !host.privileges.has(SysAdmin) {
+        return warn(format!("{SysAdmin} missing"))
+            .because("other network namespaces cannot be entered")
+            .remedy("run it as root");
+    }
+    ok("all there")
+}
+
+fn lockdown(host: &Host) -> Outcome {
+    match host.lockdown.as_deref() {
+        Some("confidentiality") => fail("the kernel is locked down: confidentiality")
+            .because("programs may not read kernel memory")
+            .remedy("boot with lockdown=integrity or without lockdown"),
+        Some(state) => ok(state),
+        None => ok("none"),
+    }
+}
+
+/// Debian's 3 refuses probes even to `CAP_PERFMON`, as long as `CAP_SYS_ADMIN` is missing.
+fn perf(host: &Host) -> Outcome {
+    match host.perf_event_paranoid {
+        Some(level @ 3..) if !host.privileges.has(Capability::SysAdmin) => {
+            fail(format!("kernel.perf_event_paranoid is {level}"))
+                .because("without CAP_SYS_ADMIN no probe can be attached")
+                .remedy("run it as root, or `sysctl kernel.perf_event_paranoid=2`")
+        }
+        Some(level) => ok(format!("kernel.perf_event_paranoid is {level}")),
+        None => fail("this kernel has no perf events")
+            .because("probes are attached through perf")
+            .remedy("use a kernel with CONFIG_PERF_EVENTS"),
+    }
+}
+
+fn btf(host: &Host) -> Outcome {
+    if host.vmlinux_btf {
+        return ok("/sys/kernel/btf/vmlinux");
+    }
+    fail("no /sys/kernel/btf/vmlinux")
+        .because("the layout of the kernel's structures is not known without it")
+        .remedy("use a kernel with CONFIG_DEBUG_INFO_BTF")
+}
+
+/// The code of a loaded module is described by its own BTF; that of a built-in one by the kernel's.
+fn module_btf(host: &Host) -> Outcome {
+    let loaded = TABLE_MODULES.into_iter().filter(|&name| host.modules.contains(name));
+    let (with, without): (Vec<&str>, Vec<&str>) = loaded.partition(|&name| host.module_btf.contains(name));
+    match (with.as_slice(), without.as_slice()) {
+        ([], []) => ok("no module of the legacy tables is loaded"),
+        (with, []) => ok(with.join(", ")),
+        (_, without) => warn(format!("none for {}", without.join(", ")))
+            .because("only kernels whose layout is built in can be traced"),
+    }
+}
+
+fn symbols(host: &Host) -> Outcome {
+    if !host.symbols.addresses {
+        return fail("/proc/kallsyms shows no addresses")
+            .remedy("run it as root, or `sysctl kernel.kptr_restrict=1`");
+    }
+    // The variables of x_tables come with its module.
+    let missing: Vec<&str> = if host.has_table_code() {
+        VARIABLES.into_iter().filter(|&name| !host.symbols.found.contains_key(name)).collect()
+    } else {
+        Vec::new()
+    };
+    if missing.is_empty() {
+        return ok("/proc/kallsyms shows addresses");
+    }
+    fail(format!("{} not in /proc/kallsyms", missing.join(", ")))
+        .remedy("use a kernel with CONFIG_KALLSYMS_ALL")
+}
+
+fn layout(host: &Host) -> Outcome {
+    if host.layout.is_empty() {
+        return ok("nothing unknown");
+    }
+    fail(host.layout.join("; ")).because("reading the kernel's structures by guess would give wrong paths")
+}
+
+fn kprobes(host: &Host) -> Outcome {
+    match (host.kprobe_pmu, host.kprobe_events) {
+        (true, _) => ok("through perf"),
+        (false, true) => ok("through tracefs"),
+        (false, false) => fail("this kernel has no kprobes")
+            .because("neither the perf PMU `kprobe` nor tracefs/kprobe_events is there")
+            .remedy("use a kernel with CONFIG_KPROBE_EVENTS; if it has it, `mount -t tracefs tracefs /sys/kernel/tracing`"),
+    }
+}
+
+fn ftrace(host: &Host) -> Outcome {
+    match host.ftrace_enabled {
+        Some(false) => fail("kernel.ftrace_enabled is 0")
+            .because("probes attach and never fire")
+            .remedy("`sysctl kernel.ftrace_enabled=1`"),
+        Some(true) => ok("kernel.ftrace_enabled is 1"),
+        None => ok("no switch"),
+    }
+}
+
+fn ring_buffer(host: &Host) -> Outcome {
+    match host.ring_buffer {
+        Answer::Yes => ok("the kernel made one"),
+        Answer::No => fail("the kernel has none").remedy("use a kernel from 5.8 on"),
+        Answer::Refused => fail("not allowed to make one").remedy("run it as root"),
+    }
+}
+
+/// Where only one CPU is possible, the kernel keeps rule counters inside the rules (`xt_percpu_counter_alloc`).
+fn cpus(host: &Host) -> Outcome {
+    match host.possible_cpus {
+        Some(1) => fail("one CPU, and never more").because(
+            "the kernel keeps the counters of rules elsewhere than on machines with several CPUs, and this version does not \
+             look there",
+        )
+        .remedy("give a virtual machine a second CPU, or room for one"),
+        Some(count) => ok(format!("{count} possible")),
+        None => warn("the number of CPUs is not known"),
+    }
+}
+
+fn tables(host: &Host) -> Outcome {
+    if !host.has_table_code() {
+        return fail(format!("neither {} nor {} is in the kernel", TABLE_FUNCTIONS[0], TABLE_FUNCTIONS[1]))
+            .because("no packet meets a legacy table")
+            .remedy("`modprobe -a ip_tables ip6_tables`, or load rules with iptables-legacy");
+    }
+    let named = [("ip", &host.ip_tables), ("ip6", &host.ip6_tables)];
+    let shown: Vec<String> = named
+        .into_iter()
+        .filter(|(_, tables)| !tables.is_empty())
+        .map(|(family, tables)| format!("{family}: {}", tables.join(" ")))
+        .collect();
+    if shown.is_empty() {
+        return warn("no legacy table in this network namespace").because("packets meet no rule of one here");
+    }
+    ok(shown.join(", "))
+}
+
+/// Until 1.8 there was only the legacy variant, which does not say so.
+fn iptables(host: &Host) -> Outcome {
+    let nft = |version: &str| version.contains("nf_tables");
+    match (host.iptables_legacy_save.as_deref(), host.iptables_save.as_deref()) {
+        (_, Some(version)) if !nft(version) => ok(version),
+        (Some(version), Some(_)) => warn(version).because(
+            "`iptables` on this host writes nftables rules, which this version does not trace; `iptables-legacy` writes \
+             those that it does",
+        ),
+        (Some(version), None) => ok(version),
+        (None, Some(version)) => warn(version)
+            .because("it cannot show legacy rules, so steps come without the text of the rule")
+            .remedy("install iptables-legacy-save"),
+        (None, None) => warn("no iptables-save")
+            .because("steps come without the text of the rule")
+            .remedy("install the package iptables"),
+    }
+}

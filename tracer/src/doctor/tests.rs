@@ -1,0 +1,217 @@
+//! Hosts as they are met, and what is said about them.
+
+use super::{Status, diagnose};
+use crate::sys::kernel::{Answer, Host, Symbols};
+use crate::sys::privilege::{Capability, Privileges};
+use expect_test::{Expect, expect, expect_file};
+
+fn strings<C: FromIterator<String>>(words: &[&str]) -> C {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+/// Debian 12, everything as it should be.
+fn good() -> Host {
+    Host {
+        programs: true,
+        layout: Vec::new(),
+        release: "6.1.0-18-amd64".to_owned(),
+        arch: "x86_64".to_owned(),
+        privileges: Privileges { effective: Capability::ALL.to_vec(), whole_host: true },
+        lockdown: Some("none".to_owned()),
+        perf_event_paranoid: Some(3),
+        ftrace_enabled: Some(true),
+        vmlinux_btf: true,
+        module_btf: strings(&["x_tables", "ip_tables"]),
+        modules: strings(&["x_tables", "ip_tables", "iptable_filter"]),
+        symbols: Symbols {
+            addresses: true,
+            found: ["ipt_do_table", "xt_recseq", "__per_cpu_offset"]
+                .map(|name| (name.to_owned(), None))
+                .into(),
+        },
+        kprobe_pmu: true,
+        kprobe_events: true,
+        ring_buffer: Answer::Yes,
+        possible_cpus: Some(4),
+        ip_tables: strings(&["filter", "raw"]),
+        ip6_tables: Vec::new(),
+        iptables_save: Some("iptables-save v1.8.9 (legacy)".to_owned()),
+        iptables_legacy_save: Some("iptables-save v1.8.9 (legacy)".to_owned()),
+    }
+}
+
+/// Shows what is not well.
+#[track_caller]
+fn check(host: Host, expected: Expect) {
+    let diagnosis = diagnose(&host);
+    let mut text = String::new();
+    for finding in diagnosis.findings.iter().filter(|finding| finding.status != Status::Ok) {
+        text += &format!("{}: {}: {}\n", finding.status, finding.name, finding.what);
+        text += &finding.reason.iter().map(|reason| format!("  {reason}\n")).collect::<String>();
+        text += &finding.remedy.iter().map(|remedy| format!("  remedy: {remedy}\n")).collect::<String>();
+    }
+    text += &diagnosis.backends[0].to_string();
+    expected.assert_eq(&text);
+}
+
+#[test]
+fn a_good_host() {
+    let diagnosis = diagnose(&good());
+    expect_file!["snapshots/good.txt"].assert_eq(&diagnosis.to_string());
+    expect_file!["snapshots/good.json"].assert_eq(&diagnosis.to_json());
+    assert_eq!((diagnosis.best(), diagnosis.obstacle("ebpf")), (Some("ebpf"), None));
+}
+
+#[test]
+fn a_host_of_which_nothing_is_known() {
+    let diagnosis = diagnose(&Host::default());
+    expect_file!["snapshots/empty.txt"].assert_eq(&diagnosis.to_string());
+    assert_eq!(diagnosis.best(), None);
+}
+
+#[test]
+fn without_privileges() {
+    let privileges = Privileges { effective: vec![Capability::NetAdmin], whole_host: true };
+    let symbols = Symbols { addresses: false, ..good().symbols };
+    check(
+        Host { privileges, ring_buffer: Answer::Refused, symbols, ..good() },
+        expect![[r#"
+        fail: privileges: CAP_BPF, CAP_PERFMON missing
+          remedy: run it as root
+        fail: perf: kernel.perf_event_paranoid is 3
+          without CAP_SYS_ADMIN no probe can be attached
+          remedy: run it as root, or `sysctl kernel.perf_event_paranoid=2`
+        fail: symbols: /proc/kallsyms shows no addresses
+          remedy: run it as root, or `sysctl kernel.kptr_restrict=1`
+        fail: ring buffer: not allowed to make one
+          remedy: run it as root
+        backend ebpf: not usable: privileges: CAP_BPF, CAP_PERFMON missing; perf: kernel.perf_event_paranoid is 3; symbols: /proc/kallsyms shows no addresses; ring buffer: not allowed to make one"#]],
+    );
+}
+
+#[test]
+fn with_fewer_privileges() {
+    let effective = vec![Capability::Bpf, Capability::Perfmon, Capability::NetAdmin, Capability::Syslog];
+    check(
+        Host { privileges: Privileges { effective, whole_host: true }, ..good() },
+        expect![[r#"
+        warn: privileges: CAP_SYS_ADMIN missing
+          other network namespaces cannot be entered
+          remedy: run it as root
+        fail: perf: kernel.perf_event_paranoid is 3
+          without CAP_SYS_ADMIN no probe can be attached
+          remedy: run it as root, or `sysctl kernel.perf_event_paranoid=2`
+        backend ebpf: not usable: perf: kernel.perf_event_paranoid is 3"#]],
+    );
+}
+
+#[test]
+fn in_a_container() {
+    check(
+        Host { privileges: Privileges { whole_host: false, ..good().privileges }, ..good() },
+        expect![[r#"
+        fail: privileges: root of a user namespace only
+          the kernel lets nobody attach probes from a container's own user namespace
+          remedy: run it on the host
+        backend ebpf: not usable: privileges: root of a user namespace only"#]],
+    );
+}
+
+#[test]
+fn without_kprobes() {
+    check(
+        Host { kprobe_pmu: false, kprobe_events: false, ..good() },
+        expect![[r#"
+        fail: kprobes: this kernel has no kprobes
+          neither the perf PMU `kprobe` nor tracefs/kprobe_events is there
+          remedy: use a kernel with CONFIG_KPROBE_EVENTS; if it has it, `mount -t tracefs tracefs /sys/kernel/tracing`
+        backend ebpf: not usable: kprobes: this kernel has no kprobes"#]],
+    );
+    assert!(diagnose(&Host { kprobe_pmu: false, ..good() }).best().is_some());
+}
+
+#[test]
+fn restricted() {
+    let lockdown = Some("confidentiality".to_owned());
+    check(
+        Host { lockdown, ftrace_enabled: Some(false), possible_cpus: Some(1), ..good() },
+        expect![[r#"
+        fail: lockdown: the kernel is locked down: confidentiality
+          programs may not read kernel memory
+          remedy: boot with lockdown=integrity or without lockdown
+        fail: ftrace: kernel.ftrace_enabled is 0
+          probes attach and never fire
+          remedy: `sysctl kernel.ftrace_enabled=1`
+        fail: cpus: one CPU, and never more
+          the kernel keeps the counters of rules elsewhere than on machines with several CPUs, and this version does not look there
+          remedy: give a virtual machine a second CPU, or room for one
+        backend ebpf: not usable: lockdown: the kernel is locked down: confidentiality; ftrace: kernel.ftrace_enabled is 0; cpus: one CPU, and never more"#]],
+    );
+}
+
+#[test]
+fn debian_11_has_no_module_btf() {
+    check(
+        Host { module_btf: strings(&[]), ..good() },
+        expect![[r#"
+        warn: module btf: none for x_tables, ip_tables
+          only kernels whose layout is built in can be traced
+        backend ebpf: usable"#]],
+    );
+    let layout = strings(&["struct xt_table is not described"]);
+    check(
+        Host { layout, module_btf: strings(&[]), ..good() },
+        expect![[r#"
+        warn: module btf: none for x_tables, ip_tables
+          only kernels whose layout is built in can be traced
+        fail: layout: struct xt_table is not described
+          reading the kernel's structures by guess would give wrong paths
+        backend ebpf: not usable: layout: struct xt_table is not described"#]],
+    );
+}
+
+#[test]
+fn nothing_but_nftables() {
+    let iptables_save = Some("iptables-save v1.8.9 (nf_tables)".to_owned());
+    let symbols = Symbols { addresses: true, ..Symbols::default() };
+    check(
+        Host {
+            symbols,
+            modules: strings(&["nf_tables"]),
+            ip_tables: Vec::new(),
+            iptables_save: iptables_save.clone(),
+            iptables_legacy_save: None,
+            ..good()
+        },
+        expect![[r#"
+            fail: tables: neither ipt_do_table nor ip6t_do_table is in the kernel
+              no packet meets a legacy table
+              remedy: `modprobe -a ip_tables ip6_tables`, or load rules with iptables-legacy
+            warn: iptables: iptables-save v1.8.9 (nf_tables)
+              it cannot show legacy rules, so steps come without the text of the rule
+              remedy: install iptables-legacy-save
+            backend ebpf: not usable: tables: neither ipt_do_table nor ip6t_do_table is in the kernel"#]],
+    );
+    check(
+        Host { iptables_save, ip_tables: Vec::new(), ..good() },
+        expect![[r#"
+        warn: tables: no legacy table in this network namespace
+          packets meet no rule of one here
+        warn: iptables: iptables-save v1.8.9 (legacy)
+          `iptables` on this host writes nftables rules, which this version does not trace; `iptables-legacy` writes those that it does
+        backend ebpf: usable"#]],
+    );
+}
+
+#[test]
+fn another_architecture() {
+    check(
+        Host { arch: "aarch64".to_owned(), programs: false, ..good() },
+        expect![[r#"
+        fail: programs: this nftracer was built without its kernel programs
+          remedy: build it with `cargo xtask build`
+        warn: kernel: 6.1.0-18-amd64, aarch64
+          the probes have been tried on x86_64 only
+        backend ebpf: not usable: programs: this nftracer was built without its kernel programs"#]],
+    );
+}

@@ -1,0 +1,153 @@
+//! What people and scripts ask of a packet first: addresses, protocol, ports, length.
+
+use super::PacketView;
+use super::data::Data;
+use super::ip::{Ipv4, Ipv6, extension_len, is_extension, protocol};
+use crate::netfilter::Family;
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+/// The fields of a packet's own headers; `None` is a field that the packet lacks or that was not copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Headers {
+    /// Source address.
+    pub src: Option<IpAddr>,
+    /// Destination address.
+    pub dst: Option<IpAddr>,
+    /// Number of the protocol above IP, past IPv6 extension headers.
+    pub protocol: Option<u8>,
+    /// Source port; later fragments have none.
+    pub sport: Option<u16>,
+    /// Destination port; later fragments have none.
+    pub dport: Option<u16>,
+    /// Length with the IP header.
+    pub length: Option<u32>,
+    /// Identification of an IPv4 packet.
+    pub id: Option<u16>,
+    /// Identifier and sequence number of an ICMP or ICMPv6 echo.
+    pub echo: Option<[u16; 2]>,
+}
+
+/// Decodes the headers of a packet.
+pub fn headers(view: &PacketView<'_>) -> Headers {
+    let data = Data::of(view);
+    let mut headers = match view.family {
+        Family::Ipv4 => ipv4(data),
+        Family::Ipv6 => ipv6(data),
+    }
+    .unwrap_or_default();
+    if let Some([sport, dport]) =
+        headers.payload.and_then(|offset| ports(data, headers.fields.protocol?, offset))
+    {
+        headers.fields.sport = Some(sport);
+        headers.fields.dport = Some(dport);
+    }
+    headers.fields.echo = headers.payload.and_then(|offset| echo(data, headers.fields.protocol?, offset));
+    headers.fields
+}
+
+/// The protocol's name where it has a common one, otherwise its number.
+pub fn protocol_name(number: u8) -> Cow<'static, str> {
+    let name = match number {
+        protocol::ICMP => "icmp",
+        2 => "igmp",
+        4 => "ipip",
+        protocol::TCP => "tcp",
+        protocol::UDP => "udp",
+        protocol::DCCP => "dccp",
+        41 => "ipv6",
+        47 => "gre",
+        protocol::ESP => "esp",
+        protocol::AH => "ah",
+        protocol::ICMPV6 => "icmpv6",
+        89 => "ospf",
+        103 => "pim",
+        112 => "vrrp",
+        protocol::SCTP => "sctp",
+        protocol::UDPLITE => "udplite",
+        _ => return number.to_string().into(),
+    };
+    name.into()
+}
+
+/// Fields of the network header, and where the payload begins unless it is a later fragment.
+#[derive(Default)]
+struct Network {
+    fields: Headers,
+    payload: Option<u32>,
+}
+
+fn ipv4(data: Data<'_>) -> Option<Network> {
+    let ip = Ipv4(data.header(0).ok()?);
+    let fields = Headers {
+        src: Some(ip.src_addr().into()),
+        dst: Some(ip.dst_addr().into()),
+        protocol: Some(ip.protocol()),
+        length: Some(ip.packet_len(data)),
+        id: Some(ip.id()),
+        ..Headers::default()
+    };
+    Some(Network { fields, payload: (ip.fragment() == 0).then_some(ip.header_len()) })
+}
+
+fn ipv6(data: Data<'_>) -> Option<Network> {
+    let ip = Ipv6(data.header(0).ok()?);
+    let mut fields = Headers {
+        src: Some(ip.src_addr().into()),
+        dst: Some(ip.dst_addr().into()),
+        length: Some(ip.packet_len(data)),
+        ..Headers::default()
+    };
+    let payload = match upper_layer(data, ip.next_header()) {
+        Some(upper) => {
+            fields.protocol = Some(upper.protocol);
+            upper.payload
+        }
+        None => None,
+    };
+    Some(Network { fields, payload })
+}
+
+/// What the extension headers lead to.
+struct Upper {
+    protocol: u8,
+    payload: Option<u32>,
+}
+
+/// Follows extension headers up to the first other one, to ESP, which hides what follows, or to a later fragment.
+/// `None` when the way there was not copied.
+fn upper_layer(data: Data<'_>, mut number: u8) -> Option<Upper> {
+    let mut offset = Ipv6::LEN;
+    while is_extension(number) && number != protocol::ESP {
+        let &[next, length] = data.header(offset).ok()?;
+        if number == protocol::FRAGMENT {
+            let &[_, _, high, low] = data.header(offset).ok()?;
+            if u16::from_be_bytes([high, low]) & 0xfff8 != 0 {
+                return Some(Upper { protocol: next, payload: None });
+            }
+        }
+        offset = offset.saturating_add(extension_len(number, length));
+        number = next;
+    }
+    Some(Upper { protocol: number, payload: Some(offset) })
+}
+
+/// Identifier and sequence number of an echo request or reply.
+fn echo(data: Data<'_>, number: u8, offset: u32) -> Option<[u16; 2]> {
+    let &[kind, _, _, _, i0, i1, s0, s1] = data.header(offset).ok()?;
+    let is_echo = match number {
+        protocol::ICMP => matches!(kind, 0 | 8),
+        protocol::ICMPV6 => matches!(kind, 128 | 129),
+        _ => false,
+    };
+    is_echo.then(|| [u16::from_be_bytes([i0, i1]), u16::from_be_bytes([s0, s1])])
+}
+
+fn ports(data: Data<'_>, number: u8, offset: u32) -> Option<[u16; 2]> {
+    use protocol::*;
+    if !matches!(number, TCP | UDP | UDPLITE | SCTP | DCCP) {
+        return None;
+    }
+    let &[s0, s1, d0, d1] = data.header(offset).ok()?;
+    Some([u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])])
+}

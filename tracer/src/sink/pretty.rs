@@ -1,0 +1,298 @@
+//! For people: one block for each packet, given out when the packet is done.
+
+use super::{BUFFER_BYTES, Sink, Totals, name, rule_text};
+use crate::netfilter::{Hook, Verdict};
+use crate::packet::{Headers, PacketView, headers, protocol_name};
+use crate::path::{Action, Certainty, Path, Step};
+use crate::text::{Escaped, escape, lossy};
+use anstyle::{AnsiColor, Style};
+use jiff::{Timestamp, tz::TimeZone};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
+
+/// Steps of unfinished packets that are kept; beyond that the oldest packet is shown as far as it went.
+const PENDING_STEPS: usize = 100_000;
+/// The widest that a column is padded to.
+const COLUMN_WIDTH: usize = 40;
+
+/// Writes a block for each packet.
+#[derive(Debug)]
+pub struct Pretty<W: Write> {
+    out: BufWriter<W>,
+    styles: Styles,
+    zone: TimeZone,
+    pending: BTreeMap<u64, Block>,
+    pending_steps: usize,
+    most_pending_steps: usize,
+}
+
+impl<W: Write> Pretty<W> {
+    /// Writes to `writer`, coloured if `colour`. Times are local.
+    pub fn new(writer: W, colour: bool) -> Self {
+        Self {
+            out: BufWriter::with_capacity(BUFFER_BYTES, writer),
+            styles: if colour { Styles::coloured() } else { Styles::default() },
+            zone: TimeZone::system(),
+            pending: BTreeMap::new(),
+            pending_steps: 0,
+            most_pending_steps: PENDING_STEPS,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn in_utc(mut self) -> Self {
+        self.zone = TimeZone::UTC;
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_most_pending_steps(mut self, steps: usize) -> Self {
+        self.most_pending_steps = steps;
+        self
+    }
+
+    fn take(&mut self, packet: u64) -> Option<Block> {
+        let block = self.pending.remove(&packet)?;
+        self.pending_steps -= block.rows.len();
+        Some(block)
+    }
+
+    fn give_out_oldest(&mut self) -> io::Result<()> {
+        let Some(&packet) = self.pending.keys().next() else { return Ok(()) };
+        let Some(block) = self.take(packet) else { return Ok(()) };
+        block.write(&mut self.out, &self.styles)?;
+        writeln!(self.out, "  = {}not finished{:#}", self.styles.doubt, self.styles.doubt)
+    }
+}
+
+impl<W: Write> Sink for Pretty<W> {
+    fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
+        let name = name(step)?;
+        let block = self.pending.entry(step.packet).or_insert_with(|| Block::begin(step, &self.zone));
+        let shown = Shown::of(&step.view);
+        let change = (block.shown != shown).then(|| shown.to_string());
+        block.shown = shown;
+        block.rows.push(Row {
+            hook: step.hook,
+            place: escape(&name.to_string()).into_owned(),
+            action: escape(&step.action.to_string()).into_owned(),
+            style: self.styles.of_action(&step.action),
+            text: rule_text(step).cloned(),
+            doubt: step.view_doubt.map(|doubt| escape(doubt).into_owned()),
+            change,
+        });
+        self.pending_steps += 1;
+        while self.pending_steps > self.most_pending_steps {
+            self.give_out_oldest()?;
+        }
+        Ok(())
+    }
+
+    fn path(&mut self, path: &Path) -> io::Result<()> {
+        match self.take(path.packet) {
+            Some(block) => block.write(&mut self.out, &self.styles)?,
+            None => write_bare(&mut self.out, path, &self.styles)?,
+        }
+        write_outcome(&mut self.out, path, &self.styles)
+    }
+
+    fn finish(&mut self, _totals: &Totals) -> io::Result<()> {
+        while !self.pending.is_empty() {
+            self.give_out_oldest()?;
+        }
+        self.flush()
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// A packet that is not done yet.
+#[derive(Debug)]
+struct Block {
+    header: String,
+    shown: Shown,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    hook: Hook,
+    place: String,
+    action: String,
+    style: Style,
+    text: Option<Arc<str>>,
+    doubt: Option<String>,
+    /// What the packet has become, where it differs from the step before.
+    change: Option<String>,
+}
+
+impl Block {
+    fn begin(step: &Step<'_>, zone: &TimeZone) -> Self {
+        let Step { packet, view, netns, .. } = step;
+        let shown = Shown::of(view);
+        let time = clock_time(step.time_ns, zone);
+        let header = format!("{time} {} {shown} netns {netns} packet {packet}", view.family);
+        Self { header, shown, rows: Vec::new() }
+    }
+
+    fn write(&self, out: &mut impl Write, styles: &Styles) -> io::Result<()> {
+        let column = |length: fn(&Row) -> usize| {
+            self.rows.iter().map(length).filter(|&length| length <= COLUMN_WIDTH).max().unwrap_or(0)
+        };
+        let place_width = column(|row| row.place.chars().count());
+        let action_width = column(|row| row.action.chars().count());
+        writeln!(out, "{}{}{:#}", styles.header, self.header, styles.header)?;
+        for row in &self.rows {
+            row.write(out, styles, place_width, action_width)?;
+        }
+        Ok(())
+    }
+}
+
+impl Row {
+    fn write(&self, out: &mut impl Write, styles: &Styles, place: usize, action: usize) -> io::Result<()> {
+        if let Some(change) = &self.change {
+            writeln!(out, "  {}now {change}{:#}", styles.note, styles.note)?;
+        }
+        write!(out, "  {:<11}  {:<place$}  ", self.hook.name(), self.place)?;
+        match &self.text {
+            Some(text) => {
+                write!(out, "{}{:<action$}{:#}  {}", self.style, self.action, self.style, Escaped(text))?;
+            }
+            None => write!(out, "{}{}{:#}", self.style, self.action, self.style)?,
+        }
+        if let Some(doubt) = &self.doubt {
+            write!(out, "  {}({doubt}){:#}", styles.doubt, styles.doubt)?;
+        }
+        writeln!(out)
+    }
+}
+
+/// A packet of which no step is at hand: none could be read, or they have been shown before.
+fn write_bare(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Result<()> {
+    let Path { packet, family, netns, .. } = path;
+    writeln!(out, "{}{family} netns {netns} packet {packet}{:#}", styles.header, styles.header)?;
+    path.steps.iter().try_for_each(|step| writeln!(out, "  {}", Escaped(step)))
+}
+
+fn write_outcome(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Result<()> {
+    match path.verdict {
+        Some(verdict) => write!(out, "  = {0}{verdict}{0:#}", styles.of_verdict(verdict))?,
+        None => write!(out, "  = verdict unknown")?,
+    }
+    if let Some(outcome) = &path.outcome {
+        write!(out, ", {}", Escaped(outcome))?;
+    }
+    match (path.certainty, path.why.as_slice()) {
+        (Certainty::Complete, _) => writeln!(out, ", complete"),
+        (certainty, []) => writeln!(out, ", {0}{certainty}{0:#}", styles.doubt),
+        (certainty, why) => {
+            writeln!(out, ", {0}{certainty}: {1}{0:#}", styles.doubt, Escaped(&why.join("; ")))
+        }
+    }
+}
+
+/// Time of day, to the microsecond, as tcpdump shows it.
+fn clock_time(time_ns: u64, zone: &TimeZone) -> impl fmt::Display {
+    let timestamp = Timestamp::from_nanosecond(i128::from(time_ns)).unwrap_or_default();
+    timestamp.to_zoned(zone.clone()).strftime("%H:%M:%S%.6f").to_string()
+}
+
+/// What is shown of a packet, and shown again when it changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shown {
+    indev: Option<Vec<u8>>,
+    outdev: Option<Vec<u8>>,
+    headers: Headers,
+    len: u32,
+    mark: u32,
+}
+
+impl Shown {
+    fn of(view: &PacketView<'_>) -> Self {
+        Self {
+            indev: view.indev.map(<[u8]>::to_vec),
+            outdev: view.outdev.map(<[u8]>::to_vec),
+            headers: headers(view),
+            len: view.len,
+            mark: view.mark,
+        }
+    }
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (word, device) in [("in", &self.indev), ("out", &self.outdev)] {
+            if let Some(device) = device {
+                write!(f, "{word} {} ", Escaped(&lossy(device)))?;
+            }
+        }
+        if let (Some(src), Some(dst)) = (self.headers.src, self.headers.dst) {
+            write!(f, "{}", End(src, self.headers.sport))?;
+            write!(f, " > {} ", End(dst, self.headers.dport))?;
+        }
+        if let Some(protocol) = self.headers.protocol.map(protocol_name) {
+            write!(f, "{protocol} ")?;
+        }
+        write!(f, "length {}", self.headers.length.unwrap_or(self.len))?;
+        if self.mark != 0 {
+            write!(f, " mark {:#x}", self.mark)?;
+        }
+        Ok(())
+    }
+}
+
+/// An address with its port: `192.0.2.1:80`, `[2001:db8::1]:80`, `2001:db8::1`.
+struct End(std::net::IpAddr, Option<u16>);
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            Some(port) => std::net::SocketAddr::new(self.0, port).fmt(f),
+            None => self.0.fmt(f),
+        }
+    }
+}
+
+/// Colours by meaning; all plain where there is to be no colour.
+#[derive(Clone, Copy, Debug, Default)]
+struct Styles {
+    header: Style,
+    note: Style,
+    accept: Style,
+    drop: Style,
+    other: Style,
+    doubt: Style,
+}
+
+impl Styles {
+    fn coloured() -> Self {
+        Self {
+            header: Style::new().bold(),
+            note: Style::new().dimmed(),
+            accept: AnsiColor::Green.on_default(),
+            drop: AnsiColor::Red.on_default().bold(),
+            other: AnsiColor::Cyan.on_default(),
+            doubt: AnsiColor::Yellow.on_default(),
+        }
+    }
+
+    fn of_verdict(&self, verdict: Verdict) -> Style {
+        match verdict {
+            Verdict::Accept => self.accept,
+            Verdict::Drop => self.drop,
+            _ => self.other,
+        }
+    }
+
+    fn of_action(&self, action: &Action<'_>) -> Style {
+        match action {
+            Action::Verdict(verdict) => self.of_verdict(*verdict),
+            _ => Style::new(),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The same short trace in all forms, compared with what is expected to the byte.
+
+use super::{Output, Pretty, Sink, Start, Totals, choose};
+use crate::netfilter::{Family, Hook, StepKind, Verdict};
+use crate::packet::{Link, PacketView};
+use crate::path::{Action, Certainty, Path, Step};
+use crate::ruleset::{Chain, Entry, Table, Target};
+use expect_test::{Expect, expect, expect_file};
+use std::io;
+
+const TIME_NS: u64 = 1_795_446_245_000_000_042;
+const NETNS: u32 = 4_026_531_840;
+
+/// TCP from 10.0.0.1:4242 to 10.0.0.2:80, 60 bytes.
+const TCP: [u8; 24] =
+    [0x45, 0, 0, 60, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x10, 0x92, 0, 80];
+
+fn entry(chain: usize, number: u32, kind: StepKind, text: Option<&str>) -> Entry {
+    let target = Target::Verdict(Verdict::Accept);
+    let tail = kind != StepKind::Rule;
+    let (chain, text) = (Some(chain), text.map(Into::into));
+    Entry { chain, number, kind, tail, unconditional: tail, target, text }
+}
+
+fn table(name: &str, chain: &str, hook: Hook, rules: &[Option<&str>]) -> Table {
+    let mut entries: Vec<Entry> =
+        (1..).zip(rules).map(|(number, text)| entry(0, number, StepKind::Rule, *text)).collect();
+    entries.push(entry(0, entries.len() as u32 + 1, StepKind::Policy, None));
+    let chains = vec![Chain { name: chain.to_owned(), hook: Some(hook), entries: 0..entries.len() }];
+    Table {
+        family: Family::Ipv4,
+        name: name.to_owned(),
+        entries,
+        chains,
+        hook_entry: [None; 5],
+        underflow: [None; 5],
+        size: 0,
+    }
+}
+
+fn view<'a>(bytes: &'a [u8]) -> PacketView<'a> {
+    PacketView {
+        family: Family::Ipv4,
+        indev: Some(b"eth0"),
+        outdev: None,
+        link: Link::default(),
+        len: 60,
+        bytes,
+        mark: 0,
+        owner: None,
+    }
+}
+
+fn step<'a>(
+    packet: u64,
+    table: &'a Table,
+    entry: usize,
+    action: Action<'a>,
+    view: PacketView<'a>,
+) -> Step<'a> {
+    let hook = table.chains[0].hook.expect("a built-in chain");
+    Step { packet, time_ns: TIME_NS, hook, table, entry, action, view, view_doubt: None, netns: NETNS }
+}
+
+fn path(packet: u64, verdict: Option<Verdict>, certainty: Certainty, why: &[&str]) -> Path {
+    Path {
+        packet,
+        family: Family::Ipv4,
+        steps: vec!["raw:PREROUTING:policy:1".to_owned(), "filter:INPUT:rule:2".to_owned()],
+        verdict,
+        certainty,
+        why: why.iter().map(|&why| why.to_owned()).collect(),
+        outcome: None,
+        generation: vec!["raw@1".to_owned(), "filter@7".to_owned()],
+        netns: NETNS,
+    }
+}
+
+fn start() -> Start {
+    Start {
+        filter: "tcp port 80".to_owned(),
+        netns: "blue".to_owned(),
+        backend: "ebpf",
+        footprint: "none".to_owned(),
+        kernel: "6.1.0-18-amd64".to_owned(),
+    }
+}
+
+const TOTALS: Totals = Totals { packets: 12, steps: 80, lost: 1, missed: 2, unordered: 3, inexact: 4 };
+
+/// Two packets whose steps interleave, and one that nothing is known of.
+fn play(sink: &mut dyn Sink) -> io::Result<()> {
+    let accept = Action::Verdict(Verdict::Accept);
+    let raw = table("raw", "PREROUTING", Hook::Prerouting, &[]);
+    let mangle =
+        table("mangle", "PREROUTING", Hook::Prerouting, &[Some("-A PREROUTING -j MARK --set-mark 1")]);
+    let filter =
+        table("filter", "INPUT", Hook::Input, &[None, Some("-A INPUT -p tcp -m tcp --dport 80 -j DROP")]);
+    let marked = PacketView { mark: 0x1f, ..view(&TCP) };
+
+    sink.begin(&start())?;
+    sink.step(&step(1, &raw, 0, accept.clone(), view(&TCP)))?;
+    sink.step(&step(2, &raw, 0, accept.clone(), PacketView { outdev: Some(b"eth1"), ..view(&TCP[..10]) }))?;
+    sink.step(&step(1, &mangle, 0, Action::Continue, view(&TCP)))?;
+    sink.step(&step(1, &filter, 0, Action::Jump("web"), marked))?;
+    let doubtful = step(1, &filter, 1, Action::Verdict(Verdict::Drop), marked);
+    sink.step(&Step { view_doubt: Some("which rule set the mark is not known"), ..doubtful })?;
+    sink.path(&path(1, Some(Verdict::Drop), Certainty::Complete, &[]))?;
+    sink.path(&path(2, Some(Verdict::Accept), Certainty::Inexact, &["table replaced", "probe missed"]))?;
+    sink.path(&path(3, None, Certainty::Unordered, &["a chain was entered more than once"]))?;
+    sink.finish(&TOTALS)
+}
+
+/// Names and texts made by someone who wishes the reader ill.
+fn play_hostile(sink: &mut dyn Sink) -> io::Result<()> {
+    let comment = "-A X -m comment --comment \"\x1b[2J\u{9b}31m\u{202e}\n\" -j ACCEPT";
+    let table = table("filter", "X\x1b[1m\u{9b}ü", Hook::Input, &[Some(comment)]);
+    let view = PacketView { indev: Some(b"e\x1b]0;h\x07\xff"), ..view(&TCP) };
+    sink.step(&Step { view_doubt: Some("\x08"), ..step(1, &table, 0, Action::Jump("Y\x1bc"), view) })?;
+    sink.path(&Path {
+        steps: vec!["filter:X\x1b:rule:1".to_owned()],
+        ..path(1, None, Certainty::Inexact, &["\x1b[8m"])
+    })?;
+    sink.finish(&Totals::default())
+}
+
+fn capture(output: Output, play: fn(&mut dyn Sink) -> io::Result<()>) -> String {
+    let mut bytes = Vec::new();
+    let sink: Box<dyn Sink + '_> = match output {
+        Output::Pretty => Box::new(Pretty::new(&mut bytes, false).in_utc()),
+        other => choose(other, false, &mut bytes),
+    };
+    finish(sink, play);
+    String::from_utf8(bytes).expect("sinks write UTF-8")
+}
+
+fn finish(mut sink: Box<dyn Sink + '_>, play: fn(&mut dyn Sink) -> io::Result<()>) {
+    play(sink.as_mut()).expect("memory can be written to");
+}
+
+#[track_caller]
+fn check_hostile(output: Output, expected: Expect) {
+    let text = capture(output, play_hostile);
+    assert!(!text.contains(|c| c != '\n' && crate::text::is_unsafe(c)), "{text:?}");
+    expected.assert_eq(&text);
+}
+
+#[test]
+fn every_form() {
+    expect_file!["snapshots/trace.txt"].assert_eq(&capture(Output::Trace, play));
+    expect_file!["snapshots/pretty.txt"].assert_eq(&capture(Output::Pretty, play));
+    expect_file!["snapshots/json.txt"].assert_eq(&capture(Output::Json, play));
+}
+
+#[test]
+fn every_json_line_is_an_object() {
+    for line in capture(Output::Json, play).lines().chain(capture(Output::Json, play_hostile).lines()) {
+        let value: serde_json::Value = serde_json::from_str(line).expect(line);
+        assert!(value["type"].is_string(), "{line}");
+    }
+}
+
+#[test]
+fn nothing_a_terminal_acts_on_gets_through() {
+    check_hostile(
+        Output::Trace,
+        expect![[r#"
+        TRACE: filter:X\x1b[1m\xc2\x9b\xc3\xbc:rule:1 IN=e\x1b]0;h\x07\xff OUT= MAC= SRC=10.0.0.1 DST=10.0.0.2 LEN=60 TOS=0x00 PREC=0x00 TTL=64 ID=1 DF PROTO=TCP 
+    "#]],
+    );
+    check_hostile(
+        Output::Pretty,
+        expect![[r#"
+        15:04:05.000000 ip in e\x1b]0;h\x07\xff 10.0.0.1:4242 > 10.0.0.2:80 tcp length 60 netns 4026531840 packet 1
+          input        filter:X\x1b[1m\u{9b}ü:rule:1  jump Y\x1bc  -A X -m comment --comment "\x1b[2J\u{9b}31m\u{202e}\n" -j ACCEPT  (\x08)
+          = verdict unknown, inexact: \x1b[8m
+    "#]],
+    );
+    check_hostile(
+        Output::Json,
+        expect![[r#"
+            {"type":"step","packet":1,"time":"2026-11-23T15:04:05.000000042Z","family":"ip","engine":"legacy","hook":"input","table":"filter","chain":"X\u001b[1m\u009bü","kind":"rule","rule":1,"text":"-A X -m comment --comment \"\u001b[2J\u009b31m\u202e\n\" -j ACCEPT","verdict":"jump Y\u001bc","in":"e\u001b]0;h\u0007\\xff","src":"10.0.0.1","dst":"10.0.0.2","proto":"tcp","sport":4242,"dport":80,"length":60,"id":1,"mark":0,"netns":4026531840,"doubt":"\b"}
+            {"type":"packet","packet":1,"path":["filter:X\u001b:rule:1"],"certainty":"inexact","why":"\u001b[8m","family":"ip","generation":["raw@1","filter@7"],"netns":4026531840}
+            {"type":"end","packets":0,"steps":0,"lost":0,"missed":0,"unordered":0,"inexact":0}
+        "#]],
+    );
+}
+
+#[test]
+fn colour_only_changes_colour() {
+    let mut bytes = Vec::new();
+    play(&mut Pretty::new(&mut bytes, true).in_utc()).expect("memory can be written to");
+    let coloured = String::from_utf8(bytes).expect("sinks write UTF-8");
+    assert!(coloured.contains("\x1b[31m"), "{coloured}");
+    assert_eq!(anstream::adapter::strip_str(&coloured).to_string(), capture(Output::Pretty, play));
+}
+
+#[test]
+fn unfinished_packets_do_not_pile_up() {
+    let mut bytes = Vec::new();
+    let mut sink = Pretty::new(&mut bytes, false).in_utc().with_most_pending_steps(2);
+    let raw = table("raw", "PREROUTING", Hook::Prerouting, &[]);
+    for packet in [1, 2, 1, 3] {
+        sink.step(&step(packet, &raw, 0, Action::Continue, view(&TCP))).expect("memory can be written to");
+    }
+    sink.path(&path(1, Some(Verdict::Accept), Certainty::Complete, &[])).expect("memory can be written to");
+    sink.finish(&TOTALS).expect("memory can be written to");
+    drop(sink);
+    expect![[r#"
+        15:04:05.000000 ip in eth0 10.0.0.1:4242 > 10.0.0.2:80 tcp length 60 netns 4026531840 packet 1
+          prerouting   raw:PREROUTING:policy:1  continue
+          prerouting   raw:PREROUTING:policy:1  continue
+          = not finished
+        ip netns 4026531840 packet 1
+          raw:PREROUTING:policy:1
+          filter:INPUT:rule:2
+          = accept, complete
+        15:04:05.000000 ip in eth0 10.0.0.1:4242 > 10.0.0.2:80 tcp length 60 netns 4026531840 packet 2
+          prerouting   raw:PREROUTING:policy:1  continue
+          = not finished
+        15:04:05.000000 ip in eth0 10.0.0.1:4242 > 10.0.0.2:80 tcp length 60 netns 4026531840 packet 3
+          prerouting   raw:PREROUTING:policy:1  continue
+          = not finished
+    "#]]
+    .assert_eq(&String::from_utf8(bytes).expect("sinks write UTF-8"));
+}
+
+#[test]
+fn a_step_outside_its_table_is_refused() {
+    let raw = table("raw", "PREROUTING", Hook::Prerouting, &[]);
+    for output in [Output::Pretty, Output::Trace, Output::Json] {
+        let mut sink = choose(output, false, io::sink());
+        let error =
+            sink.step(&step(1, &raw, 7, Action::Continue, view(&TCP))).expect_err("there is no entry 7");
+        assert_eq!(error.to_string(), "entry 7 is in no chain of table raw");
+    }
+}
+
+#[test]
+fn lines_on_standard_error() {
+    let all = Start { filter: String::new(), netns: "all".to_owned(), ..start() };
+    expect!["tracing tcp port 80 in namespace blue with ebpf, footprint: none"]
+        .assert_eq(&start().to_string());
+    expect!["tracing all packets in all namespaces with ebpf, footprint: none"].assert_eq(&all.to_string());
+    expect!["nftracer: 12 packets, 80 steps, 1 lost, 2 missed, 3 unordered, 4 inexact"]
+        .assert_eq(&TOTALS.to_string());
+}

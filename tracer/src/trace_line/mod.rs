@@ -1,0 +1,199 @@
+//! The line that the kernel's syslog logger prints for a traced packet, written and read.
+//!
+//! Writing follows `net/netfilter/nf_log_syslog.c` statement by statement, as x_tables' TRACE calls it: flags
+//! `NF_LOG_DEFAULT_MASK` (TCP sequence numbers, TCP and IP options, owner; no decoded MAC header). The differences to
+//! the kernel's line:
+//!
+//! - What lies past the copied bytes is left out: the field, or the header with all that follows from it. `TRUNCATED`
+//!   and `INCOMPLETE` appear where the packet itself ends, as in the kernel.
+//! - `MAC=` is left out where fewer bytes than the device's header are known, and on SIT tunnels, where the kernel
+//!   prints bytes from before the link-layer header.
+//! - `PHYSIN=` and `PHYSOUT=` of bridged packets are never there.
+//! - Bytes other than printable ASCII in names of chains and devices become `\xNN`, as in `/dev/kmsg`.
+
+#![forbid(unsafe_code)]
+
+mod ipv4;
+mod ipv6;
+#[cfg(test)]
+mod tests;
+mod text;
+mod transport;
+
+use crate::netfilter::{Family, StepKind};
+use crate::packet::data::{Data, Missing};
+use crate::packet::{Link, PacketView};
+use std::fmt;
+use std::ops::ControlFlow;
+use text::Line;
+
+const ARPHRD_SIT: u16 = 776;
+
+/// What TRACE calls an entry: `table:chain:kind:number`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepName<'a> {
+    /// The table's name.
+    pub table: &'a str,
+    /// The chain's name.
+    pub chain: &'a str,
+    /// The word for the entry's shape.
+    pub kind: StepKind,
+    /// The entry's place in the chain, from 1.
+    pub number: u32,
+}
+
+impl fmt::Display for StepName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { table, chain, kind, number } = self;
+        write!(f, "{table}:{chain}:{kind}:{number}")
+    }
+}
+
+/// What kernels print differently for the same packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogStyle {
+    /// Before 6.15: the AE bit of TCP (Accurate ECN) is one of the four reserved bits, so 4 in `RES=`.
+    AeReserved,
+    /// From 6.15 on: three reserved bits, and the word `AE` among the flags.
+    #[default]
+    AeFlag,
+}
+
+impl LogStyle {
+    /// The style of a kernel release.
+    pub fn of_kernel(major: u32, minor: u32) -> Self {
+        if (major, minor) < (6, 15) { Self::AeReserved } else { Self::AeFlag }
+    }
+}
+
+/// Appends the line for a packet at an entry, without a newline; like the kernel's it usually ends in a space.
+pub fn write(out: &mut Vec<u8>, step: StepName<'_>, packet: &PacketView<'_>, style: LogStyle) {
+    let mut line = Line::new();
+    prefix(&mut line, step);
+    devices(&mut line, packet);
+    let data = Data::of(packet);
+    let flow = match packet.family {
+        Family::Ipv4 => ipv4::packet(&mut line, data, 0, Level::Outer, style),
+        Family::Ipv6 => ipv6::packet(&mut line, data, 0, Level::Outer, style),
+    };
+    if flow.is_continue() {
+        owner_and_mark(&mut line, packet);
+    }
+    out.extend_from_slice(line.as_bytes());
+}
+
+/// Reads the start of a line that begins with `TRACE: `, or such a prefix alone; gives what follows it.
+///
+/// A chain's name may hold anything, so the name's end is found from the right: nothing after the last ` IN=` can
+/// hold another.
+pub fn parse_prefix(line: &str) -> Option<(StepName<'_>, &str)> {
+    let line = line.strip_prefix("TRACE: ")?;
+    let (name, rest) = match line.rfind(" IN=") {
+        Some(at) => line.split_at(at),
+        None => (line.trim_end_matches(' '), ""),
+    };
+    let (table, name) = name.split_once(':')?;
+    let (name, number) = name.rsplit_once(':')?;
+    let (chain, kind) = name.rsplit_once(':')?;
+    let kind = [StepKind::Rule, StepKind::Return, StepKind::Policy]
+        .into_iter()
+        .find(|known| word(*known) == kind)?;
+    let number = number.parse().ok()?;
+    Some((StepName { table, chain, kind, number }, rest.strip_prefix(' ').unwrap_or(rest)))
+}
+
+fn word(kind: StepKind) -> &'static str {
+    match kind {
+        StepKind::Rule => "rule",
+        StepKind::Return => "return",
+        StepKind::Policy => "policy",
+    }
+}
+
+/// Whether headers are the packet's own or those of a packet quoted in an ICMP error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Outer,
+    Quoted,
+}
+
+fn prefix(line: &mut Line, step: StepName<'_>) {
+    line.text(b"TRACE: ");
+    line.raw(step.table.as_bytes());
+    line.text(b":");
+    line.raw(step.chain.as_bytes());
+    match step.kind {
+        StepKind::Rule => line.text(b":rule:"),
+        StepKind::Return => line.text(b":return:"),
+        StepKind::Policy => line.text(b":policy:"),
+    }
+    line.decimal(step.number);
+    line.text(b" ");
+}
+
+/// `nf_log_dump_packet_common`, then `dump_mac_header` where there is an input device.
+fn devices(line: &mut Line, packet: &PacketView<'_>) {
+    line.text(b"IN=");
+    line.raw(packet.indev.unwrap_or_default());
+    line.text(b" OUT=");
+    line.raw(packet.outdev.unwrap_or_default());
+    line.text(b" ");
+    line.escape();
+    if packet.indev.is_some() {
+        mac(line, &packet.link);
+    }
+}
+
+fn mac(line: &mut Line, link: &Link<'_>) {
+    let Some(header) = link.header.filter(|_| link.hard_header_len != 0) else {
+        line.text(b"MAC= ");
+        return;
+    };
+    if link.dev_type == ARPHRD_SIT {
+        tunnel(line, header);
+    } else if let Some(bytes) = header.get(..usize::from(link.hard_header_len)) {
+        line.text(b"MAC=");
+        line.colon_hex(bytes);
+        line.text(b" ");
+    }
+}
+
+/// On a SIT tunnel the link-layer header is the IPv4 header around the packet.
+fn tunnel(line: &mut Line, header: &[u8]) {
+    if let Some(&[_, _, _, _, _, _, _, _, _, _, _, _, s0, s1, s2, s3, d0, d1, d2, d3]) = header.first_chunk()
+    {
+        line.text(b"TUNNEL=");
+        line.ipv4([s0, s1, s2, s3]);
+        line.text(b"->");
+        line.ipv4([d0, d1, d2, d3]);
+        line.text(b" ");
+    }
+}
+
+/// The header at `offset` cannot be read. Says so and breaks if the kernel cannot either; leaves it out otherwise.
+fn incomplete(line: &mut Line, data: Data<'_>, offset: u32, missing: Missing) -> ControlFlow<()> {
+    match missing {
+        Missing::NotCopied => ControlFlow::Continue(()),
+        Missing::Ended => {
+            line.text(b"INCOMPLETE [");
+            line.decimal(data.left(offset));
+            line.text(b" bytes] ");
+            ControlFlow::Break(())
+        }
+    }
+}
+
+fn owner_and_mark(line: &mut Line, packet: &PacketView<'_>) {
+    if let Some(owner) = packet.owner {
+        line.text(b"UID=");
+        line.decimal(owner.uid);
+        line.text(b" GID=");
+        line.decimal(owner.gid);
+        line.text(b" ");
+    }
+    if packet.mark != 0 {
+        line.text(b"MARK=0x");
+        line.short_hex(packet.mark);
+        line.text(b" ");
+    }
+}
