@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
-use nftracer_tests::lab::{Family, Place};
+use nftracer_tests::lab::{Family, Place, Spread};
 use nftracer_tests::ruleset::HANDWRITTEN;
 use nftracer_tests::tracer::{self, Ended, Tracer};
 use nftracer_tests::traffic::Planner;
@@ -84,7 +84,7 @@ fn no_privileges(_: &Options) -> Result<Outcome> {
 
 /// All rules go, then come back, while packets fly.
 fn tables_vanish(options: &Options) -> Result<Outcome> {
-    let mut session = Session::new(&[Place::R])?;
+    let mut session = Session::new(&[Place::R], Spread::SameCpu)?;
     let mut planner = Planner::new(options.seed, 0, 1);
     session.trace()?;
     let mut total = nftracer_tests::compare::Verdict::default();
@@ -105,7 +105,7 @@ fn tables_vanish(options: &Options) -> Result<Outcome> {
 }
 
 fn namespace_vanishes(options: &Options) -> Result<Outcome> {
-    let session = Session::new(&[])?;
+    let session = Session::new(&[], Spread::SameCpu)?;
     let ruleset = &HANDWRITTEN[1];
     session.load(Place::R, Family::Ipv4, &ruleset.text(Family::Ipv4))?;
     let tracer = Tracer::start(&["--netns", session.lab.r.name(), "-o", "json"], &[])?;

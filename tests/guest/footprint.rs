@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nftracer_tests::lab::{Family, Place};
+use nftracer_tests::lab::{Family, Place, Spread};
 use nftracer_tests::ruleset::HANDWRITTEN;
 use nftracer_tests::state::State;
 use nftracer_tests::tracer::{self, Tracer};
@@ -30,7 +30,7 @@ enum End {
 }
 
 fn leaves_no_trace(options: &Options) -> Result<Outcome> {
-    let session = Session::new(&[])?;
+    let session = Session::new(&[], Spread::SameCpu)?;
     for family in Family::ALL {
         let nat = HANDWRITTEN.iter().find(|ruleset| ruleset.name == "nat").context("a ruleset with NAT")?;
         session.load(Place::R, family, &nat.text(family))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use nftracer_tests::compare::TRACE_RULES;
 use nftracer_tests::kmsg::Kmsg;
-use nftracer_tests::lab::{Family, addresses};
+use nftracer_tests::lab::{Family, Spread, addresses};
 use nftracer_tests::ruleset::HANDWRITTEN;
 use nftracer_tests::tracer::Tracer;
 use nftracer_tests::traffic::{OPEN, Planner, connection};
@@ -29,7 +29,7 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(4);
 const SHOTS_AT_ONCE: usize = 4;
 
 fn byte_exact(options: &Options, family: Family) -> Result<Outcome> {
-    let session = Session::new(&[])?;
+    let session = Session::new(&[], Spread::SameCpu)?;
     let mut kmsg = Kmsg::start(&session.lab.r)?;
     let mut planner = Planner::new(options.seed, 0, 1);
     let wanted =

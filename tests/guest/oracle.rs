@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use nftracer_tests::compare::{Figures, Verdict, Wrong};
 use nftracer_tests::generate::{Parts, Ruleset, Shape, generate};
-use nftracer_tests::lab::{Family, Place, addresses};
+use nftracer_tests::lab::{Family, Place, Spread, addresses};
 use nftracer_tests::{netns, wait};
 use nftracer_tests::packet::identity;
 use nftracer_tests::ruleset::HANDWRITTEN;
@@ -46,7 +46,7 @@ const WHILE_EDITED: Limit = Limit { inexact: 200, sees_all: false };
 
 /// The kernel's side alone: every ruleset loads, and every packet sent shows up.
 fn itself(options: &Options) -> Result<Outcome> {
-    let session = Session::new(&[Place::R])?;
+    let session = Session::new(&[Place::R], Spread::SameCpu)?;
     let (mut packets, mut rows, mut refused) = (0, 0, Vec::new());
     for family in Family::ALL {
         let mut planner = Planner::new(options.seed, 0, 1);
@@ -80,7 +80,7 @@ fn itself(options: &Options) -> Result<Outcome> {
 }
 
 fn handwritten(options: &Options, family: Family) -> Result<Outcome> {
-    let mut session = Session::new(&[Place::R])?;
+    let mut session = Session::new(&[Place::R], Spread::SameCpu)?;
     let mut planner = Planner::new(options.seed, 0, 1);
     let mut total = Verdict::default();
     for ruleset in HANDWRITTEN {
@@ -88,7 +88,9 @@ fn handwritten(options: &Options, family: Family) -> Result<Outcome> {
         session.load(Place::R, family, &text)?;
         session.trace()?;
         session.fire(&planner.shots(family, SHOTS));
+        let fired = Instant::now();
         let mut verdict = session.judge();
+        let settled = fired.elapsed();
         // What connections need of neighbours' answers comes in any order, so they are on their own.
         let at = addresses(family);
         for (to, port) in [(at.b, OPEN), (at.r, OPEN), (at.r_dnat, 80), (at.b, 443)] {
@@ -99,7 +101,7 @@ fn handwritten(options: &Options, family: Family) -> Result<Outcome> {
         verdict.add(session.judge());
         let totals = session.end(&mut verdict)?;
         if options.verbose {
-            println!("  {}: {}", ruleset.name, verdict.figures);
+            println!("  {}: {} ({settled:?}) {totals:?}", ruleset.name, verdict.figures);
         }
         let place = format!("ruleset \"{}\" for {family:?}, seed {}", ruleset.name, options.seed);
         examine(&verdict, &place, &text)?;
@@ -114,7 +116,7 @@ fn handwritten(options: &Options, family: Family) -> Result<Outcome> {
 }
 
 fn generated(options: &Options) -> Result<Outcome> {
-    let mut session = Session::new(&[Place::R])?;
+    let mut session = Session::new(&[Place::R], Spread::SameCpu)?;
     let parts = [Parts::of(&session.lab.r, Family::Ipv4)?.0, Parts::of(&session.lab.r, Family::Ipv6)?.0];
     let mut planner = Planner::new(options.seed, 0, 1);
     let shots_each = options.packets.div_ceil(options.rulesets.max(1));
@@ -197,7 +199,7 @@ fn shrink(
 fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
     const PLACES: [Place; 3] = [Place::A, Place::R, Place::B];
     const BURST: usize = 60;
-    let mut session = Session::new(&PLACES)?;
+    let mut session = Session::new(&PLACES, Spread::TwoCpus)?;
     let parts = [Parts::of(&session.lab.r, Family::Ipv4)?.0, Parts::of(&session.lab.r, Family::Ipv6)?.0];
     let disturbing = ["REJECT", "TEE", "chains entered twice"];
     let texts = HANDWRITTEN.iter().filter(|ruleset| disturbing.contains(&ruleset.name));
@@ -289,7 +291,14 @@ fn examine(verdict: &Verdict, place: &str, ruleset: &str) -> Result<()> {
         return Ok(());
     }
     let first: Vec<String> = verdict.wrong.iter().take(5).map(Wrong::to_string).collect();
-    bail!("{place}: {} wrong ({})\n{}\n{ruleset}", verdict.wrong.len(), verdict.figures, first.join("\n"))
+    let unseen = verdict.unseen_example.as_ref().map(|unseen| format!("\nunseen: {unseen:?}"));
+    bail!(
+        "{place}: {} wrong ({})\n{}{}\n{ruleset}",
+        verdict.wrong.len(),
+        verdict.figures,
+        first.join("\n"),
+        unseen.unwrap_or_default()
+    )
 }
 
 /// What nobody saw has been counted by the tracer.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nftracer_tests::compare::{Verdict, compare, is_settled};
-use nftracer_tests::lab::{Family, Lab, Place};
+use nftracer_tests::compare::{Verdict, compare, is_finished, is_settled};
+use nftracer_tests::lab::{Family, Lab, Place, Spread};
 use nftracer_tests::nflog::{Listener, Row};
 use nftracer_tests::packet::Identity;
 use nftracer_tests::ruleset;
@@ -14,7 +14,7 @@ use nftracer_tests::wait;
 use rustix::process::Signal;
 
 /// Until what was sent has gone all its ways.
-const SETTLES_WITHIN: Duration = Duration::from_secs(4);
+const SETTLES_WITHIN: Duration = Duration::from_secs(30);
 
 pub(crate) struct Session {
     pub(crate) lab: Lab,
@@ -30,9 +30,9 @@ pub(crate) struct Session {
 
 impl Session {
     /// Builds the lab; the kernel is listened to in these places.
-    pub(crate) fn new(listened: &[Place]) -> Result<Self> {
+    pub(crate) fn new(listened: &[Place], spread: Spread) -> Result<Self> {
         crate::load_modules();
-        let lab = Lab::build("nft")?;
+        let lab = Lab::build("nft", spread)?;
         for netns in lab.all() {
             ruleset::create_sets(netns)?;
             netns.clear_rules()?;
@@ -139,12 +139,17 @@ impl Session {
     fn settle_if(&self, wanted: &dyn Fn(&Identity) -> bool) -> (Vec<Row>, Trace) {
         let (mut rows, mut trace) = (Vec::new(), Trace::default());
         let Some(tracer) = &self.tracer else { return (self.kernel_rows(), trace) };
+        // What nobody saw never comes; a long silence has to do.
+        let silence = [4, 100];
+        let mut looks = silence.into_iter().chain(std::iter::repeat(silence[1]));
         wait::until(SETTLES_WITHIN, || {
-            wait::until_steady(SETTLES_WITHIN, 4, || (self.waiting(), tracer.seen()));
+            let look = looks.next().unwrap_or(silence[1]);
+            wait::until_steady(SETTLES_WITHIN, look, || (self.waiting(), tracer.seen()));
             let came = self.listeners.iter().flat_map(Listener::take);
             rows.extend(came.filter(|row| wanted(&row.packet)));
             trace.append(tracer.take());
-            is_settled(&rows, &trace).then_some(())
+            let long_silent = look == silence[1] && is_finished(&trace);
+            (long_silent || is_settled(&rows, &trace)).then_some(())
         });
         (rows, trace)
     }

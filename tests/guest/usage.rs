@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nftracer_tests::compare::Verdict;
-use nftracer_tests::lab::{Family, Place};
+use nftracer_tests::lab::{Family, Place, Spread};
 use nftracer_tests::ruleset::HANDWRITTEN;
 use nftracer_tests::tracer::Tracer;
 use nftracer_tests::traffic::Planner;
@@ -28,7 +28,7 @@ fn simple_rules(session: &Session) -> Result<()> {
 }
 
 fn count_and_duration(options: &Options) -> Result<Outcome> {
-    let session = Session::new(&[])?;
+    let session = Session::new(&[], Spread::SameCpu)?;
     simple_rules(&session)?;
     let mut planner = Planner::new(options.seed, 0, 1);
     let netns = session.lab.r.name();
@@ -55,7 +55,7 @@ fn count_and_duration(options: &Options) -> Result<Outcome> {
 
 /// Only packets that the filter wants, and each of them.
 fn filtered(options: &Options) -> Result<Outcome> {
-    let mut session = Session::new(&[Place::R])?;
+    let mut session = Session::new(&[Place::R], Spread::SameCpu)?;
     simple_rules(&session)?;
     let mut planner = Planner::new(options.seed, 0, 1);
     let netns = session.lab.r.name().to_owned();
@@ -84,7 +84,7 @@ fn filtered(options: &Options) -> Result<Outcome> {
 /// The largest table that has to work.
 fn large_table(options: &Options) -> Result<Outcome> {
     const RULES: usize = 32_768;
-    let mut session = Session::new(&[Place::R])?;
+    let mut session = Session::new(&[Place::R], Spread::SameCpu)?;
     let mut rules = String::from("*raw\n-A PREROUTING -j TRACE\n-A OUTPUT -j TRACE\nCOMMIT\n*filter\n");
     // Each skips what the tests send; the last does not.
     for number in 0..RULES {
@@ -104,7 +104,7 @@ fn large_table(options: &Options) -> Result<Outcome> {
 
 /// Too small a ring loses packets, says so, and what is told is still right.
 fn ring_full(options: &Options) -> Result<Outcome> {
-    let mut session = Session::new(&[Place::R])?;
+    let mut session = Session::new(&[Place::R], Spread::SameCpu)?;
     simple_rules(&session)?;
     let netns = session.lab.r.name().to_owned();
     session.trace_with(&["--netns", &netns, "-o", "json"], &[("NFTRACER_RING_BYTES", "4096")])?;

@@ -149,12 +149,17 @@ pub fn compare(rows: &[Row], trace: &Trace, oracle_lost: u64) -> Verdict {
     verdict
 }
 
+/// Whether nftracer finished all packets of which it told.
+pub fn is_finished(trace: &Trace) -> bool {
+    trace.steps.iter().all(|step| trace.packets.contains_key(&step.packet))
+}
+
 /// Whether nftracer told of all that the kernel told of, and finished it.
 pub fn is_settled(rows: &[Row], trace: &Trace) -> bool {
     let tracer = tracer_traversals(&trace.steps, trace.detailed);
     kernel_traversals(rows, trace.detailed).iter().all(|(traversal, theirs)| {
         tracer.get(traversal).is_some_and(|steps| steps.len() >= theirs.len())
-    }) && trace.steps.iter().all(|step| trace.packets.contains_key(&step.packet))
+    }) && is_finished(trace)
 }
 
 type Kernel<'a> = HashMap<Traversal, Vec<(usize, &'a Row)>>;

@@ -89,7 +89,6 @@ const MATCHES: &[&str] = &[
     "-m cpu --cpu 0",
     "-m connbytes --connbytes 2: --connbytes-dir both --connbytes-mode packets",
     "-m u32 --u32 \"0x0&0xff=0x0:0x7f\"",
-    "-m string --algo bm --string \"qrs\"",
 ];
 const TARGETS: &[(&str, &[&str])] = &[
     ("-j MARK --set-mark 1", &["mangle", "filter", "raw", "security"]),

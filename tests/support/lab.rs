@@ -49,6 +49,15 @@ pub enum Place {
     B,
 }
 
+/// Where packets that arrive are handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// On the CPU that sent them: a single flow.
+    SameCpu,
+    /// On both CPUs, by a hash of their addresses and ports.
+    TwoCpus,
+}
+
 /// One side of a link, its peer, and what lies behind.
 struct Side {
     device: &'static str,
@@ -119,7 +128,7 @@ pub struct Lab {
 
 impl Lab {
     /// Builds it; `prefix` begins the namespaces' names.
-    pub fn build(prefix: &str) -> Result<Self> {
+    pub fn build(prefix: &str, spread: Spread) -> Result<Self> {
         let make = |place: &str| -> Result<Netns> {
             let netns = Netns::create(&format!("{prefix}{place}"))?;
             for (name, value) in QUIET {
@@ -138,8 +147,7 @@ impl Lab {
         batch(&lab.b, &(configure(&B0) + &default_route("10.0.2.1", "fd00:2::1")))?;
         lab.r.sysctl("net/ipv4/ip_forward", "1")?;
         lab.r.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        for netns in lab.all() {
-            // Packets that arrive are spread over two CPUs.
+        for netns in lab.all().into_iter().filter(|_| spread == Spread::TwoCpus) {
             netns.script("for q in /sys/class/net/*/queues/rx-0/rps_cpus; do echo 3 > $q; done")?;
         }
         Ok(lab)

@@ -302,7 +302,7 @@ impl Trace {
             Row::Start {} => self.started = true,
             Row::Step(step) => match step.read() {
                 Some(read) => {
-                    self.detailed |= step.id.is_some();
+                    self.detailed |= step.id.is_some() || step.icmp_id.is_some();
                     self.steps.push(read);
                 }
                 None => self.odd.push(line.to_owned()),
