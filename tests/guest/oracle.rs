@@ -134,7 +134,7 @@ fn generated(options: &Options) -> Result<Outcome> {
         session.fire(&shots);
         let verdict = session.judge();
         if options.verbose {
-            println!("  seed {seed}, {family:?}, {} rules: {}", ruleset.size(), verdict.figures);
+            println!("  seed {seed}, {family:?}, {} rules: {} {:?}", ruleset.size(), verdict.figures, verdict.reasons);
         }
         if !verdict.wrong.is_empty() {
             let (smaller, fault) = shrink(&mut session, &ruleset, &shots, verdict.clone(), options);

@@ -98,7 +98,8 @@ const TARGETS: &[(&str, &[&str])] = &[
     ("-j DSCP --set-dscp 0x0a", &["mangle"]),
     ("-j TOS --set-tos 0x10", &["mangle"]),
     ("-j @TTL", &["mangle"]),
-    ("-j TEE --gateway @B", &["mangle", "filter"]),
+    // A copy may come back; without the condition it would be copied again, for ever.
+    ("@HOPS -j TEE --gateway @B", &["mangle", "filter"]),
     ("-j NFLOG --nflog-group 5", &["mangle", "filter", "raw"]),
     ("-j CT --notrack", &["raw"]),
     ("-j REJECT", &["filter"]),
@@ -155,6 +156,7 @@ fn fill(text: &str, family: Family) -> String {
     text.replace("@ICMP", if four { "icmp" } else { "ipv6-icmp" })
         .replace("@SET", if four { "odd4" } else { "odd6" })
         .replace("@TTL", if four { "TTL --ttl-set 50" } else { "HL --hl-set 50" })
+        .replace("@HOPS", if four { "-m ttl --ttl-gt 62" } else { "-m hl --hl-gt 62" })
         .replace("@OTHER", &at.a_other.to_string())
         .replace("@A", &at.a.to_string())
         .replace("@B", &at.b.to_string())

@@ -73,6 +73,8 @@ impl Handwritten {
             ("@OTHER", at.a_other.to_string()),
             ("@A", at.a.to_string()),
             ("@SET", if family == Family::Ipv4 { "odd4" } else { "odd6" }.to_owned()),
+            // Copies may come back, and must not be copied for ever.
+            ("@HOPS", if family == Family::Ipv4 { "-m ttl --ttl-gt 62" } else { "-m hl --hl-gt 62" }.to_owned()),
             ("@ICMP", if family == Family::Ipv4 { "icmp" } else { "ipv6-icmp" }.to_owned()),
             ("@REJECT", if family == Family::Ipv4 { "icmp-admin-prohibited" } else { "adm-prohibited" }.to_owned()),
             ("@TO", if at.b.is_ipv4() { at.b.to_string() } else { format!("[{}]", at.b) }),
@@ -275,15 +277,15 @@ pub const HANDWRITTEN: &[Handwritten] = &[
 *mangle
 :M -
 -A PREROUTING -p udp -j M
--A PREROUTING -p @ICMP -m statistic --mode random --probability 0.5 -j TEE --gateway @B
--A M -m statistic --mode random --probability 0.5 -j TEE --gateway @B
+-A PREROUTING -p @ICMP -m statistic --mode random --probability 0.5 @HOPS -j TEE --gateway @B
+-A M -m statistic --mode random --probability 0.5 @HOPS -j TEE --gateway @B
 -A M -m comment --comment after
 -A OUTPUT -p udp -j M
 -A POSTROUTING -p tcp -j M
 *filter
 :C -
 -A FORWARD -j C
--A FORWARD -p udp --dport 4000 -j TEE --gateway @B
+-A FORWARD -p udp --dport 4000 @HOPS -j TEE --gateway @B
 -A OUTPUT -j C
 -A C -p udp -j RETURN
 ",
