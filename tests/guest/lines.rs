@@ -75,13 +75,14 @@ fn byte_exact(options: &Options, family: Family) -> Result<Outcome> {
         skipped += kernel.len() - theirs.len();
         check(theirs == ours, format!("\"{name}\"\n{}", difference(&theirs, &ours)))?;
     }
-    Ok(Outcome::Passed(format!("{lines} lines equal; {skipped} of the rules that switch TRACE on")))
+    Ok(Outcome::Passed(format!("{lines} lines equal; {skipped} of other rules")))
 }
 
-/// Not the rules that switch TRACE on, not what the kernel sends on its own account.
+/// Not the rules that switch TRACE on, not those of LOG, not what the kernel sends on its own account.
 fn is_compared(line: &str) -> bool {
     let step = line.strip_prefix("TRACE: ").and_then(|rest| rest.split(" IN=").next()).unwrap_or("");
-    !TRACE_RULES.contains(&step.trim_end()) && !line.contains(" DST=ff02:")
+    // One ruleset has a LOG rule that pretends to be TRACE.
+    !TRACE_RULES.contains(&step.trim_end()) && !step.starts_with("raw:FAKE:") && !line.contains(" DST=ff02:")
 }
 
 fn difference(kernel: &[&str], tracer: &[&str]) -> String {

@@ -131,6 +131,8 @@ pub(crate) fn load_modules() {
         "ip6table_security",
         "nf_conntrack",
         "ip_set",
+        // What `nft list ruleset` would load.
+        "nf_tables",
         "crc32c_generic",
     ];
     for module in MODULES {

@@ -324,7 +324,7 @@ fn conclude(verdict: &Verdict, limit: Limit) -> Result<Outcome> {
     )?;
     check(!limit.sees_all || figures.unseen == 0, format!("not all was seen: {:?}", verdict.unseen_example))?;
     let mut text = figures.to_string();
-    for (reason, count) in &verdict.reasons {
+    for (reason, (count, _)) in &verdict.reasons {
         let _ = write!(text, "; {count} inexact: {reason}");
     }
     Ok(Outcome::Passed(text))

@@ -15,6 +15,10 @@ use rustix::process::Signal;
 
 /// Until what was sent has gone all its ways.
 const SETTLES_WITHIN: Duration = Duration::from_secs(30);
+/// Looks without a change: usually enough.
+const SHORT_SILENCE: u32 = 4;
+/// Looks without a change: nothing more will come.
+const LONG_SILENCE: u32 = 100;
 
 pub(crate) struct Session {
     pub(crate) lab: Lab,
@@ -98,6 +102,9 @@ impl Session {
 
     /// Lets what was sent go its ways unjudged.
     pub(crate) fn discard(&mut self) {
+        if let Some(tracer) = &self.tracer {
+            wait::until_steady(SETTLES_WITHIN, LONG_SILENCE, || (self.waiting(), tracer.seen()));
+        }
         let (_, trace) = self.settle();
         self.note(&trace);
     }
@@ -140,15 +147,14 @@ impl Session {
         let (mut rows, mut trace) = (Vec::new(), Trace::default());
         let Some(tracer) = &self.tracer else { return (self.kernel_rows(), trace) };
         // What nobody saw never comes; a long silence has to do.
-        let silence = [4, 100];
-        let mut looks = silence.into_iter().chain(std::iter::repeat(silence[1]));
+        let mut silence = SHORT_SILENCE;
         wait::until(SETTLES_WITHIN, || {
-            let look = looks.next().unwrap_or(silence[1]);
-            wait::until_steady(SETTLES_WITHIN, look, || (self.waiting(), tracer.seen()));
+            let looks = std::mem::replace(&mut silence, LONG_SILENCE);
+            wait::until_steady(SETTLES_WITHIN, looks, || (self.waiting(), tracer.seen()));
             let came = self.listeners.iter().flat_map(Listener::take);
             rows.extend(came.filter(|row| wanted(&row.packet)));
             trace.append(tracer.take());
-            let long_silent = look == silence[1] && is_finished(&trace);
+            let long_silent = looks == LONG_SILENCE && is_finished(&trace);
             (long_silent || is_settled(&rows, &trace)).then_some(())
         });
         (rows, trace)

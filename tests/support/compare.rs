@@ -110,8 +110,8 @@ pub struct Verdict {
     pub figures: Figures,
     /// What must not be.
     pub wrong: Vec<Wrong>,
-    /// Why packets were inexact, and how often.
-    pub reasons: BTreeMap<String, u64>,
+    /// Why packets were inexact, how often, and the path of one of them.
+    pub reasons: BTreeMap<String, (u64, String)>,
     /// A traversal of those nftracer does not know.
     pub unseen_example: Option<Traversal>,
 }
@@ -121,8 +121,8 @@ impl Verdict {
     pub fn add(&mut self, other: Self) {
         self.figures += other.figures;
         self.wrong.extend(other.wrong);
-        for (reason, count) in other.reasons {
-            *self.reasons.entry(reason).or_default() += count;
+        for (reason, (count, path)) in other.reasons {
+            self.reasons.entry(reason).or_insert((0, path)).0 += count;
         }
         self.unseen_example = self.unseen_example.take().or(other.unseen_example);
     }
@@ -208,7 +208,8 @@ fn count_packets(trace: &Trace, verdict: &mut Verdict) {
             Certainty::Unordered => figures.unordered += 1,
             Certainty::Inexact => {
                 figures.inexact += 1;
-                *verdict.reasons.entry(packet.why.clone()).or_default() += 1;
+                let reason = verdict.reasons.entry(packet.why.clone());
+                reason.or_insert_with(|| (0, packet.path.join(" "))).0 += 1;
             }
         }
     }
