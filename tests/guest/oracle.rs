@@ -198,7 +198,7 @@ fn shrink(
 /// Senders in all namespaces at once, all of them with rulesets that send packets from inside a traversal.
 fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
     const PLACES: [Place; 3] = [Place::A, Place::R, Place::B];
-    const BURST: usize = 60;
+    const BURST: usize = 20;
     let mut session = Session::new(&PLACES, Spread::TwoCpus)?;
     let parts = [Parts::of(&session.lab.r, Family::Ipv4)?.0, Parts::of(&session.lab.r, Family::Ipv6)?.0];
     let disturbing = ["REJECT", "TEE", "chains entered twice"];
@@ -210,13 +210,14 @@ fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
     // Three senders at once, each with numbers of its own.
     let mut planners: Vec<_> = (0..3).map(|which| Planner::new(options.seed + u64::from(which), which, 3)).collect();
     while Instant::now() < end || total.figures.packets < u64::try_from(options.packets)? {
-        for (at, place) in PLACES.into_iter().enumerate() {
-            let family = Family::ALL[(round + at) % 2];
+        let everywhere = PLACES.into_iter().enumerate();
+        for ((at, place), family) in everywhere.flat_map(|place| Family::ALL.map(|family| (place, family))) {
             let text = if round % 4 == 3 {
                 let seed = options.seed + u64::try_from(round * 3 + at)?;
-                generate(seed, family, Shape::Graph, &parts[(round + at) % 2]).text()
+                let parts = if family == Family::Ipv4 { &parts[0] } else { &parts[1] };
+                generate(seed, family, Shape::Graph, parts).text()
             } else {
-                texts[(round / 2 + at) % texts.len()].text(family)
+                texts[(round + at) % texts.len()].text(family)
             };
             let text = if edited { with_edited_chain(&text) } else { text };
             session.load(place, family, &text)?;
@@ -224,7 +225,7 @@ fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let editor = edited.then(|| scope.spawn(|| edit(session.lab.r.name(), &stop, &edits)));
-            for _ in 0..8 {
+            for _ in 0..16 {
                 let bursts: Vec<Vec<Shot>> = planners
                     .iter_mut()
                     .map(|planner| Family::ALL.map(|family| planner.shots(family, BURST)).concat())
@@ -235,7 +236,7 @@ fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
                         scope.spawn(move || session.fire(burst));
                     }
                 });
-                session.wait_for_listeners();
+                session.wait_for_readers();
             }
             stop.store(true, Ordering::Relaxed);
             editor.map(|editor| editor.join())
@@ -244,7 +245,8 @@ fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
         if options.verbose {
             println!("  round {round}: {} {:?}", verdict.figures, verdict.reasons);
         }
-        examine(&verdict, &format!("seed {}, round {round}", options.seed), "")?;
+        let how = if edited { "while edited, " } else { "" };
+        examine(&verdict, &format!("{how}seed {}, round {round}", options.seed), "")?;
         total.add(verdict);
         round += 1;
     }

@@ -125,9 +125,10 @@ impl Session {
         ended.trace.end.context("the last row is missing")
     }
 
-    /// Waits until the kernel's rows are read, so that a burst does not outrun the listeners.
-    pub(crate) fn wait_for_listeners(&self) {
-        wait::until_steady(SETTLES_WITHIN, 1, || self.waiting());
+    /// Waits until what both sides tell is read, so that bursts do not outrun the readers.
+    pub(crate) fn wait_for_readers(&self) {
+        let seen = || self.tracer.as_ref().map(Tracer::seen);
+        wait::until_steady(SETTLES_WITHIN, 2, || (self.waiting(), seen()));
     }
 
     fn check_end(&self, ended: &Ended) -> Result<()> {
