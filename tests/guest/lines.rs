@@ -32,8 +32,13 @@ fn byte_exact(options: &Options, family: Family) -> Result<Outcome> {
     let session = Session::new(&[], Spread::SameCpu)?;
     let mut kmsg = Kmsg::start(&session.lab.r)?;
     let mut planner = Planner::new(options.seed, 0, 1);
-    let wanted =
-        ["jumps, gotos, returns", "nat", "REJECT", "targets that go on", "names of builtins, odd names and comments"];
+    let wanted = [
+        "jumps, gotos, returns",
+        "nat",
+        "REJECT",
+        "targets that go on",
+        "names of builtins, odd names and comments",
+    ];
     let (mut lines, mut skipped) = (0, 0);
     for name in wanted {
         let Some(ruleset) = HANDWRITTEN.iter().find(|ruleset| ruleset.name == name) else { continue };
@@ -66,8 +71,10 @@ fn byte_exact(options: &Options, family: Family) -> Result<Outcome> {
         let ended = tracer.stop(Signal::TERM)?;
         check(ended.status.success(), format!("ended with {}: {:?}", ended.status, ended.errors))?;
         check(lost == 0, format!("the kernel's log overwrote {lost} lines"))?;
-        let mut theirs: Vec<&str> = kernel.iter().map(String::as_str).filter(|line| is_compared(line)).collect();
-        let mut ours: Vec<&str> = ended.lines.iter().map(String::as_str).filter(|line| is_compared(line)).collect();
+        let mut theirs: Vec<&str> =
+            kernel.iter().map(String::as_str).filter(|line| is_compared(line)).collect();
+        let mut ours: Vec<&str> =
+            ended.lines.iter().map(String::as_str).filter(|line| is_compared(line)).collect();
         theirs.sort_unstable();
         ours.sort_unstable();
         check(!theirs.is_empty(), "the kernel printed nothing")?;

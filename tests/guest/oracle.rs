@@ -9,11 +9,11 @@ use anyhow::{Result, bail};
 use nftracer_tests::compare::{Figures, Verdict, Wrong};
 use nftracer_tests::generate::{Parts, Ruleset, Shape, generate};
 use nftracer_tests::lab::{Family, Place, Spread, addresses};
-use nftracer_tests::{netns, wait};
 use nftracer_tests::packet::identity;
 use nftracer_tests::ruleset::HANDWRITTEN;
 use nftracer_tests::tracer::Totals;
 use nftracer_tests::traffic::{OPEN, Planner, Shot, connection};
+use nftracer_tests::{netns, wait};
 
 use crate::session::Session;
 use crate::{Options, Outcome, Test, check};
@@ -75,7 +75,8 @@ fn itself(options: &Options) -> Result<Outcome> {
             check(wanted.is_empty(), format!("the kernel did not tell of {wanted:?} with\n{text}"))?;
         }
     }
-    let without = if refused.is_empty() { String::new() } else { format!("; not on this kernel: {refused:?}") };
+    let without =
+        if refused.is_empty() { String::new() } else { format!("; not on this kernel: {refused:?}") };
     Ok(Outcome::Passed(format!("{packets} packets sent, {rows} lines of the kernel{without}")))
 }
 
@@ -122,7 +123,8 @@ fn generated(options: &Options) -> Result<Outcome> {
     let shots_each = options.packets.div_ceil(options.rulesets.max(1));
     let (mut total, mut run, mut trees) = (Verdict::default(), Verdict::default(), Figures::default());
     for number in 0..options.rulesets {
-        let (family, parts) = if number % 2 == 0 { (Family::Ipv4, &parts[0]) } else { (Family::Ipv6, &parts[1]) };
+        let (family, parts) =
+            if number % 2 == 0 { (Family::Ipv4, &parts[0]) } else { (Family::Ipv6, &parts[1]) };
         let shape = if number % 4 < 2 { Shape::Tree } else { Shape::Graph };
         let seed = options.seed.wrapping_mul(1_000_003).wrapping_add(u64::try_from(number)?);
         let ruleset = generate(seed, family, shape, parts);
@@ -134,7 +136,12 @@ fn generated(options: &Options) -> Result<Outcome> {
         session.fire(&shots);
         let verdict = session.judge();
         if options.verbose {
-            println!("  seed {seed}, {family:?}, {} rules: {} {:?}", ruleset.size(), verdict.figures, verdict.reasons);
+            println!(
+                "  seed {seed}, {family:?}, {} rules: {} {:?}",
+                ruleset.size(),
+                verdict.figures,
+                verdict.reasons
+            );
         }
         if !verdict.wrong.is_empty() {
             let (smaller, fault) = shrink(&mut session, &ruleset, &shots, verdict.clone(), options);
@@ -204,11 +211,13 @@ fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
     let disturbing = ["REJECT", "TEE", "chains entered twice"];
     let texts = HANDWRITTEN.iter().filter(|ruleset| disturbing.contains(&ruleset.name));
     let texts: Vec<_> = texts.collect();
-    session.trace_with(&["--all-netns", "-o", "json"], &[])?;
+    // Room for a burst: the reader is slower than the senders.
+    session.trace_with(&["--all-netns", "-o", "json"], &[("NFTRACER_RING_BYTES", "67108864")])?;
     let end = Instant::now() + Duration::from_secs(options.seconds);
     let (mut total, mut round, edits) = (Verdict::default(), 0, AtomicU64::new(0));
     // Three senders at once, each with numbers of its own.
-    let mut planners: Vec<_> = (0..3).map(|which| Planner::new(options.seed + u64::from(which), which, 3)).collect();
+    let mut planners: Vec<_> =
+        (0..3).map(|which| Planner::new(options.seed + u64::from(which), which, 3)).collect();
     while Instant::now() < end || total.figures.packets < u64::try_from(options.packets)? {
         let everywhere = PLACES.into_iter().enumerate();
         for ((at, place), family) in everywhere.flat_map(|place| Family::ALL.map(|family| (place, family))) {
@@ -243,15 +252,17 @@ fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
         });
         let verdict = session.judge();
         if options.verbose {
-            println!("  round {round}: {} {:?}", verdict.figures, verdict.reasons);
+            println!("  round {round}: {}", verdict.figures);
         }
-        let how = if edited { "while edited, " } else { "" };
-        examine(&verdict, &format!("{how}seed {}, round {round}", options.seed), "")?;
+        let wrong = !verdict.wrong.is_empty();
         total.add(verdict);
+        if wrong {
+            break;
+        }
         round += 1;
     }
     let totals = session.end(&mut total)?;
-    examine(&total, "the end", "")?;
+    examine(&total, &format!("seed {}, up to round {round}, {totals:?}", options.seed), "")?;
     check_missed(&total.figures, &totals)?;
     let limit = if edited { WHILE_EDITED } else { UNDER_LOAD };
     let Outcome::Passed(figures) = conclude(&total, limit)? else { bail!("concluded otherwise") };
@@ -274,7 +285,9 @@ fn edit(netns: &str, stop: &AtomicBool, edits: &AtomicU64) {
         return;
     }
     let mut once = String::new();
-    for edit in ["-A EDITED -m comment --comment x", "-D EDITED 1", "-I FORWARD -m mark --mark 0x77", "-D FORWARD 1"] {
+    for edit in
+        ["-A EDITED -m comment --comment x", "-D EDITED 1", "-I FORWARD -m mark --mark 0x77", "-D FORWARD 1"]
+    {
         let _ = write!(once, "*filter\n{edit}\nCOMMIT\n");
     }
     let text = once.repeat(25);
@@ -305,10 +318,11 @@ fn examine(verdict: &Verdict, place: &str, ruleset: &str) -> Result<()> {
 
 /// What nobody saw has been counted by the tracer.
 fn check_missed(figures: &Figures, totals: &Totals) -> Result<()> {
-    let counted = totals.missed + totals.lost;
+    // A packet that says that it is inexact may lack traversals, too.
+    let told = totals.missed + totals.lost + figures.inexact;
     check(
-        figures.unseen == 0 || counted > 0 || figures.inexact > 0,
-        format!("{} traversals unseen, and the totals are silent: {totals:?}", figures.unseen),
+        figures.unseen <= told,
+        format!("{} traversals unseen, but the totals are {totals:?}", figures.unseen),
     )
 }
 

@@ -60,7 +60,9 @@ fn filtered(options: &Options) -> Result<Outcome> {
     let mut planner = Planner::new(options.seed, 0, 1);
     let netns = session.lab.r.name().to_owned();
     let mut figures = Vec::new();
-    for (filter, protocol, port) in [("udp dst port 4000", 17, Some(4000)), ("icmp", 1, None), ("tcp", 6, None)] {
+    for (filter, protocol, port) in
+        [("udp dst port 4000", 17, Some(4000)), ("icmp", 1, None), ("tcp", 6, None)]
+    {
         session.trace_with(&["--netns", &netns, "-o", "json", filter], &[])?;
         session.fire(&planner.shots(Family::Ipv4, 120));
         let wanted = |packet: &nftracer_tests::packet::Identity| {

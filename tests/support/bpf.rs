@@ -28,9 +28,8 @@ fn next_id(command: u32, after: u32) -> Result<Option<u32>> {
     let mut attribute = [after, 0, 0];
     #[expect(unsafe_code, reason = "no wrapper of bpf(2) without a loader around it")]
     // SAFETY: the kernel reads and writes the twelve bytes of `attribute`, which outlives the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, attribute.as_mut_ptr(), size_of_val(&attribute))
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_mut_ptr(), size_of_val(&attribute)) };
     if result == 0 {
         return Ok(Some(attribute[1]));
     }

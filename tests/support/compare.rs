@@ -4,7 +4,7 @@
 //! NAT on the way does not matter, and each packet of a batch looks different from all others. Packets that do look
 //! the same, such as the copies that TEE makes, are compared together.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::AddAssign;
@@ -136,9 +136,16 @@ pub fn compare(rows: &[Row], trace: &Trace, oracle_lost: u64) -> Verdict {
     count_packets(trace, &mut verdict);
     verdict.figures.traversals = u64::try_from(kernel.len()).unwrap_or(u64::MAX);
     verdict.figures.oracle_lost = oracle_lost;
+    // Packets of which the kernel shows that there are several that look the same.
+    let several = kernel.iter().filter(|(_, theirs)| starts_again(theirs));
+    let twins: HashSet<_> = several.map(|(traversal, _)| (traversal.netns, &traversal.packet)).collect();
     for (traversal, steps) in &tracer {
         let theirs = kernel.get(traversal).map(Vec::as_slice).unwrap_or_default();
-        judge(traversal, theirs, steps, trace, oracle_lost > 0, &mut verdict);
+        let doubts = Doubts {
+            oracle_short: oracle_lost > 0,
+            twins: twins.contains(&(traversal.netns, &traversal.packet)),
+        };
+        judge(traversal, theirs, steps, trace, doubts, &mut verdict);
     }
     for traversal in kernel.keys().filter(|traversal| !tracer.contains_key(*traversal)) {
         verdict.figures.unseen += 1;
@@ -157,9 +164,10 @@ pub fn is_finished(trace: &Trace) -> bool {
 /// Whether nftracer told of all that the kernel told of, and finished it.
 pub fn is_settled(rows: &[Row], trace: &Trace) -> bool {
     let tracer = tracer_traversals(&trace.steps, trace.detailed);
-    kernel_traversals(rows, trace.detailed).iter().all(|(traversal, theirs)| {
-        tracer.get(traversal).is_some_and(|steps| steps.len() >= theirs.len())
-    }) && is_finished(trace)
+    kernel_traversals(rows, trace.detailed)
+        .iter()
+        .all(|(traversal, theirs)| tracer.get(traversal).is_some_and(|steps| steps.len() >= theirs.len()))
+        && is_finished(trace)
 }
 
 type Kernel<'a> = HashMap<Traversal, Vec<(usize, &'a Row)>>;
@@ -215,12 +223,21 @@ fn count_packets(trace: &Trace, verdict: &mut Verdict) {
     }
 }
 
+/// What may excuse a difference.
+#[derive(Clone, Copy)]
+struct Doubts {
+    /// Lines of the kernel's were lost.
+    oracle_short: bool,
+    /// Several packets look like this one.
+    twins: bool,
+}
+
 fn judge(
     traversal: &Traversal,
     theirs: &[(usize, &Row)],
     steps: &[&Step],
     trace: &Trace,
-    oracle_short: bool,
+    doubts: Doubts,
     verdict: &mut Verdict,
 ) {
     let kernel: Vec<&str> = theirs.iter().map(|(_, row)| row.step.as_str()).collect();
@@ -245,11 +262,11 @@ fn judge(
         Certainty::Unordered if same_set => return,
         Certainty::Complete if same_set && several => verdict.figures.together += 1,
         // One of several that look the same was not seen.
-        _ if contains(&kernel, &tracer) && kernel.len() > tracer.len() && starts_again(theirs) => {
+        _ if contains(&kernel, &tracer) && kernel.len() > tracer.len() && doubts.twins => {
             verdict.figures.unseen += 1;
             verdict.unseen_example.get_or_insert_with(|| traversal.clone());
         }
-        _ if oracle_short && contains(&tracer, &kernel) => verdict.figures.unjudged += 1,
+        _ if doubts.oracle_short && contains(&tracer, &kernel) => verdict.figures.unjudged += 1,
         _ => verdict.wrong.push(Wrong {
             what: format!("{certainty:?}, packets {packets:?}: {traversal:?}"),
             kernel: owned(&kernel),
@@ -258,8 +275,8 @@ fn judge(
     }
 }
 
-/// Whether the kernel's steps are those of more than one packet: each ends in a policy or a verdict, so the first
-/// step of the first comes again, or a policy is not the last.
+/// Whether the kernel's steps are certainly those of more than one packet: the first step comes again, or a built-in
+/// chain ends twice.
 fn starts_again(theirs: &[(usize, &Row)]) -> bool {
     let first = theirs.first().map(|(_, row)| &row.step);
     let policies = theirs.iter().filter(|(_, row)| row.step.contains(":policy:")).count();

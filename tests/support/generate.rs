@@ -333,8 +333,12 @@ impl Ruleset {
     fn drop_unused_chains(&mut self) {
         for table in &mut self.tables {
             loop {
-                let used: Vec<String> =
-                    table.chains.iter().flat_map(|chain| &chain.rules).filter_map(|rule| leads_to(rule)).collect();
+                let used: Vec<String> = table
+                    .chains
+                    .iter()
+                    .flat_map(|chain| &chain.rules)
+                    .filter_map(|rule| leads_to(rule))
+                    .collect();
                 let before = table.chains.len();
                 table.chains.retain(|chain| chain.policy != "-" || used.contains(&chain.name));
                 if table.chains.len() == before {
@@ -370,8 +374,12 @@ mod tests {
     fn in_a_tree_at_most_one_rule_leads_to_a_chain() {
         for ruleset in rulesets(Shape::Tree) {
             for table in &ruleset.tables {
-                let mut targets: Vec<_> =
-                    table.chains.iter().flat_map(|chain| &chain.rules).filter_map(|rule| leads_to(rule)).collect();
+                let mut targets: Vec<_> = table
+                    .chains
+                    .iter()
+                    .flat_map(|chain| &chain.rules)
+                    .filter_map(|rule| leads_to(rule))
+                    .collect();
                 targets.retain(|target| table.chains.iter().any(|chain| chain.name == *target));
                 let count = targets.len();
                 targets.sort();

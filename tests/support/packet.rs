@@ -331,9 +331,11 @@ mod tests {
         let syn = packet("10.0.1.2", "10.0.2.2", Transport::Tcp { sport: 5, dport: 6, flags: SYN });
         let bytes = &syn.bytes()[0][20..];
         let pseudo = syn.pseudo_header(TCP, bytes.len());
-        let sum = pseudo.iter().chain(bytes).enumerate().fold(0u32, |sum, (at, byte)| {
-            sum + (u32::from(*byte) << if at % 2 == 0 { 8 } else { 0 })
-        });
+        let sum = pseudo
+            .iter()
+            .chain(bytes)
+            .enumerate()
+            .fold(0u32, |sum, (at, byte)| sum + (u32::from(*byte) << if at % 2 == 0 { 8 } else { 0 }));
         assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
     }
 }

@@ -74,9 +74,15 @@ impl Handwritten {
             ("@A", at.a.to_string()),
             ("@SET", if family == Family::Ipv4 { "odd4" } else { "odd6" }.to_owned()),
             // Copies may come back, and must not be copied for ever.
-            ("@HOPS", if family == Family::Ipv4 { "-m ttl --ttl-gt 62" } else { "-m hl --hl-gt 62" }.to_owned()),
+            (
+                "@HOPS",
+                if family == Family::Ipv4 { "-m ttl --ttl-gt 62" } else { "-m hl --hl-gt 62" }.to_owned(),
+            ),
             ("@ICMP", if family == Family::Ipv4 { "icmp" } else { "ipv6-icmp" }.to_owned()),
-            ("@REJECT", if family == Family::Ipv4 { "icmp-admin-prohibited" } else { "adm-prohibited" }.to_owned()),
+            (
+                "@REJECT",
+                if family == Family::Ipv4 { "icmp-admin-prohibited" } else { "adm-prohibited" }.to_owned(),
+            ),
             ("@TO", if at.b.is_ipv4() { at.b.to_string() } else { format!("[{}]", at.b) }),
         ];
         let mut tables: Vec<(&str, String)> = TABLES.iter().map(|(name, _)| (*name, String::new())).collect();
@@ -377,7 +383,8 @@ mod tests {
 
     #[test]
     fn counters_are_left_out() {
-        let saved = "# x\n*filter\n:INPUT ACCEPT [12:34]\n[5:6] -A INPUT -m comment --comment \"a [b\" -j DROP\n";
+        let saved =
+            "# x\n*filter\n:INPUT ACCEPT [12:34]\n[5:6] -A INPUT -m comment --comment \"a [b\" -j DROP\n";
         assert_eq!(
             without_counters(saved),
             "*filter\n:INPUT ACCEPT\n-A INPUT -m comment --comment \"a [b\" -j DROP\n"

@@ -49,7 +49,8 @@ impl State {
             parts.insert(family.tool().to_owned(), without_counters(&saved(netns, family)?));
         }
         for name in SYSCTLS {
-            let value = netns.enter(|| Ok(fs::read_to_string(format!("/proc/sys/{name}")).unwrap_or_default()))?;
+            let value =
+                netns.enter(|| Ok(fs::read_to_string(format!("/proc/sys/{name}")).unwrap_or_default()))?;
             parts.insert((*name).to_owned(), value);
         }
         for name in TRACEFS {
@@ -74,7 +75,14 @@ impl State {
         let is_configuration =
             |name: &String| name.contains("tables") || name == "nft" || SYSCTLS.contains(&name.as_str());
         let part = |state: &Self| {
-            Self(state.0.iter().filter(|(name, _)| is_configuration(name)).map(|(a, b)| (a.clone(), b.clone())).collect())
+            Self(
+                state
+                    .0
+                    .iter()
+                    .filter(|(name, _)| is_configuration(name))
+                    .map(|(a, b)| (a.clone(), b.clone()))
+                    .collect(),
+            )
         };
         part(self).differences(&part(later))
     }

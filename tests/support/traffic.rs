@@ -195,7 +195,8 @@ fn serve(listener: &TcpListener, stop: &AtomicBool) {
 /// Opens a connection, sends something, reads something, resets it. What the ruleset refuses is no failure.
 pub fn connection(netns: &Netns, to: IpAddr, port: u16) -> Result<()> {
     netns.enter(|| {
-        if let Ok(stream) = TcpStream::connect_timeout(&SocketAddr::new(to, port), Duration::from_millis(150)) {
+        if let Ok(stream) = TcpStream::connect_timeout(&SocketAddr::new(to, port), Duration::from_millis(150))
+        {
             let _ = talk(stream, b"question");
         }
         Ok(())
