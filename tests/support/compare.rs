@@ -259,7 +259,7 @@ fn judge(
     }
     let same_set = sorted(&kernel) == sorted(&tracer);
     match certainty {
-        Certainty::Unordered if same_set => return,
+        Certainty::Unordered if same_set => {}
         Certainty::Complete if same_set && several => verdict.figures.together += 1,
         // One of several that look the same was not seen.
         _ if contains(&kernel, &tracer) && kernel.len() > tracer.len() && doubts.twins => {

@@ -190,7 +190,6 @@ fn take(datagram: &[u8], netns: u64, shared: &Shared, next_sequence: &mut Option
 }
 
 /// A packet message: the line, if it is one of TRACE, and its number.
-#[expect(clippy::type_complexity, reason = "read in one place")]
 fn row(body: &[u8], netns: u64) -> Option<(Option<Row>, Option<u32>)> {
     let (mut hook, mut step, mut packet, mut mark, mut sequence) = (None, None, None, 0, None);
     for (kind, value) in attributes(body.get(4..)?) {
