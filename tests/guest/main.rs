@@ -1,2 +1,151 @@
-//! The tests that run inside a guest kernel.
-fn main() {}
+//! The tests that run inside a guest kernel, as root.
+
+mod bad_input;
+mod footprint;
+mod lines;
+mod oracle;
+mod session;
+mod usage;
+
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use nftracer_tests::netns;
+
+/// Runs functional tests; one line of result for each.
+#[derive(Clone, Debug, Parser)]
+pub(crate) struct Options {
+    /// Names of tests, or the beginnings of names; `all`; `list`
+    #[arg(required = true)]
+    tests: Vec<String>,
+    /// How many rulesets to make up
+    #[arg(long, default_value_t = 200)]
+    rulesets: usize,
+    /// How many packets a test sends at least
+    #[arg(long, default_value_t = 20_000)]
+    packets: usize,
+    /// Where randomness begins
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How long tests under load go on
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// How long to make a faulty ruleset smaller
+    #[arg(long, default_value_t = 60)]
+    shrink_seconds: u64,
+    /// Prints every ruleset and what each comparison found
+    #[arg(long)]
+    verbose: bool,
+}
+
+/// How a test ended that did not fail.
+pub(crate) enum Outcome {
+    /// Well, with these figures.
+    Passed(String),
+    /// Not at all, for this reason.
+    Skipped(String),
+}
+
+pub(crate) struct Test {
+    name: &'static str,
+    run: fn(&Options) -> Result<Outcome>,
+}
+
+/// The first needs a guest that has loaded no module yet.
+const TESTS: &[&[Test]] =
+    &[bad_input::FIRST, oracle::TESTS, lines::TESTS, footprint::TESTS, usage::TESTS, bad_input::TESTS];
+
+fn main() -> ExitCode {
+    // A child of one of the tests: sends a datagram as whoever it is.
+    if let [_, word, to] = &std::env::args().collect::<Vec<_>>()[..]
+        && word == "send-datagram"
+    {
+        return lines::send_datagram(to);
+    }
+    let options = Options::parse();
+    let tests = TESTS.iter().flat_map(|tests| tests.iter());
+    if options.tests.iter().any(|name| name == "list") {
+        tests.for_each(|test| println!("{}", test.name));
+        return ExitCode::SUCCESS;
+    }
+    let wanted = |test: &&Test| {
+        options.tests.iter().any(|name| name == "all" || test.name == name || test.name.starts_with(&**name))
+    };
+    let tests: Vec<&Test> = tests.filter(wanted).collect();
+    if tests.is_empty() {
+        eprintln!("there is no such test");
+        return ExitCode::from(2);
+    }
+    let failed = tests.iter().filter(|test| !passes(test, &options)).count();
+    println!("{} tests, {failed} failed", tests.len());
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn passes(test: &Test, options: &Options) -> bool {
+    let started = Instant::now();
+    let result = panic::catch_unwind(AssertUnwindSafe(|| (test.run)(options)));
+    let seconds = started.elapsed().as_secs_f32();
+    match result {
+        Ok(Ok(Outcome::Passed(figures))) => {
+            println!("{}: {figures} ({seconds:.1} s)", test.name);
+            println!("test {} ... ok", test.name);
+            true
+        }
+        Ok(Ok(Outcome::Skipped(reason))) => {
+            println!("test {} ... skipped ({reason})", test.name);
+            true
+        }
+        Ok(Err(error)) => {
+            println!("{}: {error:#} ({seconds:.1} s)", test.name);
+            println!("test {} ... FAILED", test.name);
+            false
+        }
+        Err(_) => {
+            println!("test {} ... FAILED", test.name);
+            false
+        }
+    }
+}
+
+/// Loads what the tests need: a distribution's kernel has it as modules.
+pub(crate) fn load_modules() {
+    const MODULES: &[&str] = &[
+        "veth",
+        "nfnetlink_log",
+        "nf_log_syslog",
+        "nf_log_ipv4",
+        "nf_log_ipv6",
+        "xt_TRACE",
+        "xt_LOG",
+        "iptable_raw",
+        "iptable_mangle",
+        "iptable_nat",
+        "iptable_filter",
+        "iptable_security",
+        "ip6table_raw",
+        "ip6table_mangle",
+        "ip6table_nat",
+        "ip6table_filter",
+        "ip6table_security",
+        "nf_conntrack",
+        "ip_set",
+        // What `nft list ruleset` would load.
+        "nf_tables",
+        "crc32c_generic",
+    ];
+    for module in MODULES {
+        // Older kernels have other names for some, newer ones have some built in.
+        let _ = netns::run("modprobe", &["-q", module], "");
+    }
+}
+
+/// What a test says when its claim does not hold.
+pub(crate) fn check(holds: bool, claim: impl Into<String>) -> Result<()> {
+    if !holds {
+        bail!("{}", claim.into());
+    }
+    Ok(())
+}

@@ -1,1 +1,26 @@
 //! Helpers shared by the functional tests.
+//!
+//! The kernel is the judge: the same packets are traced by nftracer and by TRACE rules whose lines come back over
+//! netlink ([`nflog`]) or through the kernel's log ([`kmsg`]), and [`compare`] holds one against the other.
+//!
+//! ```text
+//!   ruleset, generate ─► lab (namespaces A ─ R ─ B) ◄─ traffic (packet)
+//!                          │               │
+//!                        nflog, kmsg     tracer
+//!                          └──► compare ◄──┘
+//! ```
+
+pub mod bpf;
+pub mod compare;
+pub mod generate;
+pub mod kmsg;
+pub mod lab;
+pub mod netns;
+pub mod nflog;
+pub mod packet;
+pub mod random;
+pub mod ruleset;
+pub mod state;
+pub mod tracer;
+pub mod traffic;
+pub mod wait;

@@ -1,0 +1,182 @@
+//! A lab with its traffic, the kernel's listeners and a running tracer.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nftracer_tests::compare::{Verdict, compare, is_finished, is_settled};
+use nftracer_tests::lab::{Family, Lab, Place, Spread};
+use nftracer_tests::nflog::{Listener, Row};
+use nftracer_tests::packet::Identity;
+use nftracer_tests::ruleset;
+use nftracer_tests::tracer::{Ended, Totals, Trace, Tracer};
+use nftracer_tests::traffic::{Senders, Server, Shot};
+use nftracer_tests::wait;
+use rustix::process::Signal;
+
+/// Until what was sent has gone all its ways.
+const SETTLES_WITHIN: Duration = Duration::from_secs(30);
+/// Looks without a change: usually enough.
+const SHORT_SILENCE: u32 = 4;
+/// Looks without a change: nothing more will come.
+const LONG_SILENCE: u32 = 100;
+
+pub(crate) struct Session {
+    pub(crate) lab: Lab,
+    pub(crate) senders: Senders,
+    listeners: Vec<Listener>,
+    tracer: Option<Tracer>,
+    /// What the running tracer has told so far, for its totals.
+    told: Totals,
+    odd: Vec<String>,
+    lost_before: u64,
+    _servers: Vec<Server>,
+}
+
+impl Session {
+    /// Builds the lab; the kernel is listened to in these places.
+    pub(crate) fn new(listened: &[Place], spread: Spread) -> Result<Self> {
+        crate::load_modules();
+        let lab = Lab::build("nft", spread)?;
+        for netns in lab.all() {
+            ruleset::create_sets(netns)?;
+            netns.clear_rules()?;
+        }
+        let listeners =
+            listened.iter().map(|place| Listener::start(lab.netns(*place))).collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            senders: Senders::open(&lab)?,
+            _servers: Server::everywhere(&lab)?,
+            listeners,
+            lab,
+            tracer: None,
+            told: Totals::default(),
+            odd: Vec::new(),
+            lost_before: 0,
+        })
+    }
+
+    /// Loads a ruleset in a place.
+    pub(crate) fn load(&self, place: Place, family: Family, text: &str) -> Result<()> {
+        ruleset::load(self.lab.netns(place), family, text)
+    }
+
+    /// Starts a tracer of the router.
+    pub(crate) fn trace(&mut self) -> Result<()> {
+        let name = self.lab.r.name().to_owned();
+        self.trace_with(&["--netns", &name, "-o", "json"], &[])
+    }
+
+    /// Starts a tracer.
+    pub(crate) fn trace_with(&mut self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+        self.tracer = Some(Tracer::start(arguments, environment)?);
+        self.told = Totals::default();
+        self.odd.clear();
+        // What flew before is not for this comparison.
+        wait::until_steady(SETTLES_WITHIN, 2, || self.waiting());
+        self.listeners.iter().for_each(|listener| drop(listener.take()));
+        self.lost_before = self.lost();
+        Ok(())
+    }
+
+    /// Sends these, one after the other.
+    pub(crate) fn fire(&self, shots: &[Shot]) {
+        shots.iter().for_each(|shot| self.senders.fire(shot));
+    }
+
+    /// Waits until both sides have told all, and holds them against each other.
+    pub(crate) fn judge(&mut self) -> Verdict {
+        let (rows, trace) = self.settle();
+        self.note(&trace);
+        let lost = self.lost();
+        let verdict = compare(&rows, &trace, lost - self.lost_before);
+        self.lost_before = lost;
+        verdict
+    }
+
+    /// As in [`Self::judge`], of those packets that are wanted, but not judged yet.
+    pub(crate) fn settle_for(&mut self, wanted: &dyn Fn(&Identity) -> bool) -> (Vec<Row>, Trace) {
+        let (rows, trace) = self.settle_if(wanted);
+        self.note(&trace);
+        (rows, trace)
+    }
+
+    /// Lets what was sent go its ways unjudged.
+    pub(crate) fn discard(&mut self) {
+        if let Some(tracer) = &self.tracer {
+            wait::until_steady(SETTLES_WITHIN, LONG_SILENCE, || (self.waiting(), tracer.seen()));
+        }
+        let (_, trace) = self.settle();
+        self.note(&trace);
+    }
+
+    /// What the kernel tells of what was sent.
+    pub(crate) fn kernel_rows(&self) -> Vec<Row> {
+        wait::until_steady(SETTLES_WITHIN, 4, || self.waiting());
+        self.listeners.iter().flat_map(Listener::take).collect()
+    }
+
+    /// Ends the tracer. What it still tells is compared; its totals have to be the sum of what it told.
+    pub(crate) fn end(&mut self, verdict: &mut Verdict) -> Result<Totals> {
+        verdict.add(self.judge());
+        let tracer = self.tracer.take().context("a tracer runs")?;
+        let ended = tracer.stop(Signal::TERM)?;
+        self.note(&ended.trace);
+        self.check_end(&ended)?;
+        ended.trace.end.context("the last row is missing")
+    }
+
+    /// Waits until what both sides tell is read, so that bursts do not outrun the readers.
+    pub(crate) fn wait_for_readers(&self) {
+        let seen = || self.tracer.as_ref().map(Tracer::seen);
+        wait::until_steady(SETTLES_WITHIN, 2, || (self.waiting(), seen()));
+    }
+
+    fn check_end(&self, ended: &Ended) -> Result<()> {
+        let errors = ended.errors.join("\n");
+        crate::check(ended.status.code() == Some(0), format!("ended with {}: {errors}", ended.status))?;
+        crate::check(self.odd.is_empty(), format!("rows that cannot be read: {:#?}", self.odd))?;
+        let end = ended.trace.end.context("the last row is missing")?;
+        let told = Totals { lost: end.lost, missed: end.missed, ..self.told };
+        crate::check(told == end, format!("told {told:?}, but the totals say {end:?}: {errors}"))
+    }
+
+    fn settle(&self) -> (Vec<Row>, Trace) {
+        self.settle_if(&|_| true)
+    }
+
+    fn settle_if(&self, wanted: &dyn Fn(&Identity) -> bool) -> (Vec<Row>, Trace) {
+        let (mut rows, mut trace) = (Vec::new(), Trace::default());
+        let Some(tracer) = &self.tracer else { return (self.kernel_rows(), trace) };
+        // What nobody saw never comes; a long silence has to do.
+        let mut silence = SHORT_SILENCE;
+        wait::until(SETTLES_WITHIN, || {
+            let looks = std::mem::replace(&mut silence, LONG_SILENCE);
+            wait::until_steady(SETTLES_WITHIN, looks, || (self.waiting(), tracer.seen()));
+            let came = self.listeners.iter().flat_map(Listener::take);
+            rows.extend(came.filter(|row| wanted(&row.packet)));
+            trace.append(tracer.take());
+            let long_silent = looks == LONG_SILENCE && is_finished(&trace);
+            (long_silent || is_settled(&rows, &trace)).then_some(())
+        });
+        (rows, trace)
+    }
+
+    fn note(&mut self, trace: &Trace) {
+        use nftracer_tests::tracer::Certainty::{Inexact, Unordered};
+        let count = |certainty| trace.packets.values().filter(|packet| packet.certainty == certainty).count();
+        let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        self.told.packets += number(trace.packets.len());
+        self.told.steps += number(trace.steps.len());
+        self.told.unordered += number(count(Unordered));
+        self.told.inexact += number(count(Inexact));
+        self.odd.extend(trace.odd.iter().cloned());
+    }
+
+    fn waiting(&self) -> usize {
+        self.listeners.iter().map(Listener::waiting).sum()
+    }
+
+    fn lost(&self) -> u64 {
+        self.listeners.iter().map(Listener::lost).sum()
+    }
+}
