@@ -32,6 +32,7 @@ pub struct Frame {
     /// Stack pointer at entry: the key that entry and exit share.
     pub stack_pointer: Cell<u64>,
     pub task: Cell<u64>,
+    pub entry_ns: Cell<u64>,
     pub table: Cell<u64>,
     pub private: Cell<u64>,
     pub skb: Cell<u64>,

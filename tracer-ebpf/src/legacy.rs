@@ -23,6 +23,8 @@ use tracer_common::legacy::{
 
 /// Bits of a kernel stack: frames of one task share what is above them.
 const STACK_SHIFT: u32 = 14;
+/// No traversal takes that long, not even one whose task has to wait for its CPU.
+const FORGOTTEN_NS: u64 = 1_000_000_000;
 const NF_STOLEN: u32 = 2;
 const TCP_TIME_WAIT: u8 = 6;
 const TCP_NEW_SYN_RECV: u8 = 12;
@@ -97,24 +99,25 @@ pub fn counters_added() -> Option<()> {
     Some(())
 }
 
-/// Compares how far `xt_recseq` moved with the traversals seen since the last time: the rest was missed.
+/// An outermost traversal begins: compares how far `xt_recseq` moved with the traversals seen since the last time. The
+/// rest was missed. One that was seen and has not moved it yet stays in the account.
 /// Returns the number missed and the time of the checkpoint before.
 #[inline(always)]
 fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
+    let seen = cpu.outermost.get();
     let mut missed = 0;
+    let mut pending = 0;
     if cpu.checkpoint_valid.get() != 0 {
         let moved = sequence.wrapping_sub(cpu.checkpoint_sequence.get()) / 2;
-        missed = moved.wrapping_sub(cpu.outermost.get());
-        // More seen than moved, by traversals inside unfollowed ones.
-        if missed > 1 << 30 {
-            missed = 0;
+        if moved > seen {
+            missed = moved - seen;
+        } else {
+            pending = seen - moved;
         }
     }
     let since_ns = cpu.checkpoint_ns.get();
-    let odd = sequence & 1;
-    // One that is under way has been counted before, and its end is still to come.
-    cpu.checkpoint_sequence.set(sequence.wrapping_add(odd));
-    cpu.outermost.set(1 - odd);
+    cpu.checkpoint_sequence.set(sequence);
+    cpu.outermost.set(pending + 1);
     cpu.checkpoint_valid.set(1);
     cpu.checkpoint_ns.set(now_ns);
     if missed != 0 {
@@ -164,7 +167,9 @@ fn identify(traversal: &mut Traversal, frame: &Frame) {
 #[inline(always)]
 fn push(cpu: &Cpu, call: &Call, traced: Option<&Traced>) -> Option<()> {
     let task = kernel::task();
-    // The same task cannot be deeper in its stack than a call it made before: such a frame's exit was lost.
+    let now_ns = kernel::now_ns();
+    // The same task cannot be deeper in its stack than a call it made before: such a frame's exit was lost. One that is
+    // very old has ended on another CPU.
     for _ in 0..DEPTH {
         let depth = cpu.depth.get();
         if depth == 0 {
@@ -172,10 +177,10 @@ fn push(cpu: &Cpu, call: &Call, traced: Option<&Traced>) -> Option<()> {
         }
         let top = frame(depth - 1)?;
         let top_pointer = top.stack_pointer.get();
-        if top.task.get() == task
+        let returned = top.task.get() == task
             && top_pointer >> STACK_SHIFT == call.stack_pointer >> STACK_SHIFT
-            && call.stack_pointer >= top_pointer
-        {
+            && call.stack_pointer >= top_pointer;
+        if returned || now_ns.wrapping_sub(top.entry_ns.get()) > FORGOTTEN_NS {
             abandon(depth - 1, doubt::NO_EXIT);
         } else {
             break;
@@ -199,18 +204,13 @@ fn push(cpu: &Cpu, call: &Call, traced: Option<&Traced>) -> Option<()> {
         page = outer.page.get() + outer.blocks.get();
     }
     let sequence = kernel::recseq(per_cpu)?;
-    let now_ns = kernel::now_ns();
-    let mut missed = (0, 0);
     if depth > 0 {
         let outer = frame(depth - 1)?;
         let segment = sequence.wrapping_sub(outer.segment_sequence.get());
         outer.advanced.set(outer.advanced.get().wrapping_add(segment));
-        if sequence & 1 == 0 {
-            cpu.outermost.set(cpu.outermost.get().wrapping_add(1));
-        }
-    } else {
-        missed = checkpoint(cpu, sequence, now_ns);
     }
+    // Inside the counted part of another one, a traversal does not move the sequence count.
+    let missed = if sequence & 1 == 0 { checkpoint(cpu, sequence, now_ns) } else { (0, 0) };
     cpu.open.set(cpu.open.get().wrapping_add(1));
 
     let frame = frame(depth)?;
@@ -221,6 +221,7 @@ fn push(cpu: &Cpu, call: &Call, traced: Option<&Traced>) -> Option<()> {
     frame.entry_sequence.set(sequence);
     frame.segment_sequence.set(sequence);
     frame.advanced.set(0);
+    frame.entry_ns.set(now_ns);
     frame.generation.set(cpu.generation.get());
     frame.inner.set(0);
     frame.doubts.set(0);

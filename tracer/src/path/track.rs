@@ -16,6 +16,9 @@ const SOON_NS: u64 = 100_000_000;
 /// The loopback device of every namespace.
 const LOOPBACK: &[u8] = b"lo\0";
 
+/// More fragments, or a fragment offset.
+const IP_MORE_OR_OFFSET: u16 = 0x3fff;
+
 /// `enum ip_conntrack_info`.
 mod info {
     /// Begins an expected connection, or is an ICMP error about another.
@@ -75,6 +78,8 @@ struct Header {
     id: u32,
     len: u16,
     protocol: u8,
+    /// Whether it is a fragment of an IPv4 packet.
+    fragment: bool,
 }
 
 impl Header {
@@ -83,10 +88,15 @@ impl Header {
         let byte = |at: usize| bytes.get(at).copied();
         let pair = |at| Some(u16::from_be_bytes([byte(at)?, byte(at + 1)?]));
         Some(match family {
-            Family::Ipv4 => Self { id: u32::from(pair(4)?), len: pair(2)?, protocol: byte(9)? },
+            Family::Ipv4 => Self {
+                id: u32::from(pair(4)?),
+                len: pair(2)?,
+                protocol: byte(9)?,
+                fragment: pair(6)? & IP_MORE_OR_OFFSET != 0,
+            },
             Family::Ipv6 => {
                 let label = u32::from(byte(1)? & 0x0f) << 16 | u32::from(pair(2)?);
-                Self { id: label, len: pair(4)?, protocol: byte(6)? }
+                Self { id: label, len: pair(4)?, protocol: byte(6)?, fragment: false }
             }
         })
     }
@@ -129,7 +139,9 @@ impl Tracker {
     /// The packet's number in this trace, from 1.
     pub fn number(&mut self, traversal: &Traversal) -> u64 {
         match self.open.get(&traversal.packet) {
-            Some(open) if traversal.facts & fact::FIRST == 0 => open.path.packet,
+            Some(open) if traversal.facts & fact::FIRST == 0 && !open.is_part_of(traversal) => {
+                open.path.packet
+            }
             _ => self.packets + 1,
         }
     }
@@ -160,7 +172,13 @@ impl Tracker {
         self.notice(traversal);
         let place = Place::of(traversal);
         let first = traversal.facts & fact::FIRST != 0;
-        if first {
+        // The whole packet takes the skb of the fragment that came last.
+        let reassembled =
+            !first && self.open.get(&traversal.packet).is_some_and(|open| open.is_part_of(traversal));
+        if reassembled && let Some(open) = self.open.get_mut(&traversal.packet) {
+            open.path.outcome = Some("put together with other fragments".to_owned());
+        }
+        if first || reassembled {
             self.give(traversal.packet, give);
         }
         let earlier = match self.open.get(&traversal.packet) {
@@ -183,7 +201,7 @@ impl Tracker {
             let mut open = Open::new(*packets, family, traversal, place, loaded);
             if first {
                 open.check_beginning(place);
-            } else {
+            } else if !reassembled {
                 open.doubt("its earlier tables were not seen, or shown before, as another packet".to_owned());
             }
             open
@@ -359,6 +377,15 @@ impl Open {
             (None, None) => false,
         };
         if consulted { ranks } else { ranks & !nat }
+    }
+
+    /// Whether this is a fragment of the packet seen now: without conntrack, fragments are put together between
+    /// PREROUTING and INPUT (`ip_local_deliver` in `net/ipv4/ip_input.c`).
+    fn is_part_of(&self, traversal: &Traversal) -> bool {
+        let whole = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes);
+        self.header.zip(whole).is_some_and(|(part, whole)| {
+            part.fragment && !whole.fragment && (part.id, part.protocol) == (whole.id, whole.protocol)
+        })
     }
 
     /// A packet begins at the first table of PREROUTING or OUTPUT, or earlier tables were not seen.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 const LOOK: Duration = Duration::from_millis(10);
 /// Tables of this size fit in any case, larger ones when they were there at the beginning.
 const TABLE_ENTRIES: u32 = 2048;
-const RING_BYTES: u32 = 1 << 24;
+const RING_BYTES: u32 = 1 << 25;
 
 /// Traces until it is told to stop.
 pub fn run(config: TraceConfig) -> Result<(), Failure> {
