@@ -462,7 +462,14 @@ pub fn leave(stack_pointer: u64, verdict: u32) -> Option<()> {
     if depth >= DEPTH {
         // Its frame is on the CPU where it entered, or was never made.
         count(Counter::OrphanExits, 1);
-        frame(top.wrapping_sub(1))?.doubt(doubt::ORPHAN);
+        let top = frame(top.wrapping_sub(1))?;
+        if top.task.get() == kernel::task() {
+            top.doubt(doubt::ORPHAN);
+        } else {
+            // Another task runs only while the one on top is outside its counted part, and if this one had moved
+            // counters here, it would have moved the sequence count, too.
+            cpu.generation.set(cpu.generation.get().wrapping_sub(1));
+        }
         return Some(());
     }
     let frame = frame(depth)?;
