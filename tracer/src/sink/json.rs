@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::net::IpAddr;
+use std::rc::Rc;
 
 /// Writes JSON Lines.
 #[derive(Debug)]
@@ -71,13 +72,13 @@ impl<W: Write> Sink for Json<W> {
     fn path(&mut self, path: &Path) -> io::Result<()> {
         let row = PacketRow {
             packet: path.packet,
-            path: &path.steps,
+            path: Names(&path.steps),
             verdict: path.verdict.map(Text),
             certainty: Text(path.certainty),
             why: (!path.why.is_empty()).then(|| path.why.join("; ")),
             outcome: path.outcome.as_deref(),
             family: path.family.name(),
-            generation: &path.generation,
+            generation: Names(&path.generation),
             netns: path.netns,
         };
         write_row(&mut self.out, &row)
@@ -159,7 +160,7 @@ struct StepRow<'a> {
 #[serde(tag = "type", rename = "packet")]
 struct PacketRow<'a> {
     packet: u64,
-    path: &'a [String],
+    path: Names<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verdict: Option<Text<Verdict>>,
     certainty: Text<Certainty>,
@@ -168,7 +169,7 @@ struct PacketRow<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<&'a str>,
     family: &'static str,
-    generation: &'a [String],
+    generation: Names<'a>,
     netns: u32,
 }
 
@@ -186,6 +187,15 @@ struct EndRow {
 impl From<&Totals> for EndRow {
     fn from(&Totals { packets, steps, lost, missed, unordered, inexact }: &Totals) -> Self {
         Self { packets, steps, lost, missed, unordered, inexact }
+    }
+}
+
+/// A list of strings.
+struct Names<'a>(&'a [Rc<str>]);
+
+impl Serialize for Names<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(AsRef::<str>::as_ref))
     }
 }
 

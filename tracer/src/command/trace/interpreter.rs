@@ -5,13 +5,13 @@ use crate::fetch::Fetched;
 use crate::history::{Counts, History, Unknown, Version};
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::{Link, Owner, PacketView};
-use crate::path::attribute::{State, attribute, attribute_unordered};
+use crate::path::attribute::{State, Views, attribute, attribute_unordered, same_bytes};
 use crate::path::track::{Part, Tracker};
 use crate::path::walk::{Walk, Walker};
 use crate::path::{Action, Certainty, Path, Step};
 use crate::ruleset::{Table, Target};
 use crate::sink::{Sink, Start, Totals};
-use crate::trace_line::StepName;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU64;
@@ -44,6 +44,8 @@ pub struct Interpreter {
     history: History,
     tracker: Tracker,
     walker: Walker,
+    /// Memory for the names of a traversal's steps.
+    names: Vec<Rc<str>>,
     totals: Totals,
     limit: Option<NonZeroU64>,
     /// What to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
@@ -68,6 +70,7 @@ impl Interpreter {
             history: History::default(),
             tracker: Tracker::default(),
             walker: Walker::default(),
+            names: Vec::new(),
             totals: Totals::default(),
             limit,
             epoch_ns,
@@ -119,10 +122,11 @@ impl Interpreter {
             self.tracker.notice(traversal);
             return;
         }
+        let mut names = std::mem::take(&mut self.names);
         let part = match self.version(traversal, family) {
-            Ok(version) => self.steps(number, &version, hook, seen),
+            Ok(version) => self.steps(number, &version, hook, seen, &mut names),
             Err(unknown) => Part {
-                steps: Vec::new(),
+                steps: &[],
                 certainty: Certainty::Inexact,
                 why: Some(match doubts(traversal.doubts) {
                     Some(doubts) => format!("{unknown}, {doubts}"),
@@ -136,6 +140,8 @@ impl Interpreter {
         let loaded = self.history.loaded(traversal.netns, family);
         let Self { tracker, sink, totals, limit, failed, .. } = self;
         tracker.add(traversal, family, part, loaded, &mut |path| give(sink, totals, *limit, failed, &path));
+        names.clear();
+        self.names = names;
     }
 
     /// The version of the table that the packet met. A new one is read at once, for the texts of its rules, unless the
@@ -159,47 +165,55 @@ impl Interpreter {
         self.history.version(traversal)
     }
 
-    /// Gives out the steps of a traversal.
-    fn steps(&mut self, number: u64, version: &Rc<Version>, hook: Hook, seen: Seen<'_>) -> Part {
+    /// Gives out the steps of a traversal, and puts their names into `names`.
+    fn steps<'n>(
+        &mut self,
+        number: u64,
+        version: &Version,
+        hook: Hook,
+        seen: Seen<'_>,
+        names: &'n mut Vec<Rc<str>>,
+    ) -> Part<'n> {
         let Seen { traversal, matches, .. } = seen;
-        let table = &version.table;
+        let Version { table, graph, walks, .. } = version;
         let mut why = doubts(traversal.doubts);
         let mut outcome = None;
-        let walk = match why {
-            Some(_) => None,
-            None => Some(self.walker.walk(&version.graph, hook, matches, traversal.verdict)),
-        };
-        let (entries, mut certainty) = match walk {
-            Some(Walk::Ordered(entries)) => (entries, Certainty::Complete),
+        let known = why.is_none().then(|| {
+            let verdict = traversal.verdict;
+            walks.borrow_mut().walk(&mut self.walker, (table, graph), hook, matches, verdict)
+        });
+        let (entries, mut certainty) = match known.as_deref().map(|known| &known.walk) {
+            Some(Walk::Ordered(entries)) => (Cow::from(entries), Certainty::Complete),
             Some(Walk::Unordered(entries)) => {
                 why = Some(format!("the order in {}:{} is not known", table.name, hook.chain()));
-                (entries, Certainty::Unordered)
+                (entries.into(), Certainty::Unordered)
             }
             Some(Walk::Cut(entries, cut)) => {
                 outcome = Some(format!("dropped by {}", cut.text()));
-                (entries, Certainty::Complete)
+                (entries.into(), Certainty::Complete)
             }
             Some(Walk::Inexact(reason)) => {
                 why = Some(reason.text(table));
-                (plausible(table, matches), Certainty::Inexact)
+                (plausible(table, matches).into(), Certainty::Inexact)
             }
-            None => (plausible(table, matches), Certainty::Inexact),
+            None => (plausible(table, matches).into(), Certainty::Inexact),
         };
         let entry = state(&traversal.entry, seen.entry_bytes);
         let exit = (traversal.facts & fact::EXIT != 0).then(|| state(&traversal.exit, seen.exit_bytes));
+        let can_change = known.as_ref().is_some_and(|known| known.can_change);
         let views = match certainty {
+            _ if !can_change && exit.is_none_or(|exit| same_bytes(entry, exit)) => Views::Unchanged(entry),
             Certainty::Complete => attribute(table, &entries, entry, exit),
             Certainty::Unordered => attribute_unordered(table, &entries, entry, exit),
-            Certainty::Inexact => crate::path::attribute::Views::Unchanged(entry),
+            Certainty::Inexact => Views::Unchanged(entry),
         };
         let last = entries.len().saturating_sub(1);
-        let mut names = Vec::with_capacity(entries.len());
         for (index, &entry) in entries.iter().enumerate() {
-            let Some(name) = name_of(table, entry) else {
+            let Some(name) = version.name(entry) else {
                 certainty = Certainty::Inexact;
                 continue;
             };
-            names.push(name.to_string());
+            names.push(Rc::clone(name));
             let (state, view_doubt) = views.at(index);
             let ended = (index == last && outcome.is_none()).then_some(traversal.verdict);
             let step = Step {
@@ -224,7 +238,7 @@ impl Interpreter {
             steps: names,
             certainty,
             why,
-            generation: Some(format!("{}@{}", table.name, version.generation)),
+            generation: Some(Rc::clone(&version.tag)),
             outcome,
             verdict: verdict_of(traversal),
         }
@@ -305,14 +319,8 @@ fn doubts(bits: u32) -> Option<String> {
 /// The entries that may have matched, for a traversal in doubt.
 fn plausible(table: &Table, matches: &[Match]) -> Vec<usize> {
     let known =
-        |entry: &Match| usize::try_from(entry.index).ok().filter(|index| name_of(table, *index).is_some());
+        |entry: &Match| usize::try_from(entry.index).ok().filter(|index| table.chain_of(*index).is_some());
     matches.iter().filter(|entry| entry.count <= 0x7fff_ffff).filter_map(known).collect()
-}
-
-fn name_of(table: &Table, entry: usize) -> Option<StepName<'_>> {
-    let found = table.entries.get(entry)?;
-    let chain = table.chain_of(entry)?;
-    Some(StepName { table: &table.name, chain: &chain.name, kind: found.kind, number: found.number })
 }
 
 /// `None` when the end of the traversal was not seen.
