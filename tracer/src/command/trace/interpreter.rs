@@ -312,6 +312,9 @@ fn doubts(bits: u32) -> Option<String> {
         (doubt::TOO_MANY, "more rules matched than can be reported"),
         (doubt::ORPHAN, "a traversal from another CPU ended meanwhile"),
     ];
+    if bits == 0 {
+        return None;
+    }
     let words: Vec<&str> = WORDS.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, word)| *word).collect();
     (!words.is_empty()).then(|| words.join(", "))
 }
