@@ -78,6 +78,8 @@ pub struct Step<'a> {
     pub table: &'a Table,
     /// Which entry of it.
     pub entry: usize,
+    /// What TRACE calls it, `table:chain:kind:number`, where that was made before.
+    pub label: Option<&'a str>,
     /// What the entry did.
     pub action: Action<'a>,
     /// The packet as it was when the entry matched.

@@ -47,9 +47,8 @@ impl Walks {
             self.slots.resize(SLOTS, None);
         }
         let slot = &mut self.slots[slot_of(hook, matches)];
-        let same = |known: &&Rc<Known>| {
-            known.hook == hook && known.verdict == verdict && *known.matches == *matches
-        };
+        let same =
+            |known: &&Rc<Known>| known.hook == hook && known.verdict == verdict && *known.matches == *matches;
         if let Some(known) = slot.as_ref().filter(same) {
             return Rc::clone(known);
         }

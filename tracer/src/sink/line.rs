@@ -28,7 +28,7 @@ impl<W: Write> Sink for Line<W> {
     }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        self.lines.write(self.out.row(), name(step)?, &step.view);
+        self.lines.write(self.out.row(), name(step)?, step.label, &step.view);
         self.out.end_row()
     }
 

@@ -59,7 +59,8 @@ fn step<'a>(
     view: PacketView<'a>,
 ) -> Step<'a> {
     let hook = table.chains[0].hook.expect("a built-in chain");
-    Step { packet, time_ns: TIME_NS, hook, table, entry, action, view, view_doubt: None, netns: NETNS }
+    let label = None;
+    Step { packet, time_ns: TIME_NS, hook, table, entry, label, action, view, view_doubt: None, netns: NETNS }
 }
 
 fn path(packet: u64, verdict: Option<Verdict>, certainty: Certainty, why: &[&str]) -> Path {

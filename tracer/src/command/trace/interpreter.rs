@@ -58,12 +58,7 @@ pub struct Interpreter {
 
 impl Interpreter {
     /// Nothing is known yet. `epoch_ns` is what to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
-    pub fn new(
-        sink: Box<dyn Sink>,
-        limit: Option<NonZeroU64>,
-        epoch_ns: u64,
-        read_again: ReadAgain,
-    ) -> Self {
+    pub fn new(sink: Box<dyn Sink>, limit: Option<NonZeroU64>, epoch_ns: u64, read_again: ReadAgain) -> Self {
         Self {
             sink,
             read_again,
@@ -222,6 +217,7 @@ impl Interpreter {
                 hook,
                 table,
                 entry,
+                label: Some(name),
                 action: action(table, entry, ended),
                 view: view(traversal, state),
                 view_doubt,

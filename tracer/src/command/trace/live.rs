@@ -18,6 +18,9 @@ use tracer_common::counter::Counter;
 /// Records taken before signals and time are looked at again.
 const BATCH: usize = 4096;
 
+/// Asking how many records were lost is a system call. Where none come, few are lost: it is asked every so many looks.
+const LOOKS_PER_COUNT: u32 = 10;
+
 /// The namespaces that are traced. They are open only while their tables are read: an open one outlives its last
 /// process.
 pub(super) struct Namespaces {
@@ -96,6 +99,8 @@ pub(super) struct Live {
     /// Records lost until the last look, and when that was.
     lost: u64,
     looked_ns: u64,
+    /// Looks since then that found nothing.
+    idle_looks: u32,
 }
 
 impl Live {
@@ -127,7 +132,7 @@ impl Live {
         }
         let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
             .context("cannot wait for the ring buffer")?;
-        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0 })
+        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0 })
     }
 
     /// Says that the probes are in place.
@@ -149,11 +154,14 @@ impl Live {
         let interpreter = &mut self.interpreter;
         let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
         let now_ns = clock::monotonic_ns();
-        let lost = self.ebpf.get_ref().counter(Counter::Lost).map_err(Failure::running)?;
-        if lost != self.lost {
-            interpreter.lost(self.looked_ns, clock::monotonic_ns());
+        self.idle_looks = if records == 0 { self.idle_looks + 1 } else { LOOKS_PER_COUNT };
+        if self.idle_looks >= LOOKS_PER_COUNT {
+            let lost = self.ebpf.get_ref().counter(Counter::Lost).map_err(Failure::running)?;
+            if lost != self.lost {
+                interpreter.lost(self.looked_ns, clock::monotonic_ns());
+            }
+            (self.lost, self.looked_ns, self.idle_looks) = (lost, now_ns, 0);
         }
-        (self.lost, self.looked_ns) = (lost, now_ns);
         interpreter.expire(now_ns);
         interpreter.flush().context("cannot write")?;
         Ok(match records {
