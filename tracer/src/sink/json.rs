@@ -180,7 +180,7 @@ fn push_text(out: &mut Vec<u8>, text: &str) {
 /// Whether JSON and terminals take it as it is. Looks at all of it, which compilers turn into wide instructions.
 fn is_plain(text: &[u8]) -> bool {
     text.iter()
-        .fold(true, |plain, &byte| plain & (byte >= b' ') & (byte <= b'~') & (byte != b'"') & (byte != b'\\'))
+        .fold(true, |plain, &byte| plain & (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\'))
 }
 
 fn action<'a>(action: &Action<'a>) -> Cow<'a, str> {
