@@ -27,6 +27,7 @@ pub mod trace_line;
 pub mod xtables;
 pub mod btf;
 pub mod text;
+mod hash;
 // The shell: the kernel, files, people.
 pub mod backend;
 pub mod fetch;

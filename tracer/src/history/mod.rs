@@ -18,10 +18,14 @@
 mod tests;
 
 use crate::fetch::Fetched;
+use crate::hash::KernelMap;
 use crate::netfilter::{Family, Hook};
 use crate::path::walk::Graph;
-use crate::ruleset::Table;
+use crate::path::walks::Walks;
+use crate::ruleset::{Entry, Table};
+use crate::trace_line::StepName;
 use crate::xtables::{RawTable, TargetNames};
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use thiserror::Error;
@@ -48,6 +52,12 @@ pub struct Version {
     pub generation: u32,
     /// Whether the texts of its rules have been looked for.
     pub read: bool,
+    /// Walks through it that were found before.
+    pub walks: RefCell<Walks>,
+    /// `table@generation`
+    pub tag: Rc<str>,
+    /// The names of its entries, made when they are first asked for.
+    names: Vec<OnceCell<Rc<str>>>,
 }
 
 /// Why a traversal's version is not known.
@@ -81,17 +91,17 @@ pub enum Unknown {
 /// All versions seen of all tables.
 #[derive(Debug, Default)]
 pub struct History {
-    tables: HashMap<u64, Line>,
+    tables: KernelMap<u64, Line>,
     read: HashMap<(u32, Family, String), Reading>,
     /// How often something was read; a line looks for its own table only when this has changed.
     readings: u64,
     /// Whether a record was seen. What was read before counts for all traversals, also for earlier ones.
     running: bool,
     names: TargetNames,
-    slots: HashMap<u32, Slot>,
-    loaded: HashMap<(u32, Family), [u8; 5]>,
+    slots: KernelMap<u32, Slot>,
+    loaded: KernelMap<(u32, Family), [u8; 5]>,
     /// Hooks of tables that were announced and not met yet, so that nothing tells their namespace.
-    announced: HashMap<Family, [u8; 5]>,
+    announced: KernelMap<Family, [u8; 5]>,
 }
 
 /// Which tables have a chain at each hook: bit n stands for [`rank`] n.
@@ -140,6 +150,36 @@ struct Line {
     shortened: bool,
     /// Oldest first.
     versions: Vec<Installed>,
+    /// The version that the last traversal met, until anything else is reported of this table.
+    same: Option<Same>,
+}
+
+/// A version that was found, and all that finding it depended on. Nearly every traversal meets what the one before it
+/// met.
+#[derive(Debug)]
+struct Same {
+    private: u64,
+    replace_count: u32,
+    slot: Slot,
+    readings: u64,
+    namespace: Option<(u32, Family)>,
+    version: Rc<Version>,
+}
+
+impl Same {
+    /// Whether a traversal, of which nothing is in doubt, meets this version as well.
+    fn is_met(&self, traversal: &Traversal, slot: Slot, readings: u64) -> bool {
+        let table = &self.version.table;
+        traversal.doubts == 0
+            && (traversal.private, traversal.replace_count) == (self.private, self.replace_count)
+            && (slot, readings) == (self.slot, self.readings)
+            && self.namespace == namespace_of(traversal)
+            && (table.entries.len(), table.size) == (traversal.number as usize, traversal.size)
+    }
+}
+
+fn namespace_of(traversal: &Traversal) -> Option<(u32, Family)> {
+    Family::from_nfproto(traversal.family).map(|family| (traversal.netns, family))
 }
 
 /// A version that a replacement brought, or that was found by reading.
@@ -164,7 +204,7 @@ struct Pending {
 }
 
 /// What was reported of the counter of one slot.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Slot {
     last: u32,
     /// From this count on everything was reported; what was there before may have been replaced silently.
@@ -206,6 +246,7 @@ impl History {
             _ => Err("not all of it arrived".to_owned()),
         };
         let line = self.tables.entry(replaced.table).or_default();
+        line.same = None;
         if line.loaded.is_none()
             && let Some(family) = u8::try_from(replaced.family).ok().and_then(Family::from_nfproto)
         {
@@ -239,6 +280,7 @@ impl History {
     /// Takes a part of a new version.
     pub fn chunk(&mut self, chunk: &TableChunk) {
         let Some(line) = self.tables.get_mut(&chunk.table) else { return };
+        line.same = None;
         let Some(installed) =
             line.versions.iter_mut().rfind(|installed| installed.count == chunk.replace_count)
         else {
@@ -272,7 +314,13 @@ impl History {
         let number = table_slot(traversal.table);
         let slot = self.slots.entry(number).or_default();
         let line = self.tables.entry(traversal.table).or_default();
-        let namespace = Family::from_nfproto(traversal.family).map(|family| (traversal.netns, family));
+        if let Some(same) = &line.same
+            && same.is_met(traversal, *slot, self.readings)
+        {
+            return Ok(Rc::clone(&same.version));
+        }
+        line.same = None;
+        let namespace = namespace_of(traversal);
         if let Some((netns, family)) = namespace {
             if line.looked != self.readings {
                 let key = (netns, family, name());
@@ -305,6 +353,12 @@ impl History {
             return Err(Unknown::OtherSize(name()));
         }
         line.versions[met].private = Some(traversal.private);
+        // What is still looked for, or proved in another way, is to be looked at again.
+        if traversal.doubts == 0 && line.looked == self.readings && line.loaded == namespace {
+            let (slot, readings, version) = (*slot, self.readings, Rc::clone(&version));
+            let Traversal { private, replace_count, .. } = *traversal;
+            line.same = Some(Same { private, replace_count, slot, readings, namespace, version });
+        }
         Ok(version)
     }
 }
@@ -418,7 +472,24 @@ impl Line {
 
 impl Version {
     fn new(table: Table, generation: u32, read: bool) -> Self {
-        Self { graph: Graph::new(&table), table, generation, read }
+        Self {
+            graph: Graph::new(&table),
+            generation,
+            read,
+            walks: RefCell::default(),
+            tag: format!("{}@{generation}", table.name).into(),
+            names: vec![OnceCell::new(); table.entries.len()],
+            table,
+        }
+    }
+
+    /// What TRACE calls an entry, `table:chain:kind:number`; `None` for one that is in no chain.
+    pub fn name(&self, entry: usize) -> Option<&Rc<str>> {
+        let name = self.names.get(entry)?;
+        let chain = self.table.chain_of(entry)?;
+        let Entry { kind, number, .. } = self.table.entries.get(entry)?;
+        let (table, chain) = (&self.table.name, &chain.name);
+        Some(name.get_or_init(|| StepName { table, chain, kind: *kind, number: *number }.to_string().into()))
     }
 }
 

@@ -5,6 +5,7 @@
 pub(crate) mod data;
 mod headers;
 pub(crate) mod ip;
+pub(crate) mod recent;
 #[cfg(test)]
 mod tests;
 

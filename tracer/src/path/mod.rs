@@ -9,11 +9,13 @@ mod targets;
 mod tests;
 pub mod track;
 pub mod walk;
+pub mod walks;
 
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::PacketView;
 use crate::ruleset::Table;
 use std::fmt;
+use std::rc::Rc;
 
 /// How far a path can be relied on. Ordered: the worst of a path's traversals counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,6 +78,8 @@ pub struct Step<'a> {
     pub table: &'a Table,
     /// Which entry of it.
     pub entry: usize,
+    /// What TRACE calls it, `table:chain:kind:number`, where that was made before.
+    pub label: Option<&'a str>,
     /// What the entry did.
     pub action: Action<'a>,
     /// The packet as it was when the entry matched.
@@ -94,7 +98,7 @@ pub struct Path {
     /// Address family.
     pub family: Family,
     /// `table:chain:kind:number` in the order they were met.
-    pub steps: Vec<String>,
+    pub steps: Vec<Rc<str>>,
     /// What the last table decided; `None` when no traversal could be read.
     pub verdict: Option<Verdict>,
     /// How far this can be relied on.
@@ -104,7 +108,7 @@ pub struct Path {
     /// What ended the packet, where no step says it.
     pub outcome: Option<String>,
     /// Versions of the ruleset that the packet met, as `table@generation`.
-    pub generation: Vec<String>,
+    pub generation: Vec<Rc<str>>,
     /// Inode number of the network namespace.
     pub netns: u32,
 }

@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::{Certainty, Path};
+use crate::hash::KernelMap;
 use crate::history::Loaded;
 use crate::netfilter::{Family, Hook, Verdict};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::rc::Rc;
 use tracer_common::legacy::{SkbState, Traversal, fact, rank, table_class};
 
 /// How long a packet may be silent before its path is given out.
@@ -13,6 +15,8 @@ const IDLE_NS: u64 = 250_000_000;
 const QUEUED_NS: u64 = 30_000_000_000;
 /// A missed traversal of a packet happens within this time of its last one that was seen.
 const SOON_NS: u64 = 100_000_000;
+/// Steps for which a path has room from the beginning.
+const USUAL_STEPS: usize = 16;
 /// The loopback device of every namespace.
 const LOOPBACK: &[u8] = b"lo\0";
 
@@ -40,13 +44,13 @@ const TABLES: [&str; 8] = ["?", "raw", "mangle", "nat", "filter", "security", "n
 /// Packets whose paths are not complete yet.
 #[derive(Debug, Default)]
 pub struct Tracker {
-    open: HashMap<u64, Open>,
+    open: KernelMap<u64, Open>,
     /// Packets by the time of their last traversal, oldest first; those seen again since are skipped.
     silent: VecDeque<(u64, u64)>,
     /// The same for packets that wait for a verdict from user space.
     queued: VecDeque<(u64, u64)>,
     /// Packets by the address of their skb.
-    by_skb: HashMap<u64, u64>,
+    by_skb: KernelMap<u64, u64>,
     windows: VecDeque<Window>,
     /// The end of the latest window.
     last_missed_ns: u64,
@@ -120,15 +124,15 @@ struct Connection {
 
 /// What one traversal adds to a path.
 #[derive(Debug)]
-pub struct Part {
+pub struct Part<'a> {
     /// `table:chain:kind:number` of its steps.
-    pub steps: Vec<String>,
+    pub steps: &'a [Rc<str>],
     /// How far they can be relied on.
     pub certainty: Certainty,
     /// Why not further.
     pub why: Option<String>,
     /// The version of the table, `table@generation`.
-    pub generation: Option<String>,
+    pub generation: Option<Rc<str>>,
     /// What ended the packet, where no step says it.
     pub outcome: Option<String>,
     /// What the table decided; `None` when its end was not seen.
@@ -165,7 +169,7 @@ impl Tracker {
         &mut self,
         traversal: &Traversal,
         family: Family,
-        part: Part,
+        part: Part<'_>,
         loaded: Loaded,
         give: &mut impl FnMut(Path),
     ) {
@@ -335,12 +339,12 @@ impl Open {
         let path = Path {
             packet: number,
             family,
-            steps: Vec::new(),
+            steps: Vec::with_capacity(USUAL_STEPS),
             verdict: None,
             certainty: Certainty::Complete,
             why: Vec::new(),
             outcome: None,
-            generation: Vec::new(),
+            generation: Vec::with_capacity(USUAL_STEPS),
             netns: traversal.netns,
         };
         Self { path, last: place, skb: traversal.skb, exit_ns: traversal.entry_ns, header: None, loaded }
@@ -406,7 +410,7 @@ impl Open {
         }
     }
 
-    fn add(&mut self, part: Part, place: Place, traversal: &Traversal) {
+    fn add(&mut self, part: Part<'_>, place: Place, traversal: &Traversal) {
         if !self.path.steps.is_empty() || self.path.verdict.is_some() {
             let last = self.last;
             if last.hook == place.hook {
@@ -437,7 +441,7 @@ impl Open {
             .flatten();
         self.last = place;
         self.exit_ns = traversal.entry_ns;
-        self.path.steps.extend(part.steps);
+        self.path.steps.extend_from_slice(part.steps);
         self.path.verdict = part.verdict.or(self.path.verdict);
         self.path.certainty = self.path.certainty.max(part.certainty);
         self.path.outcome = part.outcome;

@@ -1,95 +1,202 @@
 //! JSON Lines. The wire form is apart from the model: its field names and their order are stable.
 
-use super::{BUFFER_BYTES, Sink, Start, Totals, name, rule_text};
-use crate::netfilter::{StepKind, Verdict};
-use crate::packet::{headers, protocol_name};
-use crate::path::{Action, Certainty, Path, Step};
+use super::buffer::Buffer;
+use super::{Sink, Start, Totals, name, rule_text};
+use crate::netfilter::Verdict;
+use crate::packet::recent::{Content, Devices, Recent};
+use crate::packet::{PacketView, headers, protocol_name};
+use crate::path::{Action, Path, Step};
 use crate::text;
+use crate::trace_line::text::push_decimal;
+use crate::trace_line::word;
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::ser::Formatter;
 use std::borrow::Cow;
-use std::fmt;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::net::IpAddr;
+use std::rc::Rc;
 
 /// Writes JSON Lines.
+///
+/// Rows about steps and packets are many and are put together by hand, from texts made a moment ago where packets are
+/// alike; serde makes those texts, the other rows, and every string that is not plain.
 #[derive(Debug)]
 pub struct Json<W: Write> {
-    out: BufWriter<W>,
+    out: Buffer<W>,
     backend: Option<&'static str>,
     clock: Clock,
+    devices: Recent<Devices>,
+    contents: Recent<Content>,
 }
 
 impl<W: Write> Json<W> {
     /// Writes to `writer`.
     pub fn new(writer: W) -> Self {
-        Self { out: BufWriter::with_capacity(BUFFER_BYTES, writer), backend: None, clock: Clock::default() }
+        Self {
+            out: Buffer::new(writer),
+            backend: None,
+            clock: Clock::default(),
+            devices: Recent::default(),
+            contents: Recent::default(),
+        }
+    }
+
+    fn write_row(&mut self, row: &impl Serialize) -> io::Result<()> {
+        serialize(self.out.row(), row);
+        self.out.end_row()
     }
 }
 
 impl<W: Write> Sink for Json<W> {
     fn begin(&mut self, start: &Start) -> io::Result<()> {
         self.backend = Some(start.backend);
-        write_row(&mut self.out, &StartRow::from(start))
+        self.write_row(&StartRow::from(start))
     }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
         let name = name(step)?;
-        let headers = headers(&step.view);
-        let row = StepRow {
-            packet: step.packet,
-            time: self.clock.at(step.time_ns),
-            backend: self.backend,
-            family: step.view.family.name(),
-            engine: "legacy",
-            hook: step.hook.name(),
-            table: name.table,
-            chain: name.chain,
-            kind: Text(name.kind),
-            rule: name.number,
-            text: rule_text(step).map(AsRef::as_ref),
-            verdict: Text(&step.action),
-            indev: step.view.indev.map(text::lossy),
-            outdev: step.view.outdev.map(text::lossy),
-            src: headers.src,
-            dst: headers.dst,
-            proto: headers.protocol.map(protocol_name),
-            sport: headers.sport,
-            dport: headers.dport,
-            length: headers.length,
-            id: headers.id,
-            icmp_id: headers.echo.map(|[id, _]| id),
-            icmp_seq: headers.echo.map(|[_, sequence]| sequence),
-            mark: step.view.mark,
-            netns: step.netns,
-            doubt: step.view_doubt,
-        };
-        write_row(&mut self.out, &row)
+        let view = &step.view;
+        let mut row = Row::begin(self.out.row(), "step", step.packet);
+        self.clock.write(row.field("time"), step.time_ns);
+        if let Some(backend) = self.backend {
+            row.text("backend", backend);
+        }
+        row.text("family", view.family.name());
+        row.text("engine", "legacy");
+        row.text("hook", step.hook.name());
+        row.text("table", name.table);
+        row.text("chain", name.chain);
+        row.text("kind", word(name.kind));
+        row.number("rule", name.number.into());
+        if let Some(text) = rule_text(step) {
+            row.text("text", text);
+        }
+        row.text("verdict", &action(&step.action));
+        row.fields(self.devices.text(view, |text| members(text, &DeviceFields::of(view))));
+        row.fields(self.contents.text(view, |text| members(text, &HeaderFields::of(view))));
+        row.number("netns", step.netns.into());
+        if let Some(doubt) = step.view_doubt {
+            row.text("doubt", doubt);
+        }
+        row.end();
+        self.out.end_row()
     }
 
     fn path(&mut self, path: &Path) -> io::Result<()> {
-        let row = PacketRow {
-            packet: path.packet,
-            path: &path.steps,
-            verdict: path.verdict.map(Text),
-            certainty: Text(path.certainty),
-            why: (!path.why.is_empty()).then(|| path.why.join("; ")),
-            outcome: path.outcome.as_deref(),
-            family: path.family.name(),
-            generation: &path.generation,
-            netns: path.netns,
-        };
-        write_row(&mut self.out, &row)
+        let mut row = Row::begin(self.out.row(), "packet", path.packet);
+        row.texts("path", &path.steps);
+        if let Some(verdict) = path.verdict {
+            row.text("verdict", &verdict_text(verdict));
+        }
+        row.text("certainty", &path.certainty.to_string());
+        if !path.why.is_empty() {
+            row.text("why", &path.why.join("; "));
+        }
+        if let Some(outcome) = &path.outcome {
+            row.text("outcome", outcome);
+        }
+        row.text("family", path.family.name());
+        row.texts("generation", &path.generation);
+        row.number("netns", path.netns.into());
+        row.end();
+        self.out.end_row()
     }
 
     fn finish(&mut self, totals: &Totals) -> io::Result<()> {
-        write_row(&mut self.out, &EndRow::from(totals))?;
+        self.write_row(&EndRow::from(totals))?;
         self.flush()
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+/// An object being written.
+struct Row<'a>(&'a mut Vec<u8>);
+
+impl<'a> Row<'a> {
+    fn begin(out: &'a mut Vec<u8>, kind: &str, packet: u64) -> Self {
+        out.extend_from_slice(b"{\"type\":\"");
+        out.extend_from_slice(kind.as_bytes());
+        out.push(b'"');
+        let mut row = Self(out);
+        row.number("packet", packet);
+        row
+    }
+
+    /// Where the value of a field goes.
+    #[inline(always)]
+    fn field(&mut self, name: &str) -> &mut Vec<u8> {
+        self.0.extend_from_slice(b",\"");
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\":");
+        self.0
+    }
+
+    #[inline(always)]
+    fn number(&mut self, name: &str, value: u64) {
+        push_decimal(self.field(name), value);
+    }
+
+    #[inline(always)]
+    fn text(&mut self, name: &str, value: &str) {
+        push_text(self.field(name), value);
+    }
+
+    fn texts(&mut self, name: &str, values: &[Rc<str>]) {
+        let out = self.field(name);
+        out.push(b'[');
+        for (index, value) in values.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            push_text(out, value);
+        }
+        out.push(b']');
+    }
+
+    /// Fields that are written already, each with its comma.
+    fn fields(&mut self, text: &[u8]) {
+        self.0.extend_from_slice(text);
+    }
+
+    fn end(self) {
+        self.0.push(b'}');
+    }
+}
+
+fn push_text(out: &mut Vec<u8>, text: &str) {
+    if is_plain(text.as_bytes()) {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    } else {
+        serialize(out, &text);
+    }
+}
+
+/// Whether JSON and terminals take it as it is. Looks at all of it, which compilers turn into wide instructions.
+fn is_plain(text: &[u8]) -> bool {
+    text.iter()
+        .fold(true, |plain, &byte| plain & (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\'))
+}
+
+fn action<'a>(action: &Action<'a>) -> Cow<'a, str> {
+    match action {
+        Action::Verdict(verdict) => verdict_text(*verdict),
+        Action::Continue => "continue".into(),
+        other => other.to_string().into(),
+    }
+}
+
+/// The usual ones without making a string.
+fn verdict_text(verdict: Verdict) -> Cow<'static, str> {
+    match verdict {
+        Verdict::Accept => "accept".into(),
+        Verdict::Drop => "drop".into(),
+        other => other.to_string().into(),
     }
 }
 
@@ -110,27 +217,24 @@ impl<'a> From<&'a Start> for StartRow<'a> {
     }
 }
 
+/// The fields of a step that are of its devices.
 #[derive(Serialize)]
-#[serde(tag = "type", rename = "step")]
-struct StepRow<'a> {
-    packet: u64,
-    time: Time<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    backend: Option<&'static str>,
-    family: &'static str,
-    engine: &'static str,
-    hook: &'static str,
-    table: &'a str,
-    chain: &'a str,
-    kind: Text<StepKind>,
-    rule: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<&'a str>,
-    verdict: Text<&'a Action<'a>>,
+struct DeviceFields<'a> {
     #[serde(rename = "in", skip_serializing_if = "Option::is_none")]
     indev: Option<Cow<'a, str>>,
     #[serde(rename = "out", skip_serializing_if = "Option::is_none")]
     outdev: Option<Cow<'a, str>>,
+}
+
+impl<'a> DeviceFields<'a> {
+    fn of(view: &PacketView<'a>) -> Self {
+        Self { indev: view.indev.map(text::lossy), outdev: view.outdev.map(text::lossy) }
+    }
+}
+
+/// The fields of a step that are of its packet.
+#[derive(Serialize)]
+struct HeaderFields {
     #[serde(skip_serializing_if = "Option::is_none")]
     src: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,26 +254,24 @@ struct StepRow<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     icmp_seq: Option<u16>,
     mark: u32,
-    netns: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    doubt: Option<&'a str>,
 }
 
-#[derive(Serialize)]
-#[serde(tag = "type", rename = "packet")]
-struct PacketRow<'a> {
-    packet: u64,
-    path: &'a [String],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    verdict: Option<Text<Verdict>>,
-    certainty: Text<Certainty>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    why: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    outcome: Option<&'a str>,
-    family: &'static str,
-    generation: &'a [String],
-    netns: u32,
+impl HeaderFields {
+    fn of(view: &PacketView<'_>) -> Self {
+        let headers = headers(view);
+        Self {
+            src: headers.src,
+            dst: headers.dst,
+            proto: headers.protocol.map(protocol_name),
+            sport: headers.sport,
+            dport: headers.dport,
+            length: headers.length,
+            id: headers.id,
+            icmp_id: headers.echo.map(|[id, _]| id),
+            icmp_seq: headers.echo.map(|[_, sequence]| sequence),
+            mark: view.mark,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -189,15 +291,6 @@ impl From<&Totals> for EndRow {
     }
 }
 
-/// Written as the string that it displays as.
-struct Text<T>(T);
-
-impl<T: fmt::Display> Serialize for Text<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
-    }
-}
-
 /// Turns nanoseconds into RFC 3339 and remembers the second it formatted last.
 #[derive(Debug, Default)]
 struct Clock {
@@ -206,20 +299,21 @@ struct Clock {
     text: String,
 }
 
-/// A moment in UTC, with nanoseconds.
-struct Time<'a> {
-    second: &'a str,
-    nanosecond: u64,
-}
-
 impl Clock {
-    fn at(&mut self, time_ns: u64) -> Time<'_> {
-        let second = time_ns / 1_000_000_000;
+    /// Appends a moment in UTC, with nanoseconds.
+    fn write(&mut self, out: &mut Vec<u8>, time_ns: u64) {
+        let (second, nanosecond) = (time_ns / 1_000_000_000, time_ns % 1_000_000_000);
         if self.second != Some(second) {
             self.second = Some(second);
             self.text = second_text(second);
         }
-        Time { second: &self.text, nanosecond: time_ns % 1_000_000_000 }
+        out.push(b'"');
+        out.extend_from_slice(self.text.as_bytes());
+        let dot = out.len();
+        // A digit before the nanoseconds keeps their zeros; the dot takes its place.
+        push_decimal(out, 1_000_000_000 + nanosecond);
+        out[dot] = b'.';
+        out.extend_from_slice(b"Z\"");
     }
 }
 
@@ -229,15 +323,20 @@ fn second_text(second: u64) -> String {
     timestamp.unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%S").to_string()
 }
 
-impl Serialize for Time<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}.{:09}Z", self.second, self.nanosecond))
-    }
+/// Appends a value. Memory takes all that is written, and all types of rows are made for JSON.
+fn serialize(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+    let _ = value.serialize(&mut serde_json::Serializer::with_formatter(out, SafeFormatter));
 }
 
-fn write_row(out: &mut impl Write, row: &impl Serialize) -> io::Result<()> {
-    row.serialize(&mut serde_json::Serializer::with_formatter(&mut *out, SafeFormatter))?;
-    out.write_all(b"\n")
+/// Appends the fields of an object, a comma before each.
+fn members(out: &mut Vec<u8>, fields: &impl Serialize) {
+    let start = out.len();
+    serialize(out, fields);
+    out.pop();
+    match out.len() - start {
+        1 => out.truncate(start),
+        _ => out[start] = b',',
+    }
 }
 
 /// Compact JSON that also escapes those characters a terminal acts on which JSON itself leaves alone.

@@ -1,38 +1,35 @@
 //! The lines of the kernel's syslog logger: one for each step, nothing else. What a terminal would act on is escaped
 //! by [`trace_line`].
 
-use super::{BUFFER_BYTES, Sink, Start, Totals, name};
+use super::buffer::Buffer;
+use super::{Sink, Start, Totals, name};
 use crate::path::{Path, Step};
-use crate::trace_line::{self, LogStyle};
-use std::io::{self, BufWriter, Write};
+use crate::trace_line::{LogStyle, Writer};
+use std::io::{self, Write};
 
 /// Writes TRACE lines.
 #[derive(Debug)]
 pub struct Line<W: Write> {
-    out: BufWriter<W>,
-    line: Vec<u8>,
-    style: LogStyle,
+    out: Buffer<W>,
+    lines: Writer,
 }
 
 impl<W: Write> Line<W> {
     /// Writes to `writer`, as a new kernel does until [`Sink::begin`] names the one that runs.
     pub fn new(writer: W) -> Self {
-        let out = BufWriter::with_capacity(BUFFER_BYTES, writer);
-        Self { out, line: Vec::new(), style: LogStyle::default() }
+        Self { out: Buffer::new(writer), lines: Writer::default() }
     }
 }
 
 impl<W: Write> Sink for Line<W> {
     fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.style = style_of(&start.kernel).unwrap_or_default();
+        self.lines = Writer::new(style_of(&start.kernel).unwrap_or_default());
         Ok(())
     }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        self.line.clear();
-        trace_line::write(&mut self.line, name(step)?, &step.view, self.style);
-        self.line.push(b'\n');
-        self.out.write_all(&self.line)
+        self.lines.write(self.out.row(), name(step)?, step.label, &step.view);
+        self.out.end_row()
     }
 
     fn path(&mut self, _path: &Path) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod buffer;
 mod json;
 mod line;
 mod pretty;

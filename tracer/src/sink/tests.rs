@@ -59,19 +59,20 @@ fn step<'a>(
     view: PacketView<'a>,
 ) -> Step<'a> {
     let hook = table.chains[0].hook.expect("a built-in chain");
-    Step { packet, time_ns: TIME_NS, hook, table, entry, action, view, view_doubt: None, netns: NETNS }
+    let label = None;
+    Step { packet, time_ns: TIME_NS, hook, table, entry, label, action, view, view_doubt: None, netns: NETNS }
 }
 
 fn path(packet: u64, verdict: Option<Verdict>, certainty: Certainty, why: &[&str]) -> Path {
     Path {
         packet,
         family: Family::Ipv4,
-        steps: vec!["raw:PREROUTING:policy:1".to_owned(), "filter:INPUT:rule:2".to_owned()],
+        steps: vec!["raw:PREROUTING:policy:1".into(), "filter:INPUT:rule:2".into()],
         verdict,
         certainty,
         why: why.iter().map(|&why| why.to_owned()).collect(),
         outcome: None,
-        generation: vec!["raw@1".to_owned(), "filter@7".to_owned()],
+        generation: vec!["raw@1".into(), "filter@7".into()],
         netns: NETNS,
     }
 }
@@ -118,7 +119,7 @@ fn play_hostile(sink: &mut dyn Sink) -> io::Result<()> {
     let view = PacketView { indev: Some(b"e\x1b]0;h\x07\xff"), ..view(&TCP) };
     sink.step(&Step { view_doubt: Some("\x08"), ..step(1, &table, 0, Action::Jump("Y\x1bc"), view) })?;
     sink.path(&Path {
-        steps: vec!["filter:X\x1b:rule:1".to_owned()],
+        steps: vec!["filter:X\x1b:rule:1".into()],
         ..path(1, None, Certainty::Inexact, &["\x1b[8m"])
     })?;
     sink.finish(&Totals::default())

@@ -17,8 +17,11 @@ mod ipv4;
 mod ipv6;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 mod transport;
+mod writer;
+
+pub use writer::Writer;
 
 use crate::netfilter::{Family, StepKind};
 use crate::packet::data::{Data, Missing};
@@ -68,18 +71,29 @@ impl LogStyle {
 
 /// Appends the line for a packet at an entry, without a newline; like the kernel's it usually ends in a space.
 pub fn write(out: &mut Vec<u8>, step: StepName<'_>, packet: &PacketView<'_>, style: LogStyle) {
+    whole_line(out, |line| {
+        prefix(line, step);
+        devices(line, packet);
+        content(line, packet, style);
+    });
+}
+
+fn whole_line(out: &mut Vec<u8>, fill: impl FnOnce(&mut Line)) {
     let mut line = Line::new();
-    prefix(&mut line, step);
-    devices(&mut line, packet);
+    fill(&mut line);
+    out.extend_from_slice(line.as_bytes());
+}
+
+/// From the IP header on.
+fn content(line: &mut Line, packet: &PacketView<'_>, style: LogStyle) {
     let data = Data::of(packet);
     let flow = match packet.family {
-        Family::Ipv4 => ipv4::packet(&mut line, data, 0, Level::Outer, style),
-        Family::Ipv6 => ipv6::packet(&mut line, data, 0, Level::Outer, style),
+        Family::Ipv4 => ipv4::packet(line, data, 0, Level::Outer, style),
+        Family::Ipv6 => ipv6::packet(line, data, 0, Level::Outer, style),
     };
     if flow.is_continue() {
-        owner_and_mark(&mut line, packet);
+        owner_and_mark(line, packet);
     }
-    out.extend_from_slice(line.as_bytes());
 }
 
 /// Reads the start of a line that begins with `TRACE: `, or such a prefix alone; gives what follows it.
@@ -102,7 +116,7 @@ pub fn parse_prefix(line: &str) -> Option<(StepName<'_>, &str)> {
     Some((StepName { table, chain, kind, number }, rest.strip_prefix(' ').unwrap_or(rest)))
 }
 
-fn word(kind: StepKind) -> &'static str {
+pub(crate) fn word(kind: StepKind) -> &'static str {
     match kind {
         StepKind::Rule => "rule",
         StepKind::Return => "return",

@@ -21,7 +21,30 @@ fn local(family: Family, bytes: &[u8]) -> PacketView<'_> {
 fn line_in(style: LogStyle, step: StepName<'_>, packet: &PacketView<'_>) -> String {
     let mut out = b"before ".to_vec();
     write(&mut out, step, packet, style);
+    check_writer(style, step, packet, &out["before ".len()..]);
     String::from_utf8(out).unwrap().strip_prefix("before ").unwrap().to_owned()
+}
+
+/// A writer makes the same, whatever it wrote before, with and without the label.
+#[track_caller]
+fn check_writer(style: LogStyle, step: StepName<'_>, packet: &PacketView<'_>, expected: &[u8]) {
+    let mut writer = Writer::new(style);
+    let others = [
+        PacketView { mark: packet.mark ^ 1, ..*packet },
+        PacketView { len: packet.len + 1, ..*packet },
+        PacketView { outdev: Some(b"other"), ..*packet },
+        PacketView { bytes: packet.bytes.get(1..).unwrap_or_default(), ..*packet },
+        PacketView { owner: Some(Owner { uid: 7, gid: 7 }), ..*packet },
+        *packet,
+    ];
+    for other in others {
+        writer.write(&mut Vec::new(), STEP, None, &other);
+        for label in [None, Some(step.to_string())] {
+            let mut out = Vec::new();
+            writer.write(&mut out, step, label.as_deref(), packet);
+            assert_eq!(out, expected);
+        }
+    }
 }
 
 fn line(packet: &PacketView<'_>) -> String {

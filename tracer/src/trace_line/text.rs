@@ -91,9 +91,7 @@ impl Line {
     /// Makes `\xNN` of all in the line that is not printable ASCII, as `/dev/kmsg` does, so that no control character
     /// gets through.
     pub(super) fn escape(&mut self) {
-        let (eights, rest) = self.as_bytes().as_chunks();
-        let suspects = eights.iter().fold(0, |found, eight| found | unprintable_bits(*eight));
-        if suspects == 0 && rest.iter().all(|&byte| is_printable(byte)) {
+        if is_printable_text(self.as_bytes()) {
             return;
         }
         let mut escaped = Self::new();
@@ -202,6 +200,25 @@ impl Line {
         }
         self.start_of(&text, 39);
     }
+}
+
+/// `%u`, of any size and without a limit.
+pub(crate) fn push_decimal(out: &mut Vec<u8>, mut value: u64) {
+    let mut digits = [0; 20];
+    let mut start = digits.len();
+    while start == digits.len() || value != 0 {
+        start -= 1;
+        digits[start] = b'0' + (value % 10) as u8;
+        value /= 10;
+    }
+    out.extend_from_slice(&digits[start..]);
+}
+
+/// Whether all of it is printable ASCII.
+pub(super) fn is_printable_text(text: &[u8]) -> bool {
+    let (eights, rest) = text.as_chunks();
+    let suspects = eights.iter().fold(0, |found, eight| found | unprintable_bits(*eight));
+    suspects == 0 && rest.iter().all(|&byte| is_printable(byte))
 }
 
 fn is_printable(byte: u8) -> bool {

@@ -1,5 +1,7 @@
 //! `nftracer trace`
 
+#[doc(hidden)]
+pub mod interpreter;
 mod live;
 
 use crate::backend::ebpf::{self, Ebpf};

@@ -2,7 +2,9 @@
 //! [`Walker`] says must be what happened, and it must say so whenever that is the only possibility.
 
 use crate::netfilter::{Family, Hook, StepKind, Verdict};
+use crate::path::attribute::{State, Views, attribute, attribute_unordered};
 use crate::path::walk::{Cut, Graph, Reason, Walk, Walker};
+use crate::path::walks::Walks;
 use crate::ruleset::{Chain, Entry, Extension, Table, Target};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -377,6 +379,28 @@ proptest! {
         prop_assert_eq!(walk, all.expected(&multiset(&counts)));
         if lie > 4 {
             check_truth(&table, &truth)?;
+        }
+    }
+
+    /// What was found before is found again, and nothing else; what cannot change a packet does not.
+    #[test]
+    fn known_walks(ruleset in rulesets(4, 4), lucks in prop::collection::vec(1..200u64, 1..200), lie in 0..40u32) {
+        let table = ruleset.table();
+        let graph = Graph::new(&table);
+        let (mut walks, mut walker) = (Walks::default(), Walker::default());
+        for luck in lucks {
+            let truth = send(&table, luck);
+            let verdict = if luck % 8 == 0 { lie } else { truth.verdict };
+            let found = matches(&counts(&truth.path));
+            let known = walks.walk(&mut walker, (&table, &graph), Hook::Prerouting, &found, verdict);
+            prop_assert_eq!(&known.walk, &walker.walk(&graph, Hook::Prerouting, &found, verdict));
+            let state = State { mark: 1, len: 20, bytes: &[0x45; 20] };
+            let views = match &known.walk {
+                Walk::Ordered(steps) | Walk::Cut(steps, _) => attribute(&table, steps, state, Some(state)),
+                Walk::Unordered(steps) => attribute_unordered(&table, steps, state, Some(state)),
+                Walk::Inexact(_) => continue,
+            };
+            prop_assert!(known.can_change || views == Views::Unchanged(state));
         }
     }
 

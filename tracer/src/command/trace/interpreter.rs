@@ -1,0 +1,371 @@
+//! From records to steps and paths. Knows neither the ring nor namespaces, so that it can be measured without them.
+
+use crate::backend::ebpf::decode::{Record, Seen};
+use crate::fetch::Fetched;
+use crate::history::{Counts, History, Unknown, Version};
+use crate::netfilter::{Family, Hook, Verdict};
+use crate::packet::{Link, Owner, PacketView};
+use crate::path::attribute::{State, Views, attribute, attribute_unordered, same_bytes};
+use crate::path::track::{Part, Tracker};
+use crate::path::walk::{Walk, Walker};
+use crate::path::{Action, Certainty, Path, Step};
+use crate::ruleset::{Table, Target};
+use crate::sink::{Sink, Start, Totals};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::io;
+use std::num::NonZeroU64;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tracer_common::legacy::{Match, SkbState, Traversal, doubt, fact};
+
+/// A table that changes is read again at most this often, for the texts of its rules.
+const READ_AGAIN: Duration = Duration::from_millis(250);
+
+/// Reads a table of a namespace again; `None` when it cannot be had.
+pub type ReadAgain = Box<dyn FnMut(u32, Family, &str) -> Option<Reading>>;
+
+/// A table as it was read.
+pub struct Reading {
+    /// The table.
+    pub fetched: Fetched,
+    /// The replace counters from before reading it.
+    pub before: Counts,
+    /// The replace counters from after it.
+    pub after: Counts,
+    /// The time (CLOCK_MONOTONIC) after it.
+    pub read_ns: u64,
+}
+
+/// Everything that turns a record into output; apart from the ring, which lends the records.
+pub struct Interpreter {
+    sink: Box<dyn Sink>,
+    read_again: ReadAgain,
+    history: History,
+    tracker: Tracker,
+    walker: Walker,
+    /// Memory for the names of a traversal's steps.
+    names: Vec<Rc<str>>,
+    totals: Totals,
+    limit: Option<NonZeroU64>,
+    /// What to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
+    epoch_ns: u64,
+    /// When tables that changed were last read again.
+    last_read: HashMap<(u32, Family, String), Instant>,
+    /// The first failure of the sink; nothing more is written after it.
+    failed: Option<io::Error>,
+}
+
+impl Interpreter {
+    /// Nothing is known yet. `epoch_ns` is what to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
+    pub fn new(sink: Box<dyn Sink>, limit: Option<NonZeroU64>, epoch_ns: u64, read_again: ReadAgain) -> Self {
+        Self {
+            sink,
+            read_again,
+            history: History::default(),
+            tracker: Tracker::default(),
+            walker: Walker::default(),
+            names: Vec::new(),
+            totals: Totals::default(),
+            limit,
+            epoch_ns,
+            last_read: HashMap::new(),
+            failed: None,
+        }
+    }
+
+    /// Takes a table as it is now.
+    pub fn fetched(&mut self, netns: u32, reading: Reading) {
+        let Reading { fetched, before, after, read_ns } = reading;
+        self.history.fetched(netns, fetched, before, after, read_ns);
+    }
+
+    /// Says that tracing has begun.
+    pub fn begin(&mut self, start: &Start) -> io::Result<()> {
+        self.sink.begin(start)?;
+        self.sink.flush()
+    }
+
+    /// Takes a record.
+    pub fn record(&mut self, record: Record<'_>) {
+        match record {
+            Record::Traversal(seen) => self.traversal(seen),
+            Record::Replaced(replaced) => self.history.replaced(replaced),
+            Record::Chunk(chunk) => self.history.chunk(chunk),
+        }
+    }
+
+    /// Records were lost at some time between these two.
+    pub(super) fn lost(&mut self, since_ns: u64, until_ns: u64) {
+        self.tracker.lost(since_ns, until_ns);
+    }
+
+    /// Whether all packets that were asked for have been given out.
+    pub(super) fn enough(&self) -> bool {
+        self.limit.is_some_and(|limit| self.totals.packets >= limit.get())
+    }
+
+    fn traversal(&mut self, seen: Seen<'_>) {
+        let traversal = seen.traversal;
+        let (Some(family), Some(hook)) =
+            (Family::from_nfproto(traversal.family), Hook::from_number(traversal.hook))
+        else {
+            return;
+        };
+        let number = self.tracker.number(traversal);
+        if self.limit.is_some_and(|limit| number > limit.get()) {
+            self.tracker.notice(traversal);
+            return;
+        }
+        let mut names = std::mem::take(&mut self.names);
+        let part = match self.version(traversal, family) {
+            Ok(version) => self.steps(number, &version, hook, seen, &mut names),
+            Err(unknown) => Part {
+                steps: &[],
+                certainty: Certainty::Inexact,
+                why: Some(match doubts(traversal.doubts) {
+                    Some(doubts) => format!("{unknown}, {doubts}"),
+                    None => unknown.to_string(),
+                }),
+                generation: None,
+                outcome: None,
+                verdict: verdict_of(traversal),
+            },
+        };
+        let loaded = self.history.loaded(traversal.netns, family);
+        let Self { tracker, sink, totals, limit, failed, .. } = self;
+        tracker.add(traversal, family, part, loaded, &mut |path| give(sink, totals, *limit, failed, &path));
+        names.clear();
+        self.names = names;
+    }
+
+    /// The version of the table that the packet met. A new one is read at once, for the texts of its rules, unless the
+    /// table is being changed all the time.
+    fn version(&mut self, traversal: &Traversal, family: Family) -> Result<Rc<Version>, Unknown> {
+        let met = self.history.version(traversal);
+        match &met {
+            Ok(version) if version.read => return met,
+            Err(Unknown::OtherAddress(_)) => return met,
+            _ => {}
+        }
+        let key = (traversal.netns, family, crate::history::name_of(&traversal.table_name));
+        let now = Instant::now();
+        if self.last_read.get(&key).is_some_and(|last| now.duration_since(*last) < READ_AGAIN) {
+            return met;
+        }
+        let read = (self.read_again)(key.0, family, &key.2);
+        self.last_read.insert(key, Instant::now());
+        let Some(reading) = read else { return met };
+        self.fetched(traversal.netns, reading);
+        self.history.version(traversal)
+    }
+
+    /// Gives out the steps of a traversal, and puts their names into `names`.
+    fn steps<'n>(
+        &mut self,
+        number: u64,
+        version: &Version,
+        hook: Hook,
+        seen: Seen<'_>,
+        names: &'n mut Vec<Rc<str>>,
+    ) -> Part<'n> {
+        let Seen { traversal, matches, .. } = seen;
+        let Version { table, graph, walks, .. } = version;
+        let mut why = doubts(traversal.doubts);
+        let mut outcome = None;
+        let known = why.is_none().then(|| {
+            let verdict = traversal.verdict;
+            walks.borrow_mut().walk(&mut self.walker, (table, graph), hook, matches, verdict)
+        });
+        let (entries, mut certainty) = match known.as_deref().map(|known| &known.walk) {
+            Some(Walk::Ordered(entries)) => (Cow::from(entries), Certainty::Complete),
+            Some(Walk::Unordered(entries)) => {
+                why = Some(format!("the order in {}:{} is not known", table.name, hook.chain()));
+                (entries.into(), Certainty::Unordered)
+            }
+            Some(Walk::Cut(entries, cut)) => {
+                outcome = Some(format!("dropped by {}", cut.text()));
+                (entries.into(), Certainty::Complete)
+            }
+            Some(Walk::Inexact(reason)) => {
+                why = Some(reason.text(table));
+                (plausible(table, matches).into(), Certainty::Inexact)
+            }
+            None => (plausible(table, matches).into(), Certainty::Inexact),
+        };
+        let entry = state(&traversal.entry, seen.entry_bytes);
+        let exit = (traversal.facts & fact::EXIT != 0).then(|| state(&traversal.exit, seen.exit_bytes));
+        let can_change = known.as_ref().is_some_and(|known| known.can_change);
+        let views = match certainty {
+            _ if !can_change && exit.is_none_or(|exit| same_bytes(entry, exit)) => Views::Unchanged(entry),
+            Certainty::Complete => attribute(table, &entries, entry, exit),
+            Certainty::Unordered => attribute_unordered(table, &entries, entry, exit),
+            Certainty::Inexact => Views::Unchanged(entry),
+        };
+        let last = entries.len().saturating_sub(1);
+        for (index, &entry) in entries.iter().enumerate() {
+            let Some(name) = version.name(entry) else {
+                certainty = Certainty::Inexact;
+                continue;
+            };
+            names.push(Rc::clone(name));
+            let (state, view_doubt) = views.at(index);
+            let ended = (index == last && outcome.is_none()).then_some(traversal.verdict);
+            let step = Step {
+                packet: number,
+                time_ns: self.epoch_ns.wrapping_add(traversal.entry_ns),
+                hook,
+                table,
+                entry,
+                label: Some(name),
+                action: action(table, entry, ended),
+                view: view(traversal, state),
+                view_doubt,
+                netns: traversal.netns,
+            };
+            self.totals.steps += 1;
+            if self.failed.is_none()
+                && let Err(error) = self.sink.step(&step)
+            {
+                self.failed = Some(error);
+            }
+        }
+        Part {
+            steps: names,
+            certainty,
+            why,
+            generation: Some(Rc::clone(&version.tag)),
+            outcome,
+            verdict: verdict_of(traversal),
+        }
+    }
+
+    /// Gives out packets that have been silent for long.
+    pub fn expire(&mut self, now_ns: u64) {
+        let Self { tracker, sink, totals, limit, failed, .. } = self;
+        tracker.expire(now_ns, &mut |path| give(sink, totals, *limit, failed, &path));
+    }
+
+    /// Writes what is buffered.
+    pub fn flush(&mut self) -> io::Result<()> {
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None => self.sink.flush(),
+        }
+    }
+
+    /// Gives out the packets that are still on their way.
+    pub(super) fn give_out_rest(&mut self) {
+        let Self { tracker, sink, totals, limit, failed, .. } = self;
+        tracker
+            .finish(crate::sys::clock::monotonic_ns(), &mut |path| give(sink, totals, *limit, failed, &path));
+    }
+
+    /// Ends the output. Says what there was, with the records that were lost and the traversals that no probe saw.
+    pub(super) fn finish(&mut self, lost: u64, missed: u64) -> io::Result<Totals> {
+        (self.totals.lost, self.totals.missed) = (lost, missed);
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        self.sink.finish(&self.totals)?;
+        Ok(self.totals)
+    }
+}
+
+/// Gives out a path and counts it, up to the number of packets that was asked for.
+fn give(
+    sink: &mut Box<dyn Sink>,
+    totals: &mut Totals,
+    limit: Option<NonZeroU64>,
+    failed: &mut Option<io::Error>,
+    path: &Path,
+) {
+    if limit.is_some_and(|limit| totals.packets >= limit.get()) || failed.is_some() {
+        return;
+    }
+    totals.packets += 1;
+    match path.certainty {
+        Certainty::Complete => {}
+        Certainty::Unordered => totals.unordered += 1,
+        Certainty::Inexact => totals.inexact += 1,
+    }
+    if let Err(error) = sink.path(path) {
+        *failed = Some(error);
+    }
+}
+
+/// What is in doubt about a traversal, in words.
+fn doubts(bits: u32) -> Option<String> {
+    const WORDS: [(u32, &str); 10] = [
+        (doubt::REPLACED, "the table was replaced meanwhile"),
+        (doubt::REPLACE_COUNT, "a table was replaced meanwhile"),
+        (doubt::SEQUENCE, "something else used the tables on this CPU meanwhile"),
+        (doubt::GENERATION, "a probe was missed meanwhile"),
+        (doubt::NO_EXIT, "its end was not seen: the task moved to another CPU, or the probe was missed"),
+        (doubt::TOO_DEEP, "too many traversals were open on this CPU"),
+        (doubt::TOO_LARGE, "the table has grown too large since the trace began"),
+        (doubt::UNREADABLE, "the table could not be read"),
+        (doubt::TOO_MANY, "more rules matched than can be reported"),
+        (doubt::ORPHAN, "a traversal from another CPU ended meanwhile"),
+    ];
+    if bits == 0 {
+        return None;
+    }
+    let words: Vec<&str> = WORDS.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, word)| *word).collect();
+    (!words.is_empty()).then(|| words.join(", "))
+}
+
+/// The entries that may have matched, for a traversal in doubt.
+fn plausible(table: &Table, matches: &[Match]) -> Vec<usize> {
+    let known =
+        |entry: &Match| usize::try_from(entry.index).ok().filter(|index| table.chain_of(*index).is_some());
+    matches.iter().filter(|entry| entry.count <= 0x7fff_ffff).filter_map(known).collect()
+}
+
+/// `None` when the end of the traversal was not seen.
+fn verdict_of(traversal: &Traversal) -> Option<Verdict> {
+    (traversal.doubts & (doubt::NO_EXIT | doubt::TOO_DEEP) == 0)
+        .then(|| Verdict::from_return(traversal.verdict))
+}
+
+/// What an entry did. `ended` is what the function returned when this was the last entry.
+fn action(table: &Table, entry: usize, ended: Option<u32>) -> Action<'_> {
+    let chain = |to: usize| table.chain_of(to).map_or("?", |chain| chain.name.as_str());
+    match &table.entries[entry].target {
+        Target::Verdict(verdict) => Action::Verdict(*verdict),
+        Target::Return => Action::Return,
+        Target::Jump { to } => Action::Jump(chain(*to)),
+        Target::Goto { to } => Action::Goto(chain(*to)),
+        Target::Continue | Target::Error => Action::Continue,
+        Target::Extension(_) => {
+            ended.map_or(Action::Continue, |value| Action::Verdict(Verdict::from_return(value)))
+        }
+    }
+}
+
+fn state<'a>(skb: &SkbState, bytes: &'a [u8]) -> State<'a> {
+    State { mark: skb.mark, len: skb.len, bytes }
+}
+
+fn view<'a>(traversal: &'a Traversal, state: State<'a>) -> PacketView<'a> {
+    let has = |bit| traversal.facts & bit != 0;
+    PacketView {
+        family: Family::from_nfproto(traversal.family).unwrap_or(Family::Ipv4),
+        indev: has(fact::IN).then(|| trimmed(&traversal.indev)),
+        outdev: has(fact::OUT).then(|| trimmed(&traversal.outdev)),
+        link: Link {
+            dev_type: traversal.dev_type,
+            hard_header_len: traversal.hard_header_len,
+            header: has(fact::MAC)
+                .then(|| &traversal.mac[..usize::from(traversal.mac_len).min(traversal.mac.len())]),
+        },
+        len: state.len,
+        bytes: state.bytes,
+        mark: state.mark,
+        owner: has(fact::OWNER).then_some(Owner { uid: traversal.uid, gid: traversal.gid }),
+    }
+}
+
+fn trimmed(name: &[u8]) -> &[u8] {
+    name.iter().position(|byte| *byte == 0).map_or(name, |end| &name[..end])
+}
