@@ -25,13 +25,13 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 200)]
     rulesets: usize,
     /// How many packets a test sends at least
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 8_000)]
     packets: usize,
     /// Where randomness begins
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// How long tests under load go on
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// How long to make a faulty ruleset smaller
     #[arg(long, default_value_t = 60)]

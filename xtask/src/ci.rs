@@ -28,7 +28,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.no_vm {
         return Ok(ExitCode::SUCCESS);
     }
-    vm::run(&vm::Options::all_tests(&options.build))
+    // Emulated, an unoptimised reader falls behind.
+    let release = build::Options { release: true, ..options.build.clone() };
+    build::run(&release)?;
+    vm::run(&vm::Options::all_tests(&release))
 }
 
 fn step(arguments: &[&str]) -> Result<()> {

@@ -1,3 +1,5 @@
+//! Real BTF, cut down, and BTF that is broken.
+
 use super::*;
 use proptest::prelude::*;
 

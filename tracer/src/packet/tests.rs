@@ -1,3 +1,5 @@
+//! Packets put together by hand, and bytes that are none.
+
 use super::*;
 use proptest::prelude::*;
 

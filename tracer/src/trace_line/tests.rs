@@ -1,3 +1,5 @@
+//! Lines of a real kernel, from packets put together out of their own fields, and lines of every kind of packet.
+
 use super::*;
 use crate::packet::Owner;
 use proptest::prelude::*;

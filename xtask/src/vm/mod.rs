@@ -112,8 +112,8 @@ impl Options {
     pub(crate) fn all_tests(build: &build::Options) -> Self {
         Self {
             machine: MachineOptions::for_kernel("all", build),
-            timeout: 900,
-            silence: 180,
+            timeout: 1200,
+            silence: 600,
             out: None,
             command: Vec::new(),
         }

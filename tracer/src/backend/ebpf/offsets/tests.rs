@@ -1,3 +1,5 @@
+//! What offsets are found in the BTF of real kernels, and what is said of those that cannot be.
+
 use super::*;
 use expect_test::{expect, expect_file};
 
