@@ -30,7 +30,6 @@ pub fn run(config: TraceConfig) -> Result<(), Failure> {
         Some(_) => Some(super::open_namespace(&config.netns)?),
         None => None,
     };
-    let backend = super::choose_backend(config.backend)?;
     let netns = namespace.as_ref().map(netns::inode).transpose().map_err(Failure::running)?;
     let namespaces = live::Namespaces::new(namespace, netns);
     // Read once for its size, which the kernel programs must know before they are loaded.
@@ -41,11 +40,15 @@ pub fn run(config: TraceConfig) -> Result<(), Failure> {
         ring_bytes: ring_bytes(),
         table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
     };
-    let ebpf = Ebpf::attach(&options).map_err(refused)?;
+    // Whether it works is found out by trying; what keeps it from working is said as `doctor` says it.
+    let ebpf = Ebpf::attach(&options).map_err(|error| match super::choose_backend(config.backend) {
+        Ok(_) => refused(error),
+        Err(failure) => failure,
+    })?;
     let start = Start {
         filter: filter.text.clone(),
         netns: config.netns.to_string(),
-        backend,
+        backend: "ebpf",
         footprint: ebpf.footprint().unwrap_or("none").to_owned(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
     };
