@@ -43,6 +43,10 @@ pub struct Frame {
     /// First page of the snapshot, and how many.
     pub page: Cell<u32>,
     pub blocks: Cell<u32>,
+    /// Of these, the blocks of the hook's own chain, and the first with a user chain in it: no others can be met.
+    pub chain_first: Cell<u32>,
+    pub chain_last: Cell<u32>,
+    pub user_first: Cell<u32>,
     /// `xt_recseq` at entry, at the beginning of the running segment, and its advance over this frame's own
     /// segments: what inner frames do to it does not count.
     pub entry_sequence: Cell<u32>,

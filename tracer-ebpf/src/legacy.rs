@@ -281,6 +281,12 @@ fn watch(frame: &Frame, traversal: &mut Traversal, call: &Call, depth: u32, per_
         frame.doubt(doubt::TOO_LARGE);
         return Some(());
     }
+    frame.chain_first.set(0);
+    frame.chain_last.set(0);
+    frame.user_first.set(0);
+    if blocks > 1 {
+        snapshot::reach(frame, traversal.hook)?;
+    }
     frame.blocks.set(blocks);
     snapshot::take(frame, depth);
     if read::<u64>(call.table + offset!(table_private)) != Some(private) {

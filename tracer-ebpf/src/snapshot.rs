@@ -243,6 +243,54 @@ pub extern "C" fn locate_blocks(private: u64, family: u32, renew: u32) -> u32 {
     if unsafe { BLOCK_OFFSETS.insert(&private, &*offsets, 0).is_ok() } { 0 } else { 1 }
 }
 
+/// The block that holds the entry at `offset` of a blob whose blocks have been located.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn block_at(private: u64, offset: u32) -> u32 {
+    let Some(offsets) = BLOCK_OFFSETS.get_ptr(private) else { return 0 };
+    let mut found = 0;
+    for block in 1..MAX_BLOCKS {
+        // SAFETY: a map value; the index is below the array's length.
+        let (number, first) = unsafe {
+            let array = (&raw const (*offsets).offset).cast::<u32>();
+            (
+                core::ptr::read_volatile(&raw const (*offsets).number),
+                core::ptr::read_volatile(array.add(block as usize)),
+            )
+        };
+        if block >= blocks(number) || first > offset {
+            break;
+        }
+        found = block;
+    }
+    found
+}
+
+/// Finds out which blocks a traversal of `hook` can meet: those of the hook's chain, and those behind the last built-in
+/// chain, where the user chains are. A large table is mostly one chain, and it need not be this hook's.
+#[inline(always)]
+pub fn reach(frame: &Frame, hook: u8) -> Option<()> {
+    let private = frame.private.get();
+    let hook = mask::<7>(u64::from(hook));
+    if hook > 4 {
+        return None;
+    }
+    let start: u32 = read(private + offset!(info_hook_entry) + hook * 4)?;
+    let end: u32 = read(private + offset!(info_underflow) + hook * 4)?;
+    let underflow: [u32; 5] = read(private + offset!(info_underflow))?;
+    let mut last = 0;
+    for end in underflow {
+        // All ones where the table has no chain at a hook.
+        if end != u32::MAX && end > last {
+            last = end;
+        }
+    }
+    frame.chain_first.set(block_at(private, start));
+    frame.chain_last.set(block_at(private, end));
+    frame.user_first.set(block_at(private, last));
+    Some(())
+}
+
 /// What [`for_each_block`] does. None is zero: the compiler would use the operation's register as the loop counter, whose
 /// upper half the verifier does not know.
 mod operation {
@@ -261,6 +309,10 @@ pub extern "C" fn for_each_block(depth: u32, operation: u32) -> u32 {
     for block in 0..MAX_BLOCKS {
         if block >= opaque(count) {
             break;
+        }
+        let in_chain = block >= frame.chain_first.get() && block <= frame.chain_last.get();
+        if !in_chain && block < frame.user_first.get() {
+            continue;
         }
         let failed = match operation {
             operation::TAKE => snapshot_block(depth, block),
