@@ -157,6 +157,8 @@ impl Ebpf {
             filter: options.filter.program,
         });
         let mut programs = EbpfLoader::new()
+            // The programs carry no relocations against the kernel's types: no need to read them all once more.
+            .btf(None)
             .override_global("CONFIG", &config, true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
