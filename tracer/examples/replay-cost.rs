@@ -82,6 +82,7 @@ fn start() -> Start {
         backend: "ebpf",
         footprint: "none".to_owned(),
         kernel: "6.12.0".to_owned(),
+        log_style: nftracer::trace_line::LogStyle::default(),
     }
 }
 

@@ -212,7 +212,7 @@ struct StartRow<'a> {
 }
 
 impl<'a> From<&'a Start> for StartRow<'a> {
-    fn from(Start { filter, netns, backend, footprint, kernel }: &'a Start) -> Self {
+    fn from(Start { filter, netns, backend, footprint, kernel, .. }: &'a Start) -> Self {
         Self { version: env!("CARGO_PKG_VERSION"), filter, netns, backend, footprint, kernel }
     }
 }

@@ -4,7 +4,7 @@
 use super::buffer::Buffer;
 use super::{Sink, Start, Totals, name};
 use crate::path::{Path, Step};
-use crate::trace_line::{LogStyle, Writer};
+use crate::trace_line::Writer;
 use std::io::{self, Write};
 
 /// Writes TRACE lines.
@@ -23,7 +23,7 @@ impl<W: Write> Line<W> {
 
 impl<W: Write> Sink for Line<W> {
     fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.lines = Writer::new(style_of(&start.kernel).unwrap_or_default());
+        self.lines = Writer::new(start.log_style);
         Ok(())
     }
 
@@ -43,10 +43,4 @@ impl<W: Write> Sink for Line<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
-}
-
-/// From a release such as `6.1.0-18-amd64`.
-fn style_of(release: &str) -> Option<LogStyle> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some(LogStyle::of_kernel(numbers.next()?.ok()?, numbers.next()?.ok()?))
 }

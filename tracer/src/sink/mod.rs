@@ -15,6 +15,7 @@ pub use pretty::Pretty;
 
 use crate::path::{Path, Step};
 use crate::text::Escaped;
+use crate::trace_line::LogStyle;
 use crate::trace_line::StepName;
 use std::fmt;
 use std::io;
@@ -54,6 +55,8 @@ pub struct Start {
     pub footprint: String,
     /// Kernel release.
     pub kernel: String,
+    /// How that kernel writes log lines.
+    pub log_style: LogStyle,
 }
 
 /// The line that says that tracing has begun.

@@ -84,6 +84,7 @@ fn start() -> Start {
         backend: "ebpf",
         footprint: "none".to_owned(),
         kernel: "6.1.0-18-amd64".to_owned(),
+        log_style: crate::trace_line::LogStyle::AeReserved,
     }
 }
 

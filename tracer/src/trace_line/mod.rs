@@ -55,17 +55,17 @@ impl fmt::Display for StepName<'_> {
 /// What kernels print differently for the same packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogStyle {
-    /// Before 6.15: the AE bit of TCP (Accurate ECN) is one of the four reserved bits, so 4 in `RES=`.
+    /// The AE bit of TCP (Accurate ECN) is one of the four reserved bits, so 4 in `RES=`: kernels that do not know it.
     AeReserved,
-    /// From 6.15 on: three reserved bits, and the word `AE` among the flags.
+    /// Three reserved bits, and the word `AE` among the flags.
     #[default]
     AeFlag,
 }
 
 impl LogStyle {
-    /// The style of a kernel release.
-    pub fn of_kernel(major: u32, minor: u32) -> Self {
-        if (major, minor) < (6, 15) { Self::AeReserved } else { Self::AeFlag }
+    /// By whether the kernel's `struct tcphdr` has the field `ae`.
+    pub fn of_tcp_header(has_ae: bool) -> Self {
+        if has_ae { Self::AeFlag } else { Self::AeReserved }
     }
 }
 

@@ -253,7 +253,7 @@ fn tcp_fields() {
     check4(&syn, &syn_line);
     let all = ipv4(6, 0, &[], &tcp(0x0f, 0xff, &[]));
     check4(&all, &(net(40) + PORTS + " RES=0x38 AE CWR ECE URG ACK PSH RST SYN FIN URGP=0 "));
-    let before = line_in(LogStyle::of_kernel(6, 14), STEP, &local(Family::Ipv4, &all));
+    let before = line_in(LogStyle::of_tcp_header(false), STEP, &local(Family::Ipv4, &all));
     assert!(before.ends_with(" RES=0x3c CWR ECE URG ACK PSH RST SYN FIN URGP=0 "), "{before}");
     let null = ipv4(6, 0, &[], &tcp(0, 0, &[]));
     check4(&null, &(net(40) + PORTS + " RES=0x00 URGP=0 "));
@@ -511,7 +511,7 @@ mod captured {
         for expected in lines().filter(|text| text.starts_with("TRACE: ")) {
             let (step, rest) = parse_prefix(expected).expect(expected);
             let made = Made::from_fields(rest);
-            let line = line_in(LogStyle::of_kernel(3, 10), step, &made.view());
+            let line = line_in(LogStyle::of_tcp_header(false), step, &made.view());
             assert_eq!(line, expected);
             count += 1;
         }

@@ -4,6 +4,7 @@ use super::offsets::{self, Layout, Reason, Symbols, Unresolved};
 use super::{PRIVILEGES, not_permitted};
 use crate::btf::{self, Btf};
 use crate::sys::kernel::LOAD_TABLES;
+use crate::trace_line::LogStyle;
 use std::path::Path;
 use std::{fs, io};
 use thiserror::Error;
@@ -90,6 +91,8 @@ pub struct Kernel {
     pub layout: Layout,
     /// Which functions it has.
     pub symbols: Symbols,
+    /// How it writes the lines of its log.
+    pub log_style: LogStyle,
 }
 
 impl Kernel {
@@ -127,7 +130,9 @@ impl Kernel {
             modules: &modules,
         };
         let layout = offsets::resolve(&kernel, &symbols)?;
-        Ok(Self { layout, symbols })
+        let tcp_header = vmlinux.find(btf::Kind::Struct, "tcphdr");
+        let has_ae = tcp_header.is_ok_and(|header| vmlinux.member(header, "ae").is_ok());
+        Ok(Self { layout, symbols, log_style: LogStyle::of_tcp_header(has_ae) })
     }
 }
 

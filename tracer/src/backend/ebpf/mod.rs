@@ -9,6 +9,7 @@ pub mod offsets;
 pub mod probes;
 
 use crate::filter;
+use crate::trace_line::LogStyle;
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::{EbpfLoader, Pod};
 use decode::Record;
@@ -118,6 +119,7 @@ pub struct Ebpf {
     counters: PerCpuArray<MapData, u64>,
     replace_counts: Rc<ReplaceCounts>,
     probes: attach::Probes,
+    log_style: LogStyle,
     #[cfg(feature = "debug-log")]
     messages: debug::Messages,
     _programs: aya::Ebpf,
@@ -174,10 +176,16 @@ impl Ebpf {
             counters,
             replace_counts,
             probes,
+            log_style: kernel.log_style,
             #[cfg(feature = "debug-log")]
             messages,
             _programs: programs,
         })
+    }
+
+    /// How this kernel writes log lines.
+    pub fn log_style(&self) -> LogStyle {
+        self.log_style
     }
 
     /// What the probes leave visible on the host while they are there; `None` for nothing.

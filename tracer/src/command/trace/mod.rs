@@ -51,6 +51,7 @@ pub fn run(config: TraceConfig) -> Result<(), Failure> {
         backend: "ebpf",
         footprint: ebpf.footprint().unwrap_or("none").to_owned(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        log_style: ebpf.log_style(),
     };
     let sink = sink::choose(config.output, super::colour_on_stdout(), io::stdout());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
