@@ -26,7 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "namespace_vanishes", run: namespace_vanishes },
 ];
 
-const ENDS_WITHIN: Duration = Duration::from_secs(60);
+const ENDS_WITHIN: Duration = Duration::from_secs(180);
 
 fn missing_modules(_: &Options) -> Result<Outcome> {
     let loaded = || fs::read_to_string("/proc/modules").unwrap_or_default().contains("ip_tables ");

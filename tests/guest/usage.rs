@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "ring_full", run: ring_full },
 ];
 
-const ENDS_WITHIN: Duration = Duration::from_secs(60);
+const ENDS_WITHIN: Duration = Duration::from_secs(180);
 
 fn simple_rules(session: &Session) -> Result<()> {
     let ruleset = HANDWRITTEN.first().context("there are rulesets")?;

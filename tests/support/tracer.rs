@@ -18,7 +18,7 @@ use crate::wait;
 
 /// Loading and verifying the programs takes a while in an emulated machine.
 const READY_WITHIN: Duration = Duration::from_secs(120);
-const ENDS_WITHIN: Duration = Duration::from_secs(60);
+const ENDS_WITHIN: Duration = Duration::from_secs(180);
 
 /// One step that nftracer gave out.
 #[derive(Clone, Debug, PartialEq, Eq)]
