@@ -40,8 +40,11 @@ fn byte_exact(options: &Options, family: Family) -> Result<Outcome> {
         "names of builtins, odd names and comments",
     ];
     let (mut lines, mut skipped) = (0, 0);
-    for name in wanted {
-        let Some(ruleset) = HANDWRITTEN.iter().find(|ruleset| ruleset.name == name) else { continue };
+    let rulesets =
+        wanted.iter().flat_map(|name| HANDWRITTEN.iter().filter(move |ruleset| ruleset.name == *name));
+    let mut left: Vec<_> = rulesets.map(|ruleset| (ruleset, 0)).collect();
+    while let Some((ruleset, repeats)) = left.pop() {
+        let name = ruleset.name;
         ruleset::load(&session.lab.r, family, &ruleset.text(family))?;
         let tracer = Tracer::start(&["--netns", session.lab.r.name(), "-o", "trace"], &[])?;
         let (mut kernel, mut lost) = kmsg.take()?;
@@ -80,9 +83,26 @@ fn byte_exact(options: &Options, family: Family) -> Result<Outcome> {
         check(!theirs.is_empty(), "the kernel printed nothing")?;
         lines += theirs.len();
         skipped += kernel.len() - theirs.len();
-        check(theirs == ours, format!("\"{name}\"\n{}", difference(&theirs, &ours)))?;
+        // Lines may be missing if the tracer says so; then everything is sent once more.
+        let invented = ours.iter().any(|line| !theirs.contains(line));
+        if theirs != ours && !invented && tells_of_a_loss(&ended.errors) && repeats < 2 {
+            left.push((ruleset, repeats + 1));
+            continue;
+        }
+        let told = ended.errors.join("\n");
+        check(theirs == ours, format!("\"{name}\"\n{}{told}", difference(&theirs, &ours)))?;
     }
     Ok(Outcome::Passed(format!("{lines} lines equal; {skipped} of other rules")))
+}
+
+/// Whether the totals say that something was lost, missed or in doubt.
+fn tells_of_a_loss(errors: &[String]) -> bool {
+    let figure = |line: &str, word: &str| {
+        let at = line.find(&format!(" {word}"))?;
+        line[..at].rsplit(' ').next()?.parse::<u64>().ok()
+    };
+    let words = ["lost", "missed", "inexact"];
+    errors.iter().any(|line| words.iter().any(|word| figure(line, word).is_some_and(|count| count > 0)))
 }
 
 /// Not the rules that switch TRACE on, not those of LOG, not what the kernel sends on its own account.

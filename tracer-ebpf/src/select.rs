@@ -8,10 +8,12 @@
 //! look-up and no lock. What is lost there by a collision is found again in the map of traced packets.
 
 use crate::config::{config, offset};
+use crate::emit::count;
 use crate::frame::Cpu;
 use crate::kernel::{HookState, Skb, copy, cpu_number, hook_state, read};
 use crate::legacy::Call;
 use crate::maps::{DECIDED, DECISIONS, FILTER, TABLE_CLASSES, TRACED, TracedPacket};
+use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
 use tracer_common::legacy::{TABLE_SLOTS, rank, table_class, table_slot};
 
@@ -181,7 +183,12 @@ pub fn select(cpu: &Cpu, call: &Call, hook: u8) -> Option<Selected> {
         owner: NO_OWNER,
     };
     let _ = TRACED.insert(call.skb, entry, 0);
-    Some(Selected { packet, first: true, state, known: TRACED.get_ptr_mut(call.skb)? })
+    // The map refuses when its locks are contended; then the packet is not followed, and that is told.
+    let Some(known) = TRACED.get_ptr_mut(call.skb) else {
+        count(Counter::Lost, 1);
+        return None;
+    };
+    Some(Selected { packet, first: true, state, known })
 }
 
 /// Whether these can be the two sides of a loopback device; hooks without tables are not seen.
