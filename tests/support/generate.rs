@@ -238,8 +238,8 @@ impl Maker<'_> {
             36..44 if self.table == "nat" && at < builtin => self.translation(&chains[at].name),
             _ => self.target(),
         };
-        // REJECT with a reset names its protocol itself.
-        if target.starts_with("-p") { target } else { format!("{conditions} {target}") }
+        // REJECT with a reset and translations name conditions themselves, and iptables takes each only once.
+        if target.starts_with("-j") { format!("{conditions} {target}") } else { target }
     }
 
     fn conditions(&mut self, is_builtin: bool, chain: &str) -> String {
@@ -368,6 +368,18 @@ mod tests {
         let parts = Parts::all(Family::Ipv6);
         let make = || generate(7, Family::Ipv6, Shape::Graph, &parts).text();
         assert_eq!(make(), make());
+    }
+
+    #[test]
+    fn no_rule_names_a_condition_twice() {
+        for line in rulesets(Shape::Graph)
+            .chain(rulesets(Shape::Tree))
+            .flat_map(|ruleset| ruleset.text().lines().map(str::to_owned).collect::<Vec<_>>())
+        {
+            for option in [" -p ", " -d ", " -s "] {
+                assert!(line.matches(option).count() < 2, "{line}");
+            }
+        }
     }
 
     #[test]
