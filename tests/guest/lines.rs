@@ -1,5 +1,6 @@
 //! `-o trace` against the kernel's log, byte for byte.
 
+use std::borrow::Cow;
 use std::net::UdpSocket;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -74,10 +75,10 @@ fn byte_exact(options: &Options, family: Family) -> Result<Outcome> {
         let ended = tracer.stop(Signal::TERM)?;
         check(ended.status.success(), format!("ended with {}: {:?}", ended.status, ended.errors))?;
         check(lost == 0, format!("the kernel's log overwrote {lost} lines"))?;
-        let mut theirs: Vec<&str> =
-            kernel.iter().map(|line| as_compared(line)).filter(|line| is_compared(line)).collect();
-        let mut ours: Vec<&str> =
-            ended.lines.iter().map(|line| as_compared(line)).filter(|line| is_compared(line)).collect();
+        let mut theirs: Vec<_> =
+            kernel.iter().filter(|line| is_compared(line)).map(|line| as_compared(line)).collect();
+        let mut ours: Vec<_> =
+            ended.lines.iter().filter(|line| is_compared(line)).map(|line| as_compared(line)).collect();
         theirs.sort_unstable();
         ours.sort_unstable();
         check(!theirs.is_empty(), "the kernel printed nothing")?;
@@ -113,19 +114,17 @@ fn is_compared(line: &str) -> bool {
 }
 
 /// Without the owner where a reset comes in: its socket may be closed between our look at it and the kernel's.
-fn as_compared(line: &str) -> &str {
+fn as_compared(line: &str) -> Cow<'_, str> {
     let incoming = !line.contains(" IN= ") && line.contains(" RST ");
-    match line.split_once(" UID=") {
-        Some((head, _)) if incoming => head,
-        // Without an owner the line ends in a blank.
-        _ if incoming => line.trim_end(),
-        _ => line,
-    }
+    let Some((head, owner)) = line.split_once(" UID=").filter(|_| incoming) else { return line.into() };
+    // `1234 GID=5678 MARK=0x1 `: what follows the two numbers stays.
+    let rest = owner.splitn(3, ' ').nth(2).unwrap_or("");
+    format!("{head} {rest}").into()
 }
 
-fn difference(kernel: &[&str], tracer: &[&str]) -> String {
-    let missing: Vec<&&str> = kernel.iter().filter(|line| !tracer.contains(line)).collect();
-    let invented: Vec<&&str> = tracer.iter().filter(|line| !kernel.contains(line)).collect();
+fn difference(kernel: &[Cow<'_, str>], tracer: &[Cow<'_, str>]) -> String {
+    let missing: Vec<_> = kernel.iter().filter(|line| !tracer.contains(line)).collect();
+    let invented: Vec<_> = tracer.iter().filter(|line| !kernel.contains(line)).collect();
     let mut text = format!("{} lines of the kernel, {} of nftracer\n", kernel.len(), tracer.len());
     for (lines, who) in [(&missing, "only the kernel "), (&invented, "only nftracer   ")] {
         text += &format!("{who}({}):\n", lines.len());
