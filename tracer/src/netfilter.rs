@@ -36,7 +36,66 @@ impl fmt::Display for Family {
     }
 }
 
-/// A netfilter hook of the IP families, by the kernel's number (`enum nf_inet_hooks`).
+/// The family of a table. nftables has more of them than there are families of packets with legacy tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TableFamily {
+    /// `NFPROTO_IPV4`
+    Ip,
+    /// `NFPROTO_IPV6`
+    Ip6,
+    /// `NFPROTO_INET`
+    Inet,
+    /// `NFPROTO_ARP`
+    Arp,
+    /// `NFPROTO_BRIDGE`
+    Bridge,
+    /// `NFPROTO_NETDEV`
+    Netdev,
+}
+
+impl TableFamily {
+    /// The name that nft and the JSON output use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+            Self::Inet => "inet",
+            Self::Arp => "arp",
+            Self::Bridge => "bridge",
+            Self::Netdev => "netdev",
+        }
+    }
+}
+
+impl From<Family> for TableFamily {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::Ipv4 => Self::Ip,
+            Family::Ipv6 => Self::Ip6,
+        }
+    }
+}
+
+/// Who evaluates a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// `ip_tables` and `ip6_tables`.
+    Legacy,
+    /// `nf_tables`, whichever tool made the rule.
+    Nft,
+}
+
+impl Engine {
+    /// The name that the JSON output uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Legacy => "legacy",
+            Self::Nft => "nft",
+        }
+    }
+}
+
+/// A netfilter hook. Those of the IP families have the kernel's numbers (`enum nf_inet_hooks`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Hook {
     /// `NF_INET_PRE_ROUTING`
@@ -49,26 +108,30 @@ pub enum Hook {
     Output = 3,
     /// `NF_INET_POST_ROUTING`
     Postrouting = 4,
+    /// `NF_INET_INGRESS`, `NF_NETDEV_INGRESS`
+    Ingress = 5,
+    /// `NF_NETDEV_EGRESS`
+    Egress = 6,
 }
 
 impl Hook {
-    /// All hooks, by number.
+    /// The hooks of the legacy tables, by number.
     pub const ALL: [Self; 5] =
         [Self::Prerouting, Self::Input, Self::Forward, Self::Output, Self::Postrouting];
 
-    /// From the kernel's number.
+    /// From the kernel's number for a hook of a legacy table.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
     }
 
     /// The name of the built-in chain at this hook, as iptables writes it.
     pub fn chain(self) -> &'static str {
-        ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"][self as usize]
+        ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "INGRESS", "EGRESS"][self as usize]
     }
 
     /// The name that nft and the JSON output use.
     pub fn name(self) -> &'static str {
-        ["prerouting", "input", "forward", "output", "postrouting"][self as usize]
+        ["prerouting", "input", "forward", "output", "postrouting", "ingress", "egress"][self as usize]
     }
 }
 
@@ -137,12 +200,19 @@ pub enum StepKind {
     Policy,
 }
 
-impl fmt::Display for StepKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl StepKind {
+    /// The word that TRACE writes.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Rule => "rule",
             Self::Return => "return",
             Self::Policy => "policy",
-        })
+        }
+    }
+}
+
+impl fmt::Display for StepKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod doctor;
+mod outlet;
 pub mod rules;
 pub mod trace;
 

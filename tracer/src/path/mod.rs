@@ -13,7 +13,7 @@ pub mod walks;
 
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::PacketView;
-use crate::ruleset::Table;
+use crate::ruleset::Rule;
 use std::fmt;
 use std::rc::Rc;
 
@@ -70,24 +70,22 @@ impl fmt::Display for Action<'_> {
 pub struct Step<'a> {
     /// The packet's number in this trace, from 1.
     pub packet: u64,
-    /// Nanoseconds since the epoch, when the packet entered the table.
-    pub time_ns: u64,
-    /// Where in the stack.
-    pub hook: Hook,
-    /// The table as it was when the packet met it.
-    pub table: &'a Table,
-    /// Which entry of it.
-    pub entry: usize,
-    /// What TRACE calls it, `table:chain:kind:number`, where that was made before.
-    pub label: Option<&'a str>,
-    /// What the entry did.
-    pub action: Action<'a>,
+    /// Nanoseconds since the epoch, when the packet entered the table; `None` where nothing tells.
+    pub time_ns: Option<u64>,
+    /// Where in the stack; `None` where nothing tells.
+    pub hook: Option<Hook>,
+    /// What was met.
+    pub rule: Rule<'a>,
+    /// What TRACE calls it: `table:chain:kind:number`.
+    pub name: &'a str,
+    /// What it did; `None` where nothing tells.
+    pub action: Option<Action<'a>>,
     /// The packet as it was when the entry matched.
     pub view: PacketView<'a>,
     /// What is in doubt about `view`, for example which of two rules changed the mark.
     pub view_doubt: Option<&'a str>,
-    /// Inode number of the network namespace.
-    pub netns: u32,
+    /// Inode number of the network namespace; `None` where nothing tells.
+    pub netns: Option<u32>,
 }
 
 /// All that one packet met in one network namespace; its steps have been given out one by one before.
@@ -109,6 +107,6 @@ pub struct Path {
     pub outcome: Option<String>,
     /// Versions of the ruleset that the packet met, as `table@generation`.
     pub generation: Vec<Rc<str>>,
-    /// Inode number of the network namespace.
-    pub netns: u32,
+    /// Inode number of the network namespace; `None` where nothing tells.
+    pub netns: Option<u32>,
 }

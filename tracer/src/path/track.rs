@@ -345,7 +345,7 @@ impl Open {
             why: Vec::new(),
             outcome: None,
             generation: Vec::with_capacity(USUAL_STEPS),
-            netns: traversal.netns,
+            netns: Some(traversal.netns),
         };
         Self { path, last: place, skb: traversal.skb, exit_ns: traversal.entry_ns, header: None, loaded }
     }
@@ -398,7 +398,7 @@ impl Open {
         self.not_seen(place.hook, missing);
         // Each way it can have come by is a row of hooks.
         let ways: &[&[Hook]] = match Hook::ALL[usize::from(place.hook)] {
-            Hook::Prerouting | Hook::Output => &[],
+            Hook::Prerouting | Hook::Output | Hook::Ingress | Hook::Egress => &[],
             Hook::Input | Hook::Forward => &[&[Hook::Prerouting]],
             Hook::Postrouting => &[&[Hook::Output], &[Hook::Forward, Hook::Prerouting]],
         };
@@ -472,7 +472,7 @@ impl Open {
             Hook::Output if self.last.loopback => &[Hook::Postrouting, Hook::Prerouting, Hook::Input],
             Hook::Forward | Hook::Output => &[Hook::Postrouting],
             Hook::Postrouting if self.last.loopback => &[Hook::Prerouting, Hook::Input],
-            Hook::Input | Hook::Postrouting => &[],
+            Hook::Input | Hook::Postrouting | Hook::Ingress | Hook::Egress => &[],
         }
     }
 

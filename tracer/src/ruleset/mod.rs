@@ -1,11 +1,32 @@
-//! The loaded legacy rules, numbered as the kernel numbers them.
+//! The loaded rules, numbered as the kernel numbers them.
 
 pub mod display;
 pub mod text;
 
-use crate::netfilter::{Family, Hook, StepKind, Verdict};
+use crate::netfilter::{Engine, Family, Hook, StepKind, TableFamily, Verdict};
 use std::ops::Range;
 use std::sync::Arc;
+
+/// A rule, return or policy, whichever engine holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule<'a> {
+    /// Who evaluates it.
+    pub engine: Engine,
+    /// The family of its table.
+    pub family: TableFamily,
+    /// The table's name.
+    pub table: &'a str,
+    /// The chain's name.
+    pub chain: &'a str,
+    /// The word for its shape.
+    pub kind: StepKind,
+    /// Its place in the chain, from 1; `None` where nothing tells.
+    pub number: Option<u32>,
+    /// nftables' handle of a rule.
+    pub handle: Option<u64>,
+    /// The rule as its owner's tool prints it; `None` where it is not known, and where no user wrote one.
+    pub text: Option<&'a Arc<str>>,
+}
 
 /// One legacy table as the kernel holds it: a flat list of entries, hidden ones included.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,5 +118,20 @@ impl Table {
     /// Name of the chain of an entry.
     pub fn chain_of(&self, entry: usize) -> Option<&Chain> {
         self.chains.get(self.entries.get(entry)?.chain?)
+    }
+
+    /// What a step says of an entry; `None` for one that is in no chain.
+    pub fn rule(&self, entry: usize) -> Option<Rule<'_>> {
+        let (Entry { kind, number, text, .. }, chain) = (self.entries.get(entry)?, self.chain_of(entry)?);
+        Some(Rule {
+            engine: Engine::Legacy,
+            family: self.family.into(),
+            table: &self.name,
+            chain: &chain.name,
+            kind: *kind,
+            number: Some(*number),
+            handle: None,
+            text: text.as_ref(),
+        })
     }
 }

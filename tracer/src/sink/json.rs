@@ -1,14 +1,13 @@
 //! JSON Lines. The wire form is apart from the model: its field names and their order are stable.
 
 use super::buffer::Buffer;
-use super::{Sink, Start, Totals, name, rule_text};
+use super::{Sink, Start, Totals};
 use crate::netfilter::Verdict;
 use crate::packet::recent::{Content, Devices, Recent};
 use crate::packet::{PacketView, headers, protocol_name};
 use crate::path::{Action, Path, Step};
 use crate::text;
 use crate::trace_line::text::push_decimal;
-use crate::trace_line::word;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::ser::Formatter;
@@ -55,27 +54,39 @@ impl<W: Write> Sink for Json<W> {
     }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        let name = name(step)?;
-        let view = &step.view;
+        let Step { rule, view, .. } = step;
         let mut row = Row::begin(self.out.row(), "step", step.packet);
-        self.clock.write(row.field("time"), step.time_ns);
+        if let Some(time_ns) = step.time_ns {
+            self.clock.write(row.field("time"), time_ns);
+        }
         if let Some(backend) = self.backend {
             row.text("backend", backend);
         }
-        row.text("family", view.family.name());
-        row.text("engine", "legacy");
-        row.text("hook", step.hook.name());
-        row.text("table", name.table);
-        row.text("chain", name.chain);
-        row.text("kind", word(name.kind));
-        row.number("rule", name.number.into());
-        if let Some(text) = rule_text(step) {
+        row.text("family", rule.family.name());
+        row.text("engine", rule.engine.name());
+        if let Some(hook) = step.hook {
+            row.text("hook", hook.name());
+        }
+        row.text("table", rule.table);
+        row.text("chain", rule.chain);
+        row.text("kind", rule.kind.name());
+        if let Some(number) = rule.number {
+            row.number("rule", number.into());
+        }
+        if let Some(handle) = rule.handle {
+            row.number("handle", handle);
+        }
+        if let Some(text) = rule.text {
             row.text("text", text);
         }
-        row.text("verdict", &action(&step.action));
+        if let Some(done) = &step.action {
+            row.text("verdict", &action(done));
+        }
         row.fields(self.devices.text(view, |text| members(text, &DeviceFields::of(view))));
         row.fields(self.contents.text(view, |text| members(text, &HeaderFields::of(view))));
-        row.number("netns", step.netns.into());
+        if let Some(netns) = step.netns {
+            row.number("netns", netns.into());
+        }
         if let Some(doubt) = step.view_doubt {
             row.text("doubt", doubt);
         }
@@ -98,7 +109,9 @@ impl<W: Write> Sink for Json<W> {
         }
         row.text("family", path.family.name());
         row.texts("generation", &path.generation);
-        row.number("netns", path.netns.into());
+        if let Some(netns) = path.netns {
+            row.number("netns", netns.into());
+        }
         row.end();
         self.out.end_row()
     }

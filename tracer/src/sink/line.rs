@@ -2,7 +2,7 @@
 //! by [`trace_line`].
 
 use super::buffer::Buffer;
-use super::{Sink, Start, Totals, name};
+use super::{Sink, Start, Totals};
 use crate::path::{Path, Step};
 use crate::trace_line::Writer;
 use std::io::{self, Write};
@@ -28,7 +28,7 @@ impl<W: Write> Sink for Line<W> {
     }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        self.lines.write(self.out.row(), name(step)?, step.label, &step.view);
+        self.lines.write(self.out.row(), step.name, &step.view);
         self.out.end_row()
     }
 

@@ -16,10 +16,8 @@ pub use pretty::Pretty;
 use crate::path::{Path, Step};
 use crate::text::Escaped;
 use crate::trace_line::LogStyle;
-use crate::trace_line::StepName;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 
 /// The forms in which packets are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -122,18 +120,3 @@ pub trait Sink {
 
 /// Bytes gathered before they are written.
 const BUFFER_BYTES: usize = 64 * 1024;
-
-/// What TRACE calls the entry of a step. Refuses one that is in no chain of its table, instead of showing another.
-fn name<'a>(step: &Step<'a>) -> io::Result<StepName<'a>> {
-    let entry = step.table.entries.get(step.entry).zip(step.table.chain_of(step.entry));
-    let (entry, chain) = entry.ok_or_else(|| {
-        let message = format!("entry {} is in no chain of table {}", step.entry, step.table.name);
-        io::Error::new(io::ErrorKind::InvalidInput, message)
-    })?;
-    Ok(StepName { table: &step.table.name, chain: &chain.name, kind: entry.kind, number: entry.number })
-}
-
-/// The rule of a step as iptables-save prints it.
-fn rule_text<'a>(step: &Step<'a>) -> Option<&'a Arc<str>> {
-    step.table.entries.get(step.entry)?.text.as_ref()
-}

@@ -1,6 +1,6 @@
 //! For people: one block for each packet, given out when the packet is done.
 
-use super::{BUFFER_BYTES, Sink, Totals, name, rule_text};
+use super::{BUFFER_BYTES, Sink, Totals};
 use crate::netfilter::{Hook, Verdict};
 use crate::packet::{Headers, PacketView, headers, protocol_name};
 use crate::path::{Action, Certainty, Path, Step};
@@ -69,17 +69,19 @@ impl<W: Write> Pretty<W> {
 
 impl<W: Write> Sink for Pretty<W> {
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        let name = name(step)?;
         let block = self.pending.entry(step.packet).or_insert_with(|| Block::begin(step, &self.zone));
         let shown = Shown::of(&step.view);
         let change = (block.shown != shown).then(|| shown.to_string());
         block.shown = shown;
         block.rows.push(Row {
             hook: step.hook,
-            place: escape(&name.to_string()).into_owned(),
-            action: escape(&step.action.to_string()).into_owned(),
-            style: self.styles.of_action(&step.action),
-            text: rule_text(step).cloned(),
+            place: escape(step.name).into_owned(),
+            action: step
+                .action
+                .as_ref()
+                .map_or(String::new(), |action| escape(&action.to_string()).into_owned()),
+            style: step.action.as_ref().map_or(Style::new(), |action| self.styles.of_action(action)),
+            text: step.rule.text.cloned(),
             doubt: step.view_doubt.map(|doubt| escape(doubt).into_owned()),
             change,
         });
@@ -120,7 +122,7 @@ struct Block {
 
 #[derive(Debug)]
 struct Row {
-    hook: Hook,
+    hook: Option<Hook>,
     place: String,
     action: String,
     style: Style,
@@ -132,10 +134,11 @@ struct Row {
 
 impl Block {
     fn begin(step: &Step<'_>, zone: &TimeZone) -> Self {
-        let Step { packet, view, netns, .. } = step;
+        let Step { packet, view, .. } = step;
         let shown = Shown::of(view);
-        let time = clock_time(step.time_ns, zone);
-        let header = format!("{time} {} {shown} netns {netns} packet {packet}", view.family);
+        let time = step.time_ns.map_or(String::new(), |time_ns| clock_time(time_ns, zone) + " ");
+        let netns = Namespace(step.netns);
+        let header = format!("{time}{} {shown} {netns}packet {packet}", view.family);
         Self { header, shown, rows: Vec::new() }
     }
 
@@ -158,7 +161,7 @@ impl Row {
         if let Some(change) = &self.change {
             writeln!(out, "  {}now {change}{:#}", styles.note, styles.note)?;
         }
-        write!(out, "  {:<11}  {:<place$}  ", self.hook.name(), self.place)?;
+        write!(out, "  {:<11}  {:<place$}  ", self.hook.map_or("", Hook::name), self.place)?;
         match &self.text {
             Some(text) => {
                 write!(out, "{}{:<action$}{:#}  {}", self.style, self.action, self.style, Escaped(text))?;
@@ -174,8 +177,9 @@ impl Row {
 
 /// A packet of which no step is at hand: none could be read, or they have been shown before.
 fn write_bare(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Result<()> {
-    let Path { packet, family, netns, .. } = path;
-    writeln!(out, "{}{family} netns {netns} packet {packet}{:#}", styles.header, styles.header)?;
+    let Path { packet, family, .. } = path;
+    let netns = Namespace(path.netns);
+    writeln!(out, "{}{family} {netns}packet {packet}{:#}", styles.header, styles.header)?;
     path.steps.iter().try_for_each(|step| writeln!(out, "  {}", Escaped(step)))
 }
 
@@ -197,9 +201,18 @@ fn write_outcome(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Resu
 }
 
 /// Time of day, to the microsecond, as tcpdump shows it.
-fn clock_time(time_ns: u64, zone: &TimeZone) -> impl fmt::Display {
+fn clock_time(time_ns: u64, zone: &TimeZone) -> String {
     let timestamp = Timestamp::from_nanosecond(i128::from(time_ns)).unwrap_or_default();
     timestamp.to_zoned(zone.clone()).strftime("%H:%M:%S%.6f").to_string()
+}
+
+/// `netns 4026531840 `, or nothing where the namespace is not known.
+struct Namespace(Option<u32>);
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |inode| write!(f, "netns {inode} "))
+    }
 }
 
 /// What is shown of a packet, and shown again when it changes.

@@ -69,10 +69,16 @@ impl LogStyle {
     }
 }
 
-/// Appends the line for a packet at an entry, without a newline; like the kernel's it usually ends in a space.
-pub fn write(out: &mut Vec<u8>, step: StepName<'_>, packet: &PacketView<'_>, style: LogStyle) {
+/// How a line begins.
+const PREFIX: &[u8; 7] = b"TRACE: ";
+
+/// Appends the line for a packet at an entry called `name`, without a newline; like the kernel's it usually ends in a
+/// space.
+pub fn write(out: &mut Vec<u8>, name: &str, packet: &PacketView<'_>, style: LogStyle) {
     whole_line(out, |line| {
-        prefix(line, step);
+        line.text(PREFIX);
+        line.raw(name.as_bytes());
+        line.text(b" ");
         devices(line, packet);
         content(line, packet, style);
     });
@@ -111,17 +117,9 @@ pub fn parse_prefix(line: &str) -> Option<(StepName<'_>, &str)> {
     let (chain, kind) = name.rsplit_once(':')?;
     let kind = [StepKind::Rule, StepKind::Return, StepKind::Policy]
         .into_iter()
-        .find(|known| word(*known) == kind)?;
+        .find(|known| known.name() == kind)?;
     let number = number.parse().ok()?;
     Some((StepName { table, chain, kind, number }, rest.strip_prefix(' ').unwrap_or(rest)))
-}
-
-pub(crate) fn word(kind: StepKind) -> &'static str {
-    match kind {
-        StepKind::Rule => "rule",
-        StepKind::Return => "return",
-        StepKind::Policy => "policy",
-    }
 }
 
 /// Whether headers are the packet's own or those of a packet quoted in an ICMP error.
@@ -129,20 +127,6 @@ pub(crate) fn word(kind: StepKind) -> &'static str {
 enum Level {
     Outer,
     Quoted,
-}
-
-fn prefix(line: &mut Line, step: StepName<'_>) {
-    line.text(b"TRACE: ");
-    line.raw(step.table.as_bytes());
-    line.text(b":");
-    line.raw(step.chain.as_bytes());
-    match step.kind {
-        StepKind::Rule => line.text(b":rule:"),
-        StepKind::Return => line.text(b":return:"),
-        StepKind::Policy => line.text(b":policy:"),
-    }
-    line.decimal(step.number);
-    line.text(b" ");
 }
 
 /// `nf_log_dump_packet_common`, then `dump_mac_header` where there is an input device.

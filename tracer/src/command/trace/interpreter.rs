@@ -1,5 +1,6 @@
 //! From records to steps and paths. Knows neither the ring nor namespaces, so that it can be measured without them.
 
+use super::super::outlet::Outlet;
 use crate::backend::ebpf::decode::{Record, Seen};
 use crate::fetch::Fetched;
 use crate::history::{Counts, History, Unknown, Version};
@@ -8,7 +9,7 @@ use crate::packet::{Link, Owner, PacketView};
 use crate::path::attribute::{State, Views, attribute, attribute_unordered, same_bytes};
 use crate::path::track::{Part, Tracker};
 use crate::path::walk::{Walk, Walker};
-use crate::path::{Action, Certainty, Path, Step};
+use crate::path::{Action, Certainty, Step};
 use crate::ruleset::{Table, Target};
 use crate::sink::{Sink, Start, Totals};
 use std::borrow::Cow;
@@ -39,38 +40,31 @@ pub struct Reading {
 
 /// Everything that turns a record into output; apart from the ring, which lends the records.
 pub struct Interpreter {
-    sink: Box<dyn Sink>,
+    outlet: Outlet,
     read_again: ReadAgain,
     history: History,
     tracker: Tracker,
     walker: Walker,
     /// Memory for the names of a traversal's steps.
     names: Vec<Rc<str>>,
-    totals: Totals,
-    limit: Option<NonZeroU64>,
     /// What to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
     epoch_ns: u64,
     /// When tables that changed were last read again.
     last_read: HashMap<(u32, Family, String), Instant>,
-    /// The first failure of the sink; nothing more is written after it.
-    failed: Option<io::Error>,
 }
 
 impl Interpreter {
     /// Nothing is known yet. `epoch_ns` is what to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
     pub fn new(sink: Box<dyn Sink>, limit: Option<NonZeroU64>, epoch_ns: u64, read_again: ReadAgain) -> Self {
         Self {
-            sink,
+            outlet: Outlet::new(sink, limit),
             read_again,
             history: History::default(),
             tracker: Tracker::default(),
             walker: Walker::default(),
             names: Vec::new(),
-            totals: Totals::default(),
-            limit,
             epoch_ns,
             last_read: HashMap::new(),
-            failed: None,
         }
     }
 
@@ -82,8 +76,7 @@ impl Interpreter {
 
     /// Says that tracing has begun.
     pub fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.sink.begin(start)?;
-        self.sink.flush()
+        self.outlet.begin(start)
     }
 
     /// Takes a record.
@@ -102,7 +95,7 @@ impl Interpreter {
 
     /// Whether all packets that were asked for have been given out.
     pub(super) fn enough(&self) -> bool {
-        self.limit.is_some_and(|limit| self.totals.packets >= limit.get())
+        self.outlet.enough()
     }
 
     fn traversal(&mut self, seen: Seen<'_>) {
@@ -113,7 +106,7 @@ impl Interpreter {
             return;
         };
         let number = self.tracker.number(traversal);
-        if self.limit.is_some_and(|limit| number > limit.get()) {
+        if self.outlet.is_beyond(number) {
             self.tracker.notice(traversal);
             return;
         }
@@ -133,8 +126,8 @@ impl Interpreter {
             },
         };
         let loaded = self.history.loaded(traversal.netns, family);
-        let Self { tracker, sink, totals, limit, failed, .. } = self;
-        tracker.add(traversal, family, part, loaded, &mut |path| give(sink, totals, *limit, failed, &path));
+        let Self { tracker, outlet, .. } = self;
+        tracker.add(traversal, family, part, loaded, &mut |path| outlet.path(&path));
         names.clear();
         self.names = names;
     }
@@ -204,7 +197,7 @@ impl Interpreter {
         };
         let last = entries.len().saturating_sub(1);
         for (index, &entry) in entries.iter().enumerate() {
-            let Some(name) = version.name(entry) else {
+            let (Some(name), Some(rule)) = (version.name(entry), table.rule(entry)) else {
                 certainty = Certainty::Inexact;
                 continue;
             };
@@ -213,22 +206,16 @@ impl Interpreter {
             let ended = (index == last && outcome.is_none()).then_some(traversal.verdict);
             let step = Step {
                 packet: number,
-                time_ns: self.epoch_ns.wrapping_add(traversal.entry_ns),
-                hook,
-                table,
-                entry,
-                label: Some(name),
-                action: action(table, entry, ended),
+                time_ns: Some(self.epoch_ns.wrapping_add(traversal.entry_ns)),
+                hook: Some(hook),
+                rule,
+                name,
+                action: Some(action(table, entry, ended)),
                 view: view(traversal, state),
                 view_doubt,
-                netns: traversal.netns,
+                netns: Some(traversal.netns),
             };
-            self.totals.steps += 1;
-            if self.failed.is_none()
-                && let Err(error) = self.sink.step(&step)
-            {
-                self.failed = Some(error);
-            }
+            self.outlet.step(&step);
         }
         Part {
             steps: names,
@@ -242,55 +229,24 @@ impl Interpreter {
 
     /// Gives out packets that have been silent for long.
     pub fn expire(&mut self, now_ns: u64) {
-        let Self { tracker, sink, totals, limit, failed, .. } = self;
-        tracker.expire(now_ns, &mut |path| give(sink, totals, *limit, failed, &path));
+        let Self { tracker, outlet, .. } = self;
+        tracker.expire(now_ns, &mut |path| outlet.path(&path));
     }
 
     /// Writes what is buffered.
     pub fn flush(&mut self) -> io::Result<()> {
-        match self.failed.take() {
-            Some(error) => Err(error),
-            None => self.sink.flush(),
-        }
+        self.outlet.flush()
     }
 
     /// Gives out the packets that are still on their way.
     pub(super) fn give_out_rest(&mut self) {
-        let Self { tracker, sink, totals, limit, failed, .. } = self;
-        tracker
-            .finish(crate::sys::clock::monotonic_ns(), &mut |path| give(sink, totals, *limit, failed, &path));
+        let Self { tracker, outlet, .. } = self;
+        tracker.finish(crate::sys::clock::monotonic_ns(), &mut |path| outlet.path(&path));
     }
 
     /// Ends the output. Says what there was, with the records that were lost and the traversals that no probe saw.
     pub(super) fn finish(&mut self, lost: u64, missed: u64) -> io::Result<Totals> {
-        (self.totals.lost, self.totals.missed) = (lost, missed);
-        if let Some(error) = self.failed.take() {
-            return Err(error);
-        }
-        self.sink.finish(&self.totals)?;
-        Ok(self.totals)
-    }
-}
-
-/// Gives out a path and counts it, up to the number of packets that was asked for.
-fn give(
-    sink: &mut Box<dyn Sink>,
-    totals: &mut Totals,
-    limit: Option<NonZeroU64>,
-    failed: &mut Option<io::Error>,
-    path: &Path,
-) {
-    if limit.is_some_and(|limit| totals.packets >= limit.get()) || failed.is_some() {
-        return;
-    }
-    totals.packets += 1;
-    match path.certainty {
-        Certainty::Complete => {}
-        Certainty::Unordered => totals.unordered += 1,
-        Certainty::Inexact => totals.inexact += 1,
-    }
-    if let Err(error) = sink.path(path) {
-        *failed = Some(error);
+        self.outlet.finish(lost, missed)
     }
 }
 

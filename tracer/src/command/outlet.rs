@@ -1,0 +1,77 @@
+//! Where all that is found out leaves: counted, and up to the number of packets that was asked for.
+
+use crate::path::{Certainty, Path, Step};
+use crate::sink::{Sink, Start, Totals};
+use std::io;
+use std::num::NonZeroU64;
+
+/// A sink with its totals. After the first failure of the sink nothing more is written.
+pub(super) struct Outlet {
+    sink: Box<dyn Sink>,
+    totals: Totals,
+    limit: Option<NonZeroU64>,
+    failed: Option<io::Error>,
+}
+
+impl Outlet {
+    /// Gives out at most `limit` packets.
+    pub(super) fn new(sink: Box<dyn Sink>, limit: Option<NonZeroU64>) -> Self {
+        Self { sink, totals: Totals::default(), limit, failed: None }
+    }
+
+    /// Says that tracing has begun.
+    pub(super) fn begin(&mut self, start: &Start) -> io::Result<()> {
+        self.sink.begin(start)?;
+        self.sink.flush()
+    }
+
+    /// Whether the packet of this number, from 1, is more than was asked for.
+    pub(super) fn is_beyond(&self, packet: u64) -> bool {
+        self.limit.is_some_and(|limit| packet > limit.get())
+    }
+
+    /// Whether all packets that were asked for have been given out.
+    pub(super) fn enough(&self) -> bool {
+        self.limit.is_some_and(|limit| self.totals.packets >= limit.get())
+    }
+
+    /// Gives out a step.
+    pub(super) fn step(&mut self, step: &Step<'_>) {
+        self.totals.steps += 1;
+        if self.failed.is_none() {
+            self.failed = self.sink.step(step).err();
+        }
+    }
+
+    /// Gives out a path.
+    pub(super) fn path(&mut self, path: &Path) {
+        if self.enough() || self.failed.is_some() {
+            return;
+        }
+        self.totals.packets += 1;
+        match path.certainty {
+            Certainty::Complete => {}
+            Certainty::Unordered => self.totals.unordered += 1,
+            Certainty::Inexact => self.totals.inexact += 1,
+        }
+        self.failed = self.sink.path(path).err();
+    }
+
+    /// Writes what is buffered.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None => self.sink.flush(),
+        }
+    }
+
+    /// Ends the output. Says what there was, with the records that were lost and the traversals that no probe saw.
+    pub(super) fn finish(&mut self, lost: u64, missed: u64) -> io::Result<Totals> {
+        (self.totals.lost, self.totals.missed) = (lost, missed);
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        self.sink.finish(&self.totals)?;
+        Ok(self.totals)
+    }
+}
