@@ -27,6 +27,7 @@ pub mod trace_line;
 pub mod xtables;
 pub mod btf;
 pub mod text;
+pub mod owner;
 mod hash;
 // The shell: the kernel, files, people.
 pub mod backend;

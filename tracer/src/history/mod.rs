@@ -20,9 +20,10 @@ mod tests;
 use crate::fetch::Fetched;
 use crate::hash::KernelMap;
 use crate::netfilter::{Family, Hook};
+use crate::owner::{self, Place};
 use crate::path::walk::Graph;
 use crate::path::walks::Walks;
-use crate::ruleset::{Entry, Table};
+use crate::ruleset::{Entry, Rule, Table};
 use crate::trace_line::StepName;
 use crate::xtables::{RawTable, TargetNames};
 use std::cell::{OnceCell, RefCell};
@@ -56,8 +57,17 @@ pub struct Version {
     pub walks: RefCell<Walks>,
     /// `table@generation`
     pub tag: Rc<str>,
-    /// The names of its entries, made when they are first asked for.
-    names: Vec<OnceCell<Rc<str>>>,
+    /// What is said of its entries, made when they are first asked for.
+    said: Vec<OnceCell<Said>>,
+}
+
+/// What is said of an entry besides what its table holds.
+#[derive(Debug)]
+struct Said {
+    /// `table:chain:kind:number`
+    name: Rc<str>,
+    /// Who made it.
+    owner: Option<String>,
 }
 
 /// Why a traversal's version is not known.
@@ -478,18 +488,22 @@ impl Version {
             read,
             walks: RefCell::default(),
             tag: format!("{}@{generation}", table.name).into(),
-            names: vec![OnceCell::new(); table.entries.len()],
+            said: table.entries.iter().map(|_| OnceCell::new()).collect(),
             table,
         }
     }
 
-    /// What TRACE calls an entry, `table:chain:kind:number`; `None` for one that is in no chain.
-    pub fn name(&self, entry: usize) -> Option<&Rc<str>> {
-        let name = self.names.get(entry)?;
-        let chain = self.table.chain_of(entry)?;
-        let Entry { kind, number, .. } = self.table.entries.get(entry)?;
-        let (table, chain) = (&self.table.name, &chain.name);
-        Some(name.get_or_init(|| StepName { table, chain, kind: *kind, number: *number }.to_string().into()))
+    /// What TRACE calls an entry, `table:chain:kind:number`, and what a step says of it; `None` for one that is in no
+    /// chain.
+    pub fn rule(&self, entry: usize) -> Option<(&Rc<str>, Rule<'_>)> {
+        let rule = self.table.rule(entry)?;
+        let Said { name, owner } = self.said.get(entry)?.get_or_init(|| {
+            let Entry { kind, number, .. } = self.table.entries[entry];
+            let Rule { table, chain, text, .. } = rule;
+            let name = StepName { table, chain, kind, number }.to_string().into();
+            Said { name, owner: owner::of(Place { table, chain, text: text.map(|text| &**text) }) }
+        });
+        Some((name, Rule { owner: owner.as_deref(), ..rule }))
     }
 }
 

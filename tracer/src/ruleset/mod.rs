@@ -26,6 +26,8 @@ pub struct Rule<'a> {
     pub handle: Option<u64>,
     /// The rule as its owner's tool prints it; `None` where it is not known, and where no user wrote one.
     pub text: Option<&'a Arc<str>>,
+    /// The program that made it, and for what; `None` where that cannot be told.
+    pub owner: Option<&'a str>,
 }
 
 /// One legacy table as the kernel holds it: a flat list of entries, hidden ones included.
@@ -132,6 +134,7 @@ impl Table {
             number: Some(*number),
             handle: None,
             text: text.as_ref(),
+            owner: None,
         })
     }
 }

@@ -79,6 +79,9 @@ impl<W: Write> Sink for Json<W> {
         if let Some(text) = rule.text {
             row.text("text", text);
         }
+        if let Some(owner) = rule.owner {
+            row.text("owner", owner);
+        }
         if let Some(done) = &step.action {
             row.text("verdict", &action(done));
         }

@@ -82,6 +82,7 @@ impl<W: Write> Sink for Pretty<W> {
                 .map_or(String::new(), |action| escape(&action.to_string()).into_owned()),
             style: step.action.as_ref().map_or(Style::new(), |action| self.styles.of_action(action)),
             text: step.rule.text.cloned(),
+            owner: step.rule.owner.map(|owner| escape(owner).into_owned()),
             doubt: step.view_doubt.map(|doubt| escape(doubt).into_owned()),
             change,
         });
@@ -127,6 +128,8 @@ struct Row {
     action: String,
     style: Style,
     text: Option<Arc<str>>,
+    /// Who made the rule.
+    owner: Option<String>,
     doubt: Option<String>,
     /// What the packet has become, where it differs from the step before.
     change: Option<String>,
@@ -167,6 +170,9 @@ impl Row {
                 write!(out, "{}{:<action$}{:#}  {}", self.style, self.action, self.style, Escaped(text))?;
             }
             None => write!(out, "{}{}{:#}", self.style, self.action, self.style)?,
+        }
+        if let Some(owner) = &self.owner {
+            write!(out, "  {}[{owner}]{:#}", styles.note, styles.note)?;
         }
         if let Some(doubt) = &self.doubt {
             write!(out, "  {}({doubt}){:#}", styles.doubt, styles.doubt)?;

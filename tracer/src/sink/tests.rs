@@ -4,7 +4,7 @@ use super::{Output, Pretty, Sink, Start, Totals, choose};
 use crate::netfilter::{Family, Hook, StepKind, Verdict};
 use crate::packet::{Link, PacketView};
 use crate::path::{Action, Certainty, Path, Step};
-use crate::ruleset::{Chain, Entry, Table, Target};
+use crate::ruleset::{Chain, Entry, Rule, Table, Target};
 use expect_test::{Expect, expect, expect_file};
 use std::io;
 
@@ -109,7 +109,8 @@ fn play(sink: &mut dyn Sink) -> io::Result<()> {
     sink.step(&step(1, &mangle, 0, Action::Continue, view(&TCP)))?;
     sink.step(&step(1, &filter, 0, Action::Jump("web"), marked))?;
     let doubtful = step(1, &filter, 1, Action::Verdict(Verdict::Drop), marked);
-    sink.step(&Step { view_doubt: Some("which rule set the mark is not known"), ..doubtful })?;
+    let rule = Rule { owner: Some("firewalld zone public"), ..doubtful.rule };
+    sink.step(&Step { rule, view_doubt: Some("which rule set the mark is not known"), ..doubtful })?;
     sink.path(&path(1, Some(Verdict::Drop), Certainty::Complete, &[]))?;
     sink.path(&path(2, Some(Verdict::Accept), Certainty::Inexact, &["table replaced", "probe missed"]))?;
     sink.path(&path(3, None, Certainty::Unordered, &["a chain was entered more than once"]))?;

@@ -197,7 +197,7 @@ impl Interpreter {
         };
         let last = entries.len().saturating_sub(1);
         for (index, &entry) in entries.iter().enumerate() {
-            let (Some(name), Some(rule)) = (version.name(entry), table.rule(entry)) else {
+            let Some((name, rule)) = version.rule(entry) else {
                 certainty = Certainty::Inexact;
                 continue;
             };
