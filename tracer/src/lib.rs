@@ -33,6 +33,7 @@ mod hash;
 pub mod backend;
 pub mod fetch;
 pub mod sink;
+pub mod recording;
 pub mod doctor;
 pub mod sys;
 pub mod error;

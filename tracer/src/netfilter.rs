@@ -170,6 +170,18 @@ impl Verdict {
             other => Self::Other(other),
         }
     }
+
+    /// The kernel's number.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Drop => 0,
+            Self::Accept => 1,
+            Self::Stolen => 2,
+            Self::Queue => 3,
+            Self::Repeat => 4,
+            Self::Other(number) => number,
+        }
+    }
 }
 
 impl fmt::Display for Verdict {

@@ -78,7 +78,7 @@ fn filter_words_are_joined() {
 #[test]
 fn options() {
     check_trace(
-        "nftracer trace --backend ebpf --mark none --netns blue --count 1 --for 2m30s -o json -v udp",
+        "nftracer trace --backend ebpf --mark none --netns blue --count 1 --for 2m30s -o json -w FILE -v udp",
         TraceConfig {
             filter: "udp".to_owned(),
             backend: Backend::Ebpf,
@@ -86,6 +86,7 @@ fn options() {
             count: NonZeroU64::new(1),
             duration: Some(Duration::from_secs(150)),
             output: Output::Json,
+            write: Some("FILE".into()),
             verbose: true,
         },
     );

@@ -5,6 +5,7 @@ use crate::sink::Output;
 use clap::{Args, ValueEnum};
 use jiff::SignedDuration;
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
@@ -51,6 +52,10 @@ pub(super) struct TraceArgs {
     /// A block for each packet, the lines of the TRACE target, or JSON Lines
     #[arg(short, long, value_name = "OUTPUT", default_value = "pretty")]
     output: OutputArg,
+
+    /// Also record everything in a file, for `nftracer read`
+    #[arg(short, long, value_name = "FILE")]
+    write: Option<PathBuf>,
 
     /// Say more on standard error
     #[arg(short, long)]
@@ -119,6 +124,8 @@ pub struct TraceConfig {
     pub duration: Option<Duration>,
     /// In which form packets are shown.
     pub output: Output,
+    /// Where to record it as well.
+    pub write: Option<PathBuf>,
     /// Say more on standard error.
     pub verbose: bool,
 }
@@ -133,6 +140,7 @@ impl TraceArgs {
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,
             output: self.output.into(),
+            write: self.write,
             verbose: self.verbose,
         })
     }

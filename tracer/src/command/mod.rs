@@ -11,9 +11,13 @@ use crate::cli::trace::Backend;
 use crate::cli::{Cli, Request};
 use crate::doctor::diagnose;
 use crate::error::Failure;
+use crate::recording::Recorder;
+use crate::sink::{self, Output, Sink};
 use crate::sys::{guard, netns};
+use anyhow::Context as _;
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
+use std::path::Path;
 
 /// Does what the command line asks for.
 pub fn run(cli: Cli) -> Result<(), Failure> {
@@ -30,6 +34,15 @@ pub fn colour_on_stdout() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     io::stdout().is_terminal() && !set("NO_COLOR") && !dumb
+}
+
+/// Shows everything on standard output, and records it where that is wanted.
+fn open_sink(output: Output, record: Option<&Path>) -> Result<Box<dyn Sink>, Failure> {
+    let shown = sink::choose(output, colour_on_stdout(), io::stdout());
+    let Some(path) = record else { return Ok(shown) };
+    let recorder = File::create(path).and_then(Recorder::new);
+    let recorder = recorder.with_context(|| format!("cannot record in {}", path.display()))?;
+    Ok(Box::new(sink::Both(shown, Box::new(recorder))))
 }
 
 /// Opens one namespace.

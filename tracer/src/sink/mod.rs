@@ -7,7 +7,7 @@ mod json;
 mod line;
 mod pretty;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use json::Json;
 pub use line::Line;
@@ -116,6 +116,36 @@ pub trait Sink {
     }
     /// Gives out what is buffered; called whenever no more input is waiting.
     fn flush(&mut self) -> io::Result<()>;
+}
+
+/// Gives everything to two sinks, the second first: what is shown has been recorded.
+pub struct Both<'w>(pub Box<dyn Sink + 'w>, pub Box<dyn Sink + 'w>);
+
+impl Sink for Both<'_> {
+    fn begin(&mut self, start: &Start) -> io::Result<()> {
+        self.1.begin(start)?;
+        self.0.begin(start)
+    }
+
+    fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
+        self.1.step(step)?;
+        self.0.step(step)
+    }
+
+    fn path(&mut self, path: &Path) -> io::Result<()> {
+        self.1.path(path)?;
+        self.0.path(path)
+    }
+
+    fn finish(&mut self, totals: &Totals) -> io::Result<()> {
+        self.1.finish(totals)?;
+        self.0.finish(totals)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.1.flush()?;
+        self.0.flush()
+    }
 }
 
 /// Bytes gathered before they are written.

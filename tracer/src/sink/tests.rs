@@ -94,7 +94,7 @@ fn start() -> Start {
 const TOTALS: Totals = Totals { packets: 12, steps: 80, lost: 1, missed: 2, unordered: 3, inexact: 4 };
 
 /// Two packets whose steps interleave, and one that nothing is known of.
-fn play(sink: &mut dyn Sink) -> io::Result<()> {
+pub(crate) fn play(sink: &mut dyn Sink) -> io::Result<()> {
     let accept = Action::Verdict(Verdict::Accept);
     let raw = table("raw", "PREROUTING", Hook::Prerouting, &[]);
     let mangle =

@@ -8,11 +8,10 @@ use crate::backend::ebpf::{self, Ebpf};
 use crate::cli::trace::TraceConfig;
 use crate::error::Failure;
 use crate::filter;
-use crate::sink::{self, Start};
+use crate::sink::Start;
 use crate::sys::netns;
 use anyhow::Context as _;
 use live::{Live, Next};
-use std::io;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -53,7 +52,7 @@ pub fn run(config: TraceConfig) -> Result<(), Failure> {
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         log_style: ebpf.log_style(),
     };
-    let sink = sink::choose(config.output, super::colour_on_stdout(), io::stdout());
+    let sink = super::open_sink(config.output, config.write.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the event loop")?.block_on(async {
         let live = Live::new(ebpf, namespaces, sink, config.count)?;
