@@ -53,7 +53,7 @@ pub(super) struct TraceArgs {
     #[arg(short, long, value_name = "OUTPUT", default_value = "pretty")]
     output: OutputArg,
 
-    /// Also record everything in a file, for `nftracer read`
+    /// Also record everything in a file, for `nftracer read`, or for Wireshark when it ends in .pcapng
     #[arg(short, long, value_name = "FILE")]
     write: Option<PathBuf>,
 

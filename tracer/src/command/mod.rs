@@ -11,7 +11,7 @@ use crate::cli::trace::Backend;
 use crate::cli::{Cli, Request};
 use crate::doctor::diagnose;
 use crate::error::Failure;
-use crate::recording::Recorder;
+use crate::recording::{Pcapng, Recorder};
 use crate::sink::{self, Output, Sink};
 use crate::sys::{guard, netns};
 use anyhow::Context as _;
@@ -40,9 +40,13 @@ pub fn colour_on_stdout() -> bool {
 fn open_sink(output: Output, record: Option<&Path>) -> Result<Box<dyn Sink>, Failure> {
     let shown = sink::choose(output, colour_on_stdout(), io::stdout());
     let Some(path) = record else { return Ok(shown) };
-    let recorder = File::create(path).and_then(Recorder::new);
-    let recorder = recorder.with_context(|| format!("cannot record in {}", path.display()))?;
-    Ok(Box::new(sink::Both(shown, Box::new(recorder))))
+    let record = || -> io::Result<Box<dyn Sink>> {
+        let file = File::create(path)?;
+        let for_wireshark = path.extension().is_some_and(|extension| extension == "pcapng");
+        Ok(if for_wireshark { Box::new(Pcapng::new(file)?) } else { Box::new(Recorder::new(file)?) })
+    };
+    let recorder = record().with_context(|| format!("cannot record in {}", path.display()))?;
+    Ok(Box::new(sink::Both(shown, recorder)))
 }
 
 /// Opens one namespace.

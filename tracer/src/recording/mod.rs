@@ -1,4 +1,4 @@
-//! Recordings: steps and paths in a file, to be shown again.
+//! Recordings: steps and paths in a file, to be shown again; and packets with their paths, for Wireshark ([`Pcapng`]).
 //!
 //! A file is a [`MAGIC`], a version, and records, each behind its length. It is only ever appended to, so that one whose
 //! writer was killed at any byte can be read up to the last whole record. What many steps have in common (rules,
@@ -7,12 +7,14 @@
 
 #![forbid(unsafe_code)]
 
+mod pcapng;
 mod read;
 mod record;
 #[cfg(test)]
 mod tests;
 mod write;
 
+pub use pcapng::Pcapng;
 pub use read::{Error, Event, Reader};
 pub use write::Recorder;
 

@@ -1,6 +1,6 @@
 //! What is recorded comes back, wherever the file is cut.
 
-use super::{Error, Event, Reader, Recorder};
+use super::{Error, Event, Pcapng, Reader, Recorder};
 use crate::sink::{Output, Sink, choose, tests::play};
 use proptest::prelude::*;
 use std::io;
@@ -73,6 +73,43 @@ fn other_files_are_refused() {
     assert_eq!(say(b"TRACE: filter:INPUT:rule:1 IN="), "this is no recording");
     assert_eq!(say(b"nft"), "this is no recording");
     assert_eq!(say(&later), "this recording has version 2, and this program knows versions up to 1");
+}
+
+/// The blocks of a file: kind and body.
+fn blocks(mut file: &[u8]) -> Vec<(u32, &[u8])> {
+    let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes"));
+    let mut blocks = Vec::new();
+    while !file.is_empty() {
+        let length = word(&file[4..8]) as usize;
+        assert_eq!(word(&file[length - 4..length]), length as u32);
+        assert_eq!(length % 4, 0);
+        blocks.push((word(&file[..4]), &file[8..length - 4]));
+        file = &file[length..];
+    }
+    blocks
+}
+
+#[test]
+fn wireshark_gets_packets_with_their_paths() {
+    let mut file = Vec::new();
+    let mut sink = Pcapng::new(&mut file).expect("memory can be written to");
+    play(&mut sink).expect("memory can be written to");
+    drop(sink);
+    let blocks = blocks(&file);
+    let kinds: Vec<u32> = blocks.iter().map(|(kind, _)| *kind).collect();
+    // A section, a device, two packets with steps; of the third nothing was seen.
+    assert_eq!(kinds, [0x0a0d_0d0a, 1, 6, 6]);
+    let (_, first) = blocks[2];
+    assert_eq!(first[12..20], [24, 0, 0, 0, 60, 0, 0, 0], "24 bytes of 60 were copied");
+    assert_eq!(first[20], 0x45);
+    let comment = String::from_utf8_lossy(&first[20 + 24 + 4..]);
+    expect_test::expect![[r#"
+        raw:PREROUTING:policy:1 accept
+        mangle:PREROUTING:rule:1 continue  -A PREROUTING -j MARK --set-mark 1
+        filter:INPUT:rule:1 jump web
+        filter:INPUT:rule:2 drop  -A INPUT -p tcp -m tcp --dport 80 -j DROP
+        = drop, complete"#]]
+    .assert_eq(comment.trim_end_matches('\0'));
 }
 
 proptest! {

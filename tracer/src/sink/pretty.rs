@@ -189,6 +189,14 @@ fn write_bare(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Result<
     path.steps.iter().try_for_each(|step| writeln!(out, "  {}", Escaped(step)))
 }
 
+/// How a packet ended, in one line without colour.
+pub(crate) fn outcome(path: &Path) -> String {
+    let mut line = Vec::new();
+    // Memory takes all that is written.
+    let _ = write_outcome(&mut line, path, &Styles::default());
+    String::from_utf8_lossy(&line).trim().to_owned()
+}
+
 fn write_outcome(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Result<()> {
     match path.verdict {
         Some(verdict) => write!(out, "  = {0}{verdict}{0:#}", styles.of_verdict(verdict))?,
