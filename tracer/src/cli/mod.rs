@@ -4,6 +4,7 @@
 //! configuration, the only thing that the rest of the program sees.
 #![forbid(unsafe_code)]
 
+pub mod diff;
 pub mod doctor;
 pub mod netns;
 pub mod rules;
@@ -48,8 +49,7 @@ enum Command {
     Bench(ReservedArgs),
     #[command(hide = true)]
     Why(ReservedArgs),
-    #[command(hide = true)]
-    Diff(ReservedArgs),
+    Diff(diff::DiffArgs),
 }
 
 /// Not in this version
@@ -69,6 +69,8 @@ pub enum Request {
     Rules(rules::RulesConfig),
     /// Say what works here.
     Doctor(doctor::DoctorConfig),
+    /// Show where two recordings part.
+    Diff(diff::DiffConfig),
     /// Clear up after a process when it ends.
     Guard {
         /// The process.
@@ -111,7 +113,7 @@ impl Cli {
             Command::Read(_) => reserved("read"),
             Command::Bench(_) => reserved("bench"),
             Command::Why(_) => reserved("why"),
-            Command::Diff(_) => reserved("diff"),
+            Command::Diff(args) => Ok(Request::Diff(args.config())),
         }
     }
 }

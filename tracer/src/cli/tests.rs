@@ -48,6 +48,7 @@ fn help() {
         ("trace", expect_file!["snapshots/trace.txt"]),
         ("rules", expect_file!["snapshots/rules.txt"]),
         ("doctor", expect_file!["snapshots/doctor.txt"]),
+        ("diff", expect_file!["snapshots/diff.txt"]),
     ] {
         let line = if name == "nftracer" { vec![name, "--help"] } else { vec!["nftracer", name, "--help"] };
         let help = Cli::try_parse_from(line).expect_err("help is shown");
@@ -148,7 +149,6 @@ fn what_is_reserved_says_so() {
     check_usage_error("nftracer why tcp port 80", expect!["why: not in this version"]);
     check_usage_error("nftracer read -o json -", expect!["read: not in this version"]);
     check_usage_error("nftracer bench --help", expect!["bench: not in this version"]);
-    check_usage_error("nftracer diff a b", expect!["diff: not in this version"]);
     check_usage_error("nftracer trace --backend log", expect!["--backend log: not in this version"]);
     check_usage_error("nftracer trace --mark rule", expect!["--mark rule: not in this version"]);
 }

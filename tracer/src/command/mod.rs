@@ -1,6 +1,7 @@
 //! One module per subcommand; the only place that knows all layers.
 #![forbid(unsafe_code)]
 
+pub mod diff;
 pub mod doctor;
 mod outlet;
 pub mod rules;
@@ -25,6 +26,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Request::Trace(config) => trace::run(config),
         Request::Rules(config) => rules::run(config),
         Request::Doctor(config) => doctor::run(config),
+        Request::Diff(config) => diff::run(&config),
         Request::Guard { pid } => guard::stand(pid).map_err(Failure::running),
     }
 }

@@ -12,7 +12,7 @@ pub(crate) mod tests;
 pub use json::Json;
 pub use line::Line;
 pub use pretty::Pretty;
-pub(crate) use pretty::outcome;
+pub(crate) use pretty::{outcome, packet_line};
 
 use crate::path::{Path, Step};
 use crate::text::Escaped;

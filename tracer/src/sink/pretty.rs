@@ -189,6 +189,11 @@ fn write_bare(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Result<
     path.steps.iter().try_for_each(|step| writeln!(out, "  {}", Escaped(step)))
 }
 
+/// What a block's first line says of a packet.
+pub(crate) fn packet_line(view: &PacketView<'_>) -> String {
+    Shown::of(view).to_string()
+}
+
 /// How a packet ended, in one line without colour.
 pub(crate) fn outcome(path: &Path) -> String {
     let mut line = Vec::new();
