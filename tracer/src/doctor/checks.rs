@@ -70,15 +70,14 @@ fn programs(host: &Host) -> Outcome {
     if host.programs {
         return ok("the kernel programs are built in");
     }
+    if host.arch != "x86_64" {
+        return fail(format!("the eBPF backend does not support {} yet, only x86_64", host.arch));
+    }
     fail("this nftracer was built without its kernel programs").remedy("build it with `cargo xtask build`")
 }
 
 fn kernel(host: &Host) -> Outcome {
-    let what = format!("{}, {}", host.release, host.arch);
-    if host.arch == "x86_64" {
-        return ok(what);
-    }
-    warn(what).because("the probes have been tried on x86_64 only")
+    ok(format!("{}, {}", host.release, host.arch))
 }
 
 fn privileges(host: &Host) -> Outcome {

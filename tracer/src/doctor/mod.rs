@@ -104,12 +104,13 @@ impl Diagnosis {
     }
 }
 
-/// Every failed check stands in the way. The first remedy comes first: later checks may fail only because of it.
+/// Every failed check stands in the way. What helps against the first comes first: later checks may fail only because of
+/// it, and where nothing helps against it, nothing helps.
 fn obstacle(findings: &[Finding]) -> Option<Obstacle> {
     let failed: Vec<&Finding> = findings.iter().filter(|finding| finding.status == Status::Fail).collect();
     let reasons: Vec<String> =
         failed.iter().map(|finding| format!("{}: {}", finding.name, finding.what)).collect();
-    let remedy = failed.iter().find_map(|finding| finding.remedy.clone());
+    let remedy = failed.first().and_then(|finding| finding.remedy.clone());
     (!failed.is_empty()).then(|| Obstacle { reason: reasons.join("; "), remedy })
 }
 

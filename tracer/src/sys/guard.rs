@@ -4,6 +4,7 @@
 //! pipe, removes the tracefs events that bear our process number, and ends as well.
 
 use super::tracefs::{Event, Tracefs};
+use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
@@ -92,5 +93,15 @@ fn outlive_signals() {
 fn close_inherited() {
     let (first, last, flags): (libc::c_uint, libc::c_uint, libc::c_uint) = (3, libc::c_uint::MAX, 0);
     // SAFETY: this process has opened nothing yet besides its standard streams.
-    unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } == 0 {
+        return;
+    }
+    // Kernels before 5.9 have no such call. What lists the descriptors is in the list, and closed before.
+    let names = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let inherited: Vec<libc::c_int> =
+        names.filter_map(|name| name.to_str()?.parse().ok()).filter(|&fd| fd > 2).collect();
+    for fd in inherited {
+        // SAFETY: as above; one that is closed already is refused.
+        unsafe { libc::close(fd) };
+    }
 }

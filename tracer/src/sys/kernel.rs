@@ -93,7 +93,8 @@ impl Host {
         Self {
             programs: false,
             layout: Vec::new(),
-            release: sysctl("osrelease").unwrap_or_default(),
+            // The system call, for it needs no /proc.
+            release: rustix::system::uname().release().to_string_lossy().into_owned(),
             arch: std::env::consts::ARCH.to_owned(),
             privileges: Privileges::gather(),
             lockdown: read("/sys/kernel/security/lockdown").and_then(|text| chosen(&text)),
