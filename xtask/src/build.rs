@@ -44,6 +44,14 @@ impl Built {
     }
 }
 
+/// Builds the tracer to give out; quick when nothing changed.
+pub(crate) fn static_tracer() -> Result<PathBuf> {
+    let options = Options { release: true, ..Options::default() };
+    object(&options)?;
+    process::run(user_space_command(&options, RELEASE).args(STATIC))?;
+    Ok(already(&options).program("nftracer"))
+}
+
 /// Builds everything; quick when nothing changed.
 pub(crate) fn run(options: &Options) -> Result<Built> {
     object(options)?;
@@ -86,7 +94,19 @@ fn object(options: &Options) -> Result<()> {
     setup::rust_src::tell(&mut command)?;
     process::run(&mut command)
         .context("cannot build the kernel programs (has `cargo xtask setup` been run?)")?;
-    copy_if_changed(&folder.join("bpfel-unknown-none/release/tracer-ebpf"), &places::bpf_object())
+    let programs = folder.join("bpfel-unknown-none/release/tracer-ebpf");
+    let stripped = folder.join("nftracer.bpf.o");
+    strip(&programs, &stripped)?;
+    copy_if_changed(&stripped, &places::bpf_object())
+}
+
+/// Leaves out what is for debuggers alone: four fifths of the file. The kernel has types and lines from its BTF.
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    let sysroot = setup::rust_src::sysroot()?;
+    let mut objcopy =
+        process::command(sysroot.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-objcopy"));
+    objcopy.arg("--strip-debug").args([from, to]).env("LD_LIBRARY_PATH", sysroot.join("lib"));
+    process::run(&mut objcopy)
 }
 
 /// Two machines build the same object: no path of theirs is in it.

@@ -54,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     fs::create_dir_all(&folder)?;
     for target in targets {
         let (built, strip) = match target {
-            Target::X86_64 => (x86_64()?, "strip".to_owned()),
+            Target::X86_64 => (build::static_tracer()?, "strip".to_owned()),
             Target::Aarch64 => (aarch64()?, format!("{AARCH64_TOOLS}-strip")),
         };
         let program = folder.join(format!("nftracer-{target}"));
@@ -64,11 +64,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         println!("{}: {} bytes, static", program.display(), program.metadata()?.len());
     }
     Ok(())
-}
-
-fn x86_64() -> Result<PathBuf> {
-    let options = build::Options { release: true, ..build::Options::default() };
-    Ok(build::run(&options)?.program("nftracer"))
 }
 
 fn aarch64() -> Result<PathBuf> {
