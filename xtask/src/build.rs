@@ -103,8 +103,7 @@ fn object(options: &Options) -> Result<()> {
 /// Leaves out what is for debuggers alone: four fifths of the file. The kernel has types and lines from its BTF.
 fn strip(from: &Path, to: &Path) -> Result<()> {
     let sysroot = setup::rust_src::sysroot()?;
-    let mut objcopy =
-        process::command(sysroot.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-objcopy"));
+    let mut objcopy = process::command(sysroot.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-objcopy"));
     objcopy.arg("--strip-debug").args([from, to]).env("LD_LIBRARY_PATH", sysroot.join("lib"));
     process::run(&mut objcopy)
 }

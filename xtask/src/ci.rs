@@ -1,5 +1,6 @@
 //! Everything that has to hold before a change goes in, cheapest first.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -30,14 +31,22 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     // Emulated, an unoptimised reader falls behind.
     let release = build::Options { release: true, ..options.build.clone() };
-    build::run(&release)?;
+    let built = build::run(&release)?;
+    // The same program without a shared library is another program to the kernel.
+    let old_kernel = ["test", "--quiet", "--package", "nftracer", "--test", "old_kernel"];
+    step_with(&old_kernel, &[("NFTRACER", built.program("nftracer"))])?;
     vm::run(&vm::Options::all_tests(&release))
 }
 
 fn step(arguments: &[&str]) -> Result<()> {
+    step_with(arguments, &[])
+}
+
+fn step_with(arguments: &[&str], environment: &[(&str, PathBuf)]) -> Result<()> {
     println!("== cargo {}", arguments.join(" "));
     let mut command = cargo();
     command.current_dir(places::root()).args(arguments).env("NFTRACER_BPF_OBJECT", places::bpf_object());
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     if process::run(&mut command).is_err() {
         bail!("cargo {} failed", arguments.join(" "));
     }
