@@ -87,7 +87,7 @@ fn start() -> Start {
         backend: "ebpf",
         footprint: "none".to_owned(),
         kernel: "6.1.0-18-amd64".to_owned(),
-        log_style: crate::trace_line::LogStyle::AeReserved,
+        log_style: crate::trace_line::LogStyle::of_tcp_header(false),
     }
 }
 
