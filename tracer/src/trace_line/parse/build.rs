@@ -42,8 +42,14 @@ impl Builder {
         self.end = Some((self.offset() as u32).wrapping_add(count));
     }
 
-    /// Takes `INCOMPLETE [n bytes] ` if it is next: the packet ends `n` bytes after `offset`.
-    pub(super) fn incomplete(&mut self, cursor: &mut Cursor<'_>, offset: usize) -> Result<bool, Unreadable> {
+    /// Takes `INCOMPLETE [n bytes] ` if it is next: the packet ends `n` bytes after `offset`, which are not the
+    /// `needed` ones.
+    pub(super) fn incomplete(
+        &mut self,
+        cursor: &mut Cursor<'_>,
+        offset: usize,
+        needed: u32,
+    ) -> Result<bool, Unreadable> {
         if !cursor.eat(b"INCOMPLETE [") {
             return Ok(false);
         }
@@ -52,7 +58,8 @@ impl Builder {
             return cursor.wrong("\"bytes]\"");
         }
         self.end = Some(match left.cast_signed() {
-            0.. => offset as u32 + left,
+            0.. if left < needed && offset + left as usize >= self.offset() => offset as u32 + left,
+            0.. => return cursor.wrong("fewer bytes than are needed before this"),
             below => self.reach(cursor, below.unsigned_abs())?,
         });
         Ok(true)

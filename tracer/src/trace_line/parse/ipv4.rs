@@ -41,8 +41,9 @@ pub(super) fn packet(
         protocol::TCP => transport::tcp(packet, cursor, later_fragment, style),
         protocol::UDP | protocol::UDPLITE => transport::udp(packet, cursor, later_fragment),
         protocol::ICMP => icmp(packet, cursor, later_fragment, level, style),
-        protocol::AH => spi(packet, cursor, [6, 4, 0, 0], later_fragment),
-        protocol::ESP => spi(packet, cursor, [], later_fragment),
+        protocol::AH if later_fragment => cursor.wrong("no name for a later fragment of AH before this"),
+        protocol::AH => spi(packet, cursor, [6, 4, 0, 0]),
+        protocol::ESP if !later_fragment => spi(packet, cursor, []),
         _ => Ok(ControlFlow::Continue(())),
     }
 }
@@ -107,14 +108,13 @@ fn spi<const N: usize>(
     packet: &mut Builder,
     cursor: &mut Cursor<'_>,
     before: [u8; N],
-    later_fragment: bool,
 ) -> Result<ControlFlow<()>, Unreadable> {
     let header_len = N as u32 + 8;
     if cursor.eat(b"SPI=0x") {
         packet.push(&before);
         packet.push(&cursor.short_hex()?.to_be_bytes());
         packet.push(&[0; 4]);
-    } else if !packet.incomplete(cursor, packet.offset())? && !later_fragment {
+    } else if !packet.incomplete(cursor, packet.offset(), header_len)? {
         packet.needs_after(header_len);
     }
     Ok(ControlFlow::Continue(()))
@@ -129,7 +129,7 @@ fn icmp(
     style: &mut LogStyle,
 ) -> Result<ControlFlow<()>, Unreadable> {
     let offset = packet.offset();
-    if later_fragment || packet.incomplete(cursor, offset)? {
+    if later_fragment || packet.incomplete(cursor, offset, 8)? {
         return Ok(ControlFlow::Continue(()));
     }
     if !cursor.eat(b"TYPE=") {
@@ -140,7 +140,7 @@ fn icmp(
     cursor.expect("CODE=")?;
     let code = cursor.number()?;
     packet.push(&[kind, code, 0, 0, 0, 0, 0, 0]);
-    if packet.incomplete(cursor, offset)? {
+    if packet.incomplete(cursor, offset, icmp::required_len(kind))? {
         return Ok(ControlFlow::Continue(()));
     }
     packet.needs(offset as u32 + icmp::required_len(kind));

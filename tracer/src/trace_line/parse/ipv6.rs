@@ -172,8 +172,8 @@ impl Chain {
             cursor.expect(")")?;
             return Ok(ControlFlow::Break(()));
         }
-        let offset = packet.offset();
-        if packet.incomplete(cursor, offset)? {
+        let needed = if is_ah { 12 } else { 8 };
+        if packet.incomplete(cursor, packet.offset(), needed)? {
             packet.bytes[self.next_at] = number;
             packet.push(&[0; 12]);
             cursor.expect(")")?;
@@ -205,7 +205,7 @@ fn icmpv6(
     if later_fragment {
         return Ok(ControlFlow::Continue(()));
     }
-    if packet.incomplete(cursor, offset)? {
+    if packet.incomplete(cursor, offset, 8)? {
         return Ok(ControlFlow::Break(()));
     }
     if !cursor.eat(b"TYPE=") {

@@ -110,12 +110,12 @@ fn what_is_wrong_and_where() {
             &format!("IN= OUT=lo {}", UDP.replace("UDP", "17")),
             "column 89: expected a protocol of IPv4 before this",
         ),
-        (&format!("IN= OUT=lo {UDP}MARK=0x1 and more"), "column 121: expected the end of the line"),
+        (&format!("IN= OUT=lo {UDP}MARK=0x1 and more"), "column 120: expected the end of the line"),
         (
             &format!("IN= OUT=lo {}", UDP.replace("LEN=32", "LEN=70000")),
             "column 93: expected a length in range before this",
         ),
-        (&format!("IN= OUT=lo {}", &UDP[..86]), "column 98: expected DPT="),
+        (&format!("IN= OUT=lo {}", &UDP[..86]), "column 97: expected DPT="),
     ] {
         let error = packet(content, &mut LogStyle::default()).expect_err(content);
         assert_eq!(error.to_string(), message, "{content}");

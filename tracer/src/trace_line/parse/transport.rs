@@ -17,7 +17,7 @@ pub(super) fn tcp(
     if later_fragment {
         return Ok(ControlFlow::Continue(()));
     }
-    if packet.incomplete(cursor, start)? {
+    if packet.incomplete(cursor, start, TCP_HEADER_LEN)? {
         return Ok(ControlFlow::Break(()));
     }
     if !cursor.eat(b"SPT=") {
@@ -99,7 +99,7 @@ pub(super) fn udp(
     if later_fragment {
         return Ok(ControlFlow::Continue(()));
     }
-    if packet.incomplete(cursor, packet.offset())? {
+    if packet.incomplete(cursor, packet.offset(), 8)? {
         return Ok(ControlFlow::Break(()));
     }
     if !cursor.eat(b"SPT=") {
