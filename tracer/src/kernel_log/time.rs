@@ -41,7 +41,8 @@ impl Time {
 
 fn decimal_seconds(text: &str) -> Option<u64> {
     let (seconds, fraction) = text.split_once('.')?;
-    seconds.parse::<u64>().ok()?.checked_mul(1_000_000_000)?.checked_add(fraction_ns(fraction)?)
+    let seconds = seconds.parse::<u64>().ok().filter(|_| !seconds.starts_with('+'))?;
+    seconds.checked_mul(1_000_000_000)?.checked_add(fraction_ns(fraction)?)
 }
 
 /// Up to nine digits after the point, as nanoseconds.

@@ -1,6 +1,6 @@
 //! What people and scripts ask of a packet first: addresses, protocol, ports, length.
 
-use super::PacketView;
+use super::{Link, PacketView};
 use super::data::Data;
 use super::ip::{Ipv4, Ipv6, extension_len, is_extension, protocol};
 use crate::netfilter::Family;
@@ -44,6 +44,34 @@ pub fn headers(view: &PacketView<'_>) -> Headers {
     }
     headers.fields.echo = headers.payload.and_then(|offset| echo(data, headers.fields.protocol?, offset));
     headers.fields
+}
+
+/// Number of the protocol above IP, and where its header begins; later fragments have none. `None` when the way there
+/// was not copied.
+pub(crate) fn upper(view: &PacketView<'_>) -> Option<(u8, Option<u32>)> {
+    let data = Data::of(view);
+    let network = match view.family {
+        Family::Ipv4 => ipv4(data),
+        Family::Ipv6 => ipv6(data),
+    }?;
+    Some((network.fields.protocol?, network.payload))
+}
+
+/// The packet that an ICMP error is about, as far as it is quoted. Has no devices and no mark.
+pub fn quoted<'a>(view: &PacketView<'a>) -> Option<PacketView<'a>> {
+    let (number, offset) = upper(view)?;
+    let (data, offset) = (Data::of(view), offset?);
+    let &[kind] = data.header(offset).ok()?;
+    let is_error = match number {
+        protocol::ICMP => matches!(kind, 3 | 4 | 5 | 11 | 12),
+        protocol::ICMPV6 => kind < 128,
+        _ => false,
+    };
+    let start = offset.checked_add(8).filter(|_| is_error)?;
+    let bytes = view.bytes.get(start as usize..).filter(|bytes| !bytes.is_empty())?;
+    let len = view.len.checked_sub(start)?;
+    let (indev, outdev, link) = (None, None, Link::default());
+    Some(PacketView { family: view.family, indev, outdev, link, len, bytes, mark: 0, owner: None })
 }
 
 /// The protocol's name where it has a common one, otherwise its number.

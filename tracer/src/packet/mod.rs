@@ -10,7 +10,8 @@ pub(crate) mod recent;
 #[cfg(test)]
 mod tests;
 
-pub use headers::{Headers, headers, protocol_name};
+pub(crate) use headers::upper;
+pub use headers::{Headers, headers, protocol_name, quoted};
 pub use owned::{OwnedLink, Packet};
 
 use crate::netfilter::Family;
