@@ -7,12 +7,14 @@ mod headers;
 pub(crate) mod ip;
 mod owned;
 pub(crate) mod recent;
+mod tcp;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use headers::upper;
-pub use headers::{Headers, headers, protocol_name, quoted};
+pub use headers::{Fragment, Headers, headers, protocol_name, quoted};
 pub use owned::{OwnedLink, Packet};
+pub use tcp::{Tcp, TcpOption, tcp};
 
 use crate::netfilter::Family;
 
@@ -54,6 +56,19 @@ pub struct Link<'a> {
     pub physin: Option<&'a [u8]>,
     /// Name of the bridge port that the packet leaves by, where that is not the output device itself.
     pub physout: Option<&'a [u8]>,
+}
+
+impl<'a> Link<'a> {
+    /// Destination, source and type of a header like Ethernet's.
+    pub fn ethernet(&self) -> Option<(&'a [u8; 6], &'a [u8; 6], u16)> {
+        const ETH_HLEN: u16 = 14;
+        const LIKE_ETHERNET: [u16; 3] = [0, 1, 772];
+        let header = self.header.filter(|_| self.hard_header_len == ETH_HLEN);
+        let (destination, rest) =
+            header.filter(|_| LIKE_ETHERNET.contains(&self.dev_type))?.split_first_chunk()?;
+        let (source, rest) = rest.split_first_chunk()?;
+        Some((destination, source, u16::from_be_bytes(*rest.first_chunk()?)))
+    }
 }
 
 /// A VLAN tag.

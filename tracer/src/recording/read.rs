@@ -347,6 +347,7 @@ impl Content {
                 dev_type: place.dev_type,
                 hard_header_len: place.hard_header_len,
                 header: place.header.as_deref(),
+                ..Link::default()
             },
             len: self.len,
             bytes: &self.bytes,

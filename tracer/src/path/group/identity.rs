@@ -47,6 +47,11 @@ impl Facts {
         Self { identity: Identity { netns, family: view.family, protocol, network, transport }, headers }
     }
 
+    /// Whether nothing that NAT may change has changed.
+    pub(super) fn same_ends(&self, earlier: &Self) -> bool {
+        self.follow(earlier, None)
+    }
+
     /// Whether the kernel can have made these headers of those of `earlier` on the way between two places; within one
     /// table nothing changes.
     pub(super) fn follow(&self, earlier: &Self, way: Option<(Place, Place)>) -> bool {
@@ -68,7 +73,11 @@ fn transport(view: &PacketView<'_>, headers: &Headers) -> [u32; 3] {
         protocol::TCP => match data.header::<20>(offset) {
             Ok(&[_, _, _, _, s0, s1, s2, s3, a0, a1, a2, a3, _, flags, ..]) => {
                 // Not CWR and ECE: the target ECN takes them away.
-                [u32::from_be_bytes([s0, s1, s2, s3]), u32::from_be_bytes([a0, a1, a2, a3]), u32::from(flags & 0x3f)]
+                [
+                    u32::from_be_bytes([s0, s1, s2, s3]),
+                    u32::from_be_bytes([a0, a1, a2, a3]),
+                    u32::from(flags & 0x3f),
+                ]
             }
             Err(_) => [length, 0, 0],
         },

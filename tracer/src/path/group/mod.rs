@@ -8,7 +8,7 @@
 //!   in a table that comes later in the stack;
 //! - addresses and ports are the same, or NAT had the chance to change them on the way.
 //!
-//! Where several packets qualify, the one that moved last gets the step, and all are in doubt. So are packets that begin
+//! Where several packets qualify alike, the one that moved last gets the step, and all are in doubt. So are packets that begin
 //! elsewhere than in the `raw` table, where tracing begins, and packets that pass a table unseen which others were seen
 //! in.
 
@@ -121,8 +121,9 @@ pub struct Grouper {
     by_identity: HashMap<Identity, Vec<u64>>,
     /// Packets begun so far.
     count: u64,
-    /// Rows so far.
+    /// Rows so far, and when the last was.
     rows: u64,
+    clock_ns: Option<u64>,
     /// Places that any packet was seen in: a bit for each [`place::Place::index`], for each namespace and family.
     seen: HashMap<(Option<u32>, Family), u32>,
     /// The last packet, with what is compared of it.
@@ -138,6 +139,7 @@ impl Grouper {
             by_identity: HashMap::new(),
             count: 0,
             rows: 0,
+            clock_ns: None,
             seen: HashMap::new(),
             recent: None,
         }
@@ -146,6 +148,7 @@ impl Grouper {
     /// Takes a step.
     pub fn add(&mut self, row: Row, give: &mut impl FnMut(Grouped)) {
         self.rows += 1;
+        self.clock_ns = row.clock_ns.or(self.clock_ns);
         if self.rows.is_multiple_of(ROWS_PER_LOOK) {
             self.close_idle(row.clock_ns, give);
         }
@@ -162,7 +165,9 @@ impl Grouper {
             Choice::Several(number, fit, all) => {
                 for other in all {
                     if let Some(open) = self.open.get_mut(&other) {
-                        open.doubt("another packet with the same headers was on its way at the same time".into());
+                        open.doubt(
+                            "another packet with the same headers was on its way at the same time".into(),
+                        );
                     }
                 }
                 if let Some(open) = self.open.get_mut(&number) {
@@ -213,10 +218,14 @@ impl Grouper {
         self.close_idle(Some(clock_ns), give);
     }
 
-    /// Closes all packets.
+    /// Closes all packets: no more steps will come.
     pub fn finish(&mut self, give: &mut impl FnMut(Grouped)) {
         self.by_identity.clear();
-        for open in std::mem::take(&mut self.open).into_values() {
+        for mut open in std::mem::take(&mut self.open).into_values() {
+            let seen = self.seen.get(&open.sort()).copied().unwrap_or_default();
+            if open.may_go_on(self.rows, self.clock_ns, seen) {
+                open.doubt("the log ends when it may have been on its way".into());
+            }
             open.close(give);
         }
     }
@@ -295,10 +304,8 @@ fn choose(open: &BTreeMap<u64, Open>, candidates: &[u64], row: &Row, facts: &Fac
             Some((*number, open.fit(row, facts, seen)?, open.moved))
         })
         .collect();
-    // What fits well leaves no place for what fits only if steps were lost.
-    if fitting.iter().any(|(_, fit, _)| !fit.is_forced()) {
-        fitting.retain(|(_, fit, _)| !fit.is_forced());
-    }
+    let least = fitting.iter().map(|(_, fit, _)| fit.assumed()).min();
+    fitting.retain(|(_, fit, _)| Some(fit.assumed()) == least);
     let all: Vec<u64> = fitting.iter().map(|(number, ..)| *number).collect();
     match fitting.into_iter().max_by_key(|(.., moved)| *moved) {
         None => Choice::None,

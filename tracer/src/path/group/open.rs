@@ -3,7 +3,7 @@
 use super::identity::{Facts, Identity};
 use super::place::{Place, builtin, possible_hooks};
 use super::{Grouped, Hold, IDLE_NS, IDLE_ROWS, Logged, Met, Placed, Row};
-use crate::netfilter::{Hook, StepKind, Verdict};
+use crate::netfilter::{Family, Hook, StepKind, Verdict};
 use crate::packet::data::Data;
 use crate::packet::{Headers, Packet, PacketView, upper};
 use crate::path::{Action, Certainty, Path};
@@ -11,6 +11,10 @@ use std::rc::Rc;
 
 /// Steps that are held back while it is not known where they stand.
 const MOST_HELD: usize = 64;
+/// A packet that moved among the last so many steps, and not longer ago than this, may have been on its way when they
+/// ended. As many packets can be on their way as there are CPUs; logs often tell whole seconds only.
+const LATELY_ROWS: u64 = 16;
+const LATELY_NS: u64 = 1_000_000_000;
 /// Doubts that are told of one packet.
 const MOST_REASONS: usize = 8;
 /// Steps of one packet; no ruleset has a longer way.
@@ -25,15 +29,22 @@ pub(super) enum Fit {
         /// Where the table stands, if this step is the first to tell.
         hook: Option<Hook>,
     },
-    /// In another table; places between that other packets were seen in.
-    NextTable { unseen: Vec<String> },
+    /// In another table. Places between that other packets were seen in, and how much has to be assumed of what happened
+    /// between: that NAT changed addresses or ports, that a router left the time to live as it was.
+    NextTable { unseen: Vec<String>, changes: u8 },
     /// Only if steps between were lost.
     Forced,
 }
 
 impl Fit {
-    pub(super) fn is_forced(&self) -> bool {
-        matches!(self, Self::Forced)
+    /// How much has to be assumed. A packet of which nothing has leaves no room for one of which something has: that NAT
+    /// makes a packet equal to another that is on its way, or that steps were lost.
+    pub(super) fn assumed(&self) -> u8 {
+        match self {
+            Self::SameTable { .. } => 0,
+            Self::NextTable { unseen, changes } => changes + 4 * u8::from(!unseen.is_empty()),
+            Self::Forced => 8,
+        }
     }
 }
 
@@ -102,6 +113,11 @@ impl Open {
         self.facts.identity
     }
 
+    /// The namespace and family that it is of.
+    pub(super) fn sort(&self) -> (Option<u32>, Family) {
+        (self.last.netns, self.last.packet.family)
+    }
+
     pub(super) fn doubt(&mut self, why: String) {
         if self.why.len() < MOST_REASONS && !self.why.contains(&why) {
             self.why.push(why);
@@ -111,6 +127,18 @@ impl Open {
     pub(super) fn is_idle(&self, rows: u64, clock_ns: Option<u64>) -> bool {
         let waited = clock_ns.zip(self.last.clock_ns).map_or(0, |(now, then)| now.saturating_sub(then));
         rows - self.moved > IDLE_ROWS || waited > IDLE_NS
+    }
+
+    /// Whether it may go on after the last row: it moved just before, and is not where the stack ends.
+    pub(super) fn may_go_on(&self, rows: u64, clock_ns: Option<u64>, seen: u32) -> bool {
+        let waited = clock_ns.zip(self.last.clock_ns).map(|(now, then)| now.saturating_sub(then));
+        let moved_lately = rows - self.moved < LATELY_ROWS && waited.is_none_or(|ns| ns <= LATELY_NS);
+        let is_last = |place: Place| {
+            matches!(place.hook, Hook::Input | Hook::Postrouting)
+                && !self.is_on_loopback()
+                && !place.later_at_hook().any(|later| !later.is_nat() && seen & 1 << later.index() != 0)
+        };
+        moved_lately && !(self.last.met.kind == StepKind::Policy && self.place.is_some_and(is_last))
     }
 
     /// Whether a step can be the packet's next.
@@ -126,13 +154,14 @@ impl Open {
     fn same_table(&self, row: &Row, facts: &Facts) -> Option<Fit> {
         let same = row.met.table == self.last.met.table
             && self.has_devices_of(&row.packet)
-            && facts.follow(&self.facts, None);
+            && facts.same_ends(&self.facts);
         if !same {
             return None;
         }
         let root = builtin(&row.met.table, &row.met.chain);
         if let Some(at) = self.chains.iter().position(|(met, _)| met.chain == row.met.chain) {
-            return (row.met.number > self.chains[at].1).then_some(Fit::SameTable { kept: at + 1, hook: None });
+            return (row.met.number > self.chains[at].1)
+                .then_some(Fit::SameTable { kept: at + 1, hook: None });
         }
         match root {
             // The way into the first chain is not known; it leads back to the built-in one, unless that could be a later
@@ -155,26 +184,35 @@ impl Open {
 
     fn next_table(&self, row: &Row, facts: &Facts, seen: u32) -> Option<Fit> {
         let to = Place::new(&row.met.table, builtin(&row.met.table, &row.met.chain)?)?;
+        let translated = u8::from(!facts.same_ends(&self.facts));
         let Some(from) = self.place else {
             // Where it was is not known: any place that could come before.
             let possible = possible_hooks(&self.last.met.table, &self.last.packet.view());
             let mut places = possible.iter().filter_map(|hook| Place::new(&self.last.met.table, *hook));
             let fits = places.any(|from| {
-                from.between(to, self.is_on_loopback()).is_some() && facts.follow(&self.facts, Some((from, to)))
+                from.between(to, self.is_on_loopback()).is_some()
+                    && facts.follow(&self.facts, Some((from, to)))
             });
-            return fits.then_some(Fit::NextTable { unseen: Vec::new() });
+            return fits.then(|| Fit::NextTable { unseen: Vec::new(), changes: translated });
         };
         let between = from.between(to, self.is_on_loopback())?;
         if !facts.follow(&self.facts, Some((from, to))) || !self.devices_lead_to(&row.packet, from, to) {
             return None;
         }
         let unseen = between.into_iter().filter(|place| !place.is_nat() && seen & 1 << place.index() != 0);
-        Some(Fit::NextTable { unseen: unseen.map(Place::name).collect() })
+        let changes = translated + u8::from(from.is_routed_to(to) && !self.was_routed(row, facts));
+        Some(Fit::NextTable { unseen: unseen.map(Place::name).collect(), changes })
+    }
+
+    /// Whether it has lost one of its time to live, as at a router; a bridge leaves it.
+    fn was_routed(&self, row: &Row, facts: &Facts) -> bool {
+        let (before, now) = (self.facts.headers.ttl, facts.headers.ttl);
+        row.packet.link.physin.is_some() || before.and_then(|ttl| ttl.checked_sub(1)) == now
     }
 
     /// The same packet in all respects, not before the place where it was.
     fn forced(&self, row: &Row, facts: &Facts) -> Option<Fit> {
-        if &*row.met.table == "raw" || !self.has_devices_of(&row.packet) || !facts.follow(&self.facts, None) {
+        if &*row.met.table == "raw" || !self.has_devices_of(&row.packet) || !facts.same_ends(&self.facts) {
             return None;
         }
         let possible = possible_hooks(&row.met.table, &row.packet.view());
@@ -225,7 +263,8 @@ impl Open {
         give: &mut impl FnMut(Grouped),
     ) {
         let action = self.action_before(&fit, &row);
-        if let Some(Held::Step(step)) = self.held.iter_mut().rev().find(|held| matches!(held, Held::Step(_))) {
+        if let Some(Held::Step(step)) = self.held.iter_mut().rev().find(|held| matches!(held, Held::Step(_)))
+        {
             step.action = action;
         }
         match fit {
@@ -238,7 +277,7 @@ impl Open {
                 self.chains.truncate(kept);
                 self.rooted |= builtin(&row.met.table, &row.met.chain).is_some() && self.chains.is_empty();
             }
-            Fit::NextTable { unseen } => {
+            Fit::NextTable { unseen, .. } => {
                 for place in unseen {
                     self.doubt(format!("no step of {place} is there, and other packets have some"));
                 }
@@ -314,7 +353,9 @@ impl Open {
         let table = &self.last.met.table;
         for held in self.held.iter_mut().rev() {
             match held {
-                Held::Step(step) if step.hook.is_none() && step.row.met.table == *table => step.hook = Some(hook),
+                Held::Step(step) if step.hook.is_none() && step.row.met.table == *table => {
+                    step.hook = Some(hook)
+                }
                 Held::Step(_) => break,
                 Held::Logged(_) => {}
             }
@@ -355,7 +396,7 @@ impl Open {
     }
 
     pub(super) fn is_quoted_by(&self, inner: &Facts) -> bool {
-        inner.follow(&self.facts, None)
+        inner.same_ends(&self.facts)
     }
 
     /// Another packet tells the sender of this one about it.
@@ -371,7 +412,8 @@ impl Open {
         // The nat table lets nothing but acceptance end its built-in chains; iptables sees to that.
         let accepted = &*self.last.met.table == "nat" && self.last.met.kind == StepKind::Policy;
         let verdict = accepted.then_some(Verdict::Accept);
-        if let Some(Held::Step(step)) = self.held.iter_mut().rev().find(|held| matches!(held, Held::Step(_))) {
+        if let Some(Held::Step(step)) = self.held.iter_mut().rev().find(|held| matches!(held, Held::Step(_)))
+        {
             step.action = verdict.map(Action::Verdict);
         }
         self.give_all(give);

@@ -93,6 +93,16 @@ impl Place {
         Some(places.skip_while(|place| *place != self).skip(1).take_while(|place| *place != to).collect())
     }
 
+    /// The places after this one at the same hook.
+    pub(super) fn later_at_hook(self) -> impl Iterator<Item = Self> {
+        (self.rank.0 + 1..RANKS).map(move |rank| Self { hook: self.hook, rank: Rank(rank) })
+    }
+
+    /// Whether a packet is forwarded on its way from here to `to`.
+    pub(super) fn is_routed_to(self, to: Self) -> bool {
+        self.hook == Hook::Prerouting && matches!(to.hook, Hook::Forward | Hook::Postrouting)
+    }
+
     /// Whether the kernel may have changed where the packet goes on its way from here to `to`.
     pub(super) fn crosses_destination_nat(self, to: Self) -> bool {
         let before = changes_destination(self.hook) && self.rank.0 <= NAT_DESTINATION;
