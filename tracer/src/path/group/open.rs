@@ -26,8 +26,9 @@ pub(super) enum Fit {
     /// In the same table. The chains that stay open, of those that are.
     SameTable {
         kept: usize,
-        /// Where the table stands, if this step is the first to tell.
-        hook: Option<Hook>,
+        /// The hook of the built-in chain that this step is the first to tell, and whether the steps before can only have
+        /// been at the same.
+        root: Option<(Hook, bool)>,
     },
     /// In another table. Places between that other packets were seen in, and how much has to be assumed of what happened
     /// between: that NAT changed addresses or ports, that a router left the time to live as it was.
@@ -161,7 +162,7 @@ impl Open {
         let root = builtin(&row.met.table, &row.met.chain);
         if let Some(at) = self.chains.iter().position(|(met, _)| met.chain == row.met.chain) {
             return (row.met.number > self.chains[at].1)
-                .then_some(Fit::SameTable { kept: at + 1, hook: None });
+                .then_some(Fit::SameTable { kept: at + 1, root: None });
         }
         match root {
             // The way into the first chain is not known; it leads back to the built-in one, unless that could be a later
@@ -170,13 +171,13 @@ impl Open {
                 let possible = possible_hooks(&row.met.table, &self.last.packet.view());
                 let certain = possible.first() == Some(&hook) || self.hook == Some(hook);
                 (possible.contains(&hook) && self.last.met.kind != StepKind::Policy)
-                    .then_some(Fit::SameTable { kept: 0, hook: certain.then_some(hook) })
+                    .then_some(Fit::SameTable { kept: 0, root: Some((hook, certain)) })
             }
             Some(_) => None,
             None => match self.last.met.kind {
-                StepKind::Rule => Some(Fit::SameTable { kept: self.chains.len(), hook: None }),
+                StepKind::Rule => Some(Fit::SameTable { kept: self.chains.len(), root: None }),
                 // Back to a chain that called before the first step was told.
-                StepKind::Return if !self.rooted => Some(Fit::SameTable { kept: 0, hook: None }),
+                StepKind::Return if !self.rooted => Some(Fit::SameTable { kept: 0, root: None }),
                 StepKind::Return | StepKind::Policy => None,
             },
         }
@@ -268,14 +269,16 @@ impl Open {
             step.action = action;
         }
         match fit {
-            Fit::SameTable { kept, hook } => {
-                if let Some(hook) = hook {
+            Fit::SameTable { kept, root } => {
+                if let Some((hook, certain)) = root {
+                    if certain {
+                        self.tell_hook(hook);
+                    }
+                    self.rooted = true;
                     self.hook = Some(hook);
                     self.place = Place::new(&row.met.table, hook);
-                    self.tell_hook(hook);
                 }
                 self.chains.truncate(kept);
-                self.rooted |= builtin(&row.met.table, &row.met.chain).is_some() && self.chains.is_empty();
             }
             Fit::NextTable { unseen, .. } => {
                 for place in unseen {
@@ -296,7 +299,7 @@ impl Open {
     fn action_before(&self, fit: &Fit, row: &Row) -> Option<Action<'static>> {
         let (last, next) = (&self.last.met, &row.met);
         match fit {
-            Fit::Forced => None,
+            Fit::Forced | Fit::SameTable { root: Some((_, false)), .. } => None,
             Fit::NextTable { .. } => Some(Action::Verdict(Verdict::Accept)),
             // A chain that was called would have told of its end, at least.
             Fit::SameTable { .. } if last.kind == StepKind::Rule && last.chain == next.chain => {
