@@ -708,15 +708,6 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_text_is_a_filter_or_not(text: String, words in prop::collection::vec(0_usize..12, 0..8)) {
-        const WORDS: [&str; 12] =
-            ["host", "not", "(", ")", "and", "10.0.0.1", "tcp", "port", "net", "1-2", "/8", "portrange"];
-        let words: Vec<&str> = words.into_iter().map(|index| WORDS[index]).collect();
-        _ = compile(&text);
-        _ = compile(&words.join(" "));
-    }
-
-    #[test]
     fn what_is_printed_reads_the_same(expr in any_expr()) {
         let text = expr.to_string();
         prop_assert_eq!(parse::parse(&text, &|_| None).map_err(|error| TestCaseError::fail(error.to_string()))?, Some(expr));

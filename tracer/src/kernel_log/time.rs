@@ -57,17 +57,22 @@ fn fraction_ns(digits: &str) -> Option<u64> {
 #[derive(Debug)]
 pub struct Clock {
     zone: TimeZone,
-    /// Nothing was said later, but for a day's grace.
-    not_after: Timestamp,
+    /// Nothing was said later than this, in local time.
+    latest: DateTime,
     /// The last local time, and its seconds since the epoch: lines of the same second follow one another.
     last: Option<(DateTime, i64)>,
+    /// The last time without a year, as it was written.
+    last_text: (String, Option<Time>),
 }
 
 impl Clock {
     /// Local times are those of `zone`. Of the years that a time without one may be of, the last that does not put it
     /// after `not_after` counts: when the log was last written to, or now.
     pub fn new(zone: TimeZone, not_after: Timestamp) -> Self {
-        Self { zone, not_after, last: None }
+        // A day's grace, for clocks and zones that differ.
+        let latest =
+            not_after.checked_add(24.hours()).unwrap_or(Timestamp::MAX).to_zoned(zone.clone()).datetime();
+        Self { zone, latest, last: None, last_text: (String::new(), None) }
     }
 
     /// Local time.
@@ -82,15 +87,23 @@ impl Clock {
 
     /// `Mar 16 02:46:36 `, also with a fraction; gives what follows.
     pub(super) fn traditional<'a>(&mut self, line: &'a str) -> Option<(Time, &'a str)> {
-        let (month, day) = (month(line.get(..3)?)?, line.get(3..6)?.trim_start().parse().ok()?);
-        let (time, rest) = line.get(6..)?.strip_prefix(' ')?.split_once(' ')?;
-        let (hour, minute, second, fraction_ns) = time_of_day(time)?;
+        let end = 7 + line.get(7..)?.find(' ')?;
+        let (text, rest) = (&line[..end], &line[end + 1..]);
+        if self.last_text.0 != text {
+            self.last_text = (text.to_owned(), self.without_year(text));
+        }
+        Some((self.last_text.1?, rest))
+    }
+
+    /// `Mar 16 02:46:36`
+    fn without_year(&mut self, text: &str) -> Option<Time> {
+        let (month, day) = (month(text.get(..3)?)?, text.get(3..6)?.trim_start().parse().ok()?);
+        let (hour, minute, second, fraction_ns) = time_of_day(text.get(6..)?.strip_prefix(' ')?)?;
         let in_year = |year: i16| Some(Date::new(year, month, day).ok()?.at(hour, minute, second, 0));
-        let latest = self.not_after.checked_add(24.hours()).ok()?.to_zoned(self.zone.clone()).datetime();
         // February 29 may be eight years ago.
-        let found =
-            (latest.year() - 8..=latest.year()).rev().filter_map(in_year).find(|time| *time <= latest)?;
-        Some((self.local(found, fraction_ns)?, rest))
+        let years = (self.latest.year() - 8..=self.latest.year()).rev();
+        let found = years.filter_map(in_year).find(|time| *time <= self.latest)?;
+        self.local(found, fraction_ns)
     }
 
     /// `2026-03-16 02:46:36 UTC `, also with a fraction; gives what follows.

@@ -190,7 +190,12 @@ impl Row {
         if let Some(change) = &self.change {
             writeln!(out, "  {}now {change}{:#}", styles.note, styles.note)?;
         }
-        write!(out, "  {:<11}  {:<place$}  ", self.hook.map_or("", Hook::name), self.place)?;
+        // Nothing follows: no blanks at the end of the line.
+        let (place, gap) = match (&self.text, self.action.is_empty()) {
+            (None, true) => (0, ""),
+            _ => (place, "  "),
+        };
+        write!(out, "  {:<11}  {:<place$}{gap}", self.hook.map_or("", Hook::name), self.place)?;
         match &self.text {
             Some(text) => {
                 write!(out, "{}{:<action$}{:#}  {}", self.style, self.action, self.style, Escaped(text))?;

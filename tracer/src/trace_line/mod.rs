@@ -27,6 +27,7 @@ pub use writer::Writer;
 use crate::netfilter::{Family, StepKind};
 use crate::packet::data::{Data, Missing};
 use crate::packet::{Link, PacketView, Vlan};
+use memchr::memmem;
 use std::fmt;
 use std::ops::ControlFlow;
 use text::Line;
@@ -123,7 +124,7 @@ fn content(line: &mut Line, packet: &PacketView<'_>, style: LogStyle) {
 /// hold another.
 pub fn parse_prefix(line: &str) -> Option<(StepName<'_>, &str)> {
     let line = line.strip_prefix("TRACE: ")?;
-    let (name, rest) = match line.rfind(" IN=") {
+    let (name, rest) = match memmem::find_iter(line.as_bytes(), b" IN=").last() {
         Some(at) => line.split_at(at),
         None => (line.trim_end_matches(' '), ""),
     };

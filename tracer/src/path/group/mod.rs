@@ -297,6 +297,10 @@ enum Choice {
 }
 
 fn choose(open: &BTreeMap<u64, Open>, candidates: &[u64], row: &Row, facts: &Facts, seen: u32) -> Choice {
+    if let [only] = candidates {
+        let fit = open.get(only).and_then(|open| open.fit(row, facts, seen));
+        return fit.map_or(Choice::None, |fit| Choice::One(*only, fit));
+    }
     let mut fitting: Vec<(u64, Fit, u64)> = candidates
         .iter()
         .filter_map(|number| {

@@ -282,8 +282,8 @@ fn hooks_of_user_chains() {
         &[("mangle:a:return:2", IN), ("mangle:INPUT:policy:2", IN)],
         expect![[r#"
             1 ? inexact: its first steps are not there: tracing begins in the raw table
-              ? mangle:a:return:2 [return]
-              ? mangle:INPUT:policy:2 [-]
+              ? mangle:a:return:2 [-]
+              input mangle:INPUT:policy:2 [-]
         "#]],
     );
     check(
