@@ -212,7 +212,7 @@ pub(super) enum Case {
 }
 
 fn is_digit(byte: u8, radix: u32) -> bool {
-    matches!(byte, b'0'..=b'9') || radix == 16 && matches!(byte, b'a'..=b'f')
+    byte.is_ascii_digit() || radix == 16 && matches!(byte, b'a'..=b'f')
 }
 
 /// The value of a digit of either case.
