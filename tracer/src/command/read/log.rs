@@ -32,7 +32,12 @@ pub(super) fn show(mut input: Input, choice: Choice, config: &ReadConfig) -> Res
     let mut reader = LogReader::new(sink, config.output, choice, clock).context("cannot write")?;
     let mut number = 0_u64;
     let name = input.name.clone();
-    while let Some(line) = input.next_line().with_context(|| format!("cannot read {name}"))? {
+    let end = loop {
+        let line = match input.next_line() {
+            Ok(Some(line)) => line,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
         number += 1;
         if let Err(error) = reader.line(line)
             && config.verbose
@@ -42,10 +47,11 @@ pub(super) fn show(mut input: Input, choice: Choice, config: &ReadConfig) -> Res
             let _ = writeln!(io::stderr(), "nftracer: line {number}: {error}: {}", text::escape(&line));
         }
         reader.outlet.check().context("cannot write")?;
-    }
+    };
+    // A file that is damaged is shown up to there.
     let summary = reader.finish().context("cannot write")?;
     eprintln!("{summary}");
-    Ok(())
+    Ok(end.with_context(|| format!("cannot read {name}, from line {} on", number + 1))?)
 }
 
 /// What the lines were.
@@ -112,16 +118,20 @@ impl LogReader {
             return Ok(());
         };
         self.check_sequence(record.sequence);
-        match trace_line::trace_line(&record.text) {
-            Some(found) => self.traced(&found, record.time).inspect_err(|_| {
-                self.counts.unreadable += 1;
-                self.grouper.lost("a line of TRACE could not be read meanwhile");
-            }),
+        let result = match trace_line::trace_line(&record.text) {
+            Some(found) => self.traced(&found, record.time),
+            None if record.text.starts_with("TRACE: ") => {
+                Err(Unreadable { column: 1, expected: "table:chain:kind:number" })
+            }
             None => {
                 self.untraced(&record);
                 Ok(())
             }
-        }
+        };
+        result.inspect_err(|_| {
+            self.counts.unreadable += 1;
+            self.grouper.lost("a line of TRACE could not be read meanwhile");
+        })
     }
 
     fn traced(&mut self, found: &TraceLine<'_>, time: Option<Time>) -> Result<(), Unreadable> {

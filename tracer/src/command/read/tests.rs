@@ -122,15 +122,22 @@ fn check_summary(log: &str, expected: Expect) {
 fn what_cannot_be_read_is_counted() {
     let mut records = EL7.lines().skip(36).take(16);
     let mut log: Vec<&str> = records.by_ref().take(8).collect();
-    log.extend(["", "4,0,0;no record", "Linux version 3.10.0", "DROP: IN=a OUT= and so on"]);
+    log.extend([
+        "",
+        "4,0,0;no record",
+        "Linux version 3.10.0",
+        "DROP: IN=a OUT= and so on",
+        "TRACE: raw:PRERO",
+    ]);
     let torn = EL7.lines().nth(44).unwrap().split_at(90).0;
     log.push(torn);
     log.extend(records);
     check_summary(
         &log.join("\r\n"),
         expect![[r#"
-        column 43: expected hexadecimal digits
-        nftracer: 1 packets, 16 steps, 0 lost, 0 missed, 0 unordered, 1 inexact, 0 log lines, 4 other lines, 1 unreadable lines"#]],
+            column 1: expected table:chain:kind:number
+            column 43: expected hexadecimal digits
+            nftracer: 1 packets, 16 steps, 0 lost, 0 missed, 0 unordered, 1 inexact, 0 log lines, 4 other lines, 2 unreadable lines"#]],
     );
     check_summary(
         "",
