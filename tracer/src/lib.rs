@@ -24,6 +24,7 @@ pub mod path;
 pub mod history;
 pub mod filter;
 pub mod trace_line;
+pub mod kernel_log;
 pub mod xtables;
 pub mod btf;
 pub mod text;

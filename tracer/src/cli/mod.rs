@@ -7,6 +7,7 @@
 pub mod diff;
 pub mod doctor;
 pub mod netns;
+pub mod read;
 pub mod rules;
 pub mod trace;
 
@@ -20,6 +21,7 @@ Examples:
   nftracer trace icmp                     show the rules that each ping meets
   nftracer trace -c 5 tcp port 22         the next five packets from or to port 22
   nftracer trace --netns blue -o json     everything in a namespace, for a script
+  nftracer read /var/log/messages         the same from the lines of the TRACE target in a log
   nftracer doctor                         what works on this host, and what to do where it does not
 
 Exit status: 0 done, 1 failed while running, 2 wrong usage, 3 nothing here can do what was asked.";
@@ -36,6 +38,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Trace(trace::TraceArgs),
+    Read(read::ReadArgs),
     Rules(rules::RulesArgs),
     Doctor(doctor::DoctorArgs),
     /// Clear up when a process ends; started by `trace` for itself
@@ -43,8 +46,6 @@ enum Command {
     Guard {
         pid: u32,
     },
-    #[command(hide = true)]
-    Read(ReservedArgs),
     #[command(hide = true)]
     Bench(ReservedArgs),
     #[command(hide = true)]
@@ -65,6 +66,8 @@ struct ReservedArgs {
 pub enum Request {
     /// Trace packets.
     Trace(trace::TraceConfig),
+    /// Show packets of a log or a recording.
+    Read(read::ReadConfig),
     /// Show the loaded rules.
     Rules(rules::RulesConfig),
     /// Say what works here.
@@ -107,10 +110,10 @@ impl Cli {
         let reserved = |name: &str| Err(UsageError::Reserved(name.to_owned()));
         match self.command {
             Command::Trace(args) => args.config().map(Request::Trace),
+            Command::Read(args) => Ok(Request::Read(args.config())),
             Command::Rules(args) => args.config().map(Request::Rules),
             Command::Doctor(args) => Ok(Request::Doctor(args.config())),
             Command::Guard { pid } => Ok(Request::Guard { pid }),
-            Command::Read(_) => reserved("read"),
             Command::Bench(_) => reserved("bench"),
             Command::Why(_) => reserved("why"),
             Command::Diff(args) => Ok(Request::Diff(args.config())),

@@ -4,6 +4,7 @@ use super::netns::Netns;
 use super::trace::{Backend, TraceConfig};
 use super::{Cli, Request, UsageError};
 use crate::cli::doctor::DoctorConfig;
+use crate::cli::read::ReadConfig;
 use crate::cli::rules::RulesConfig;
 use crate::sink::Output;
 use clap::error::ErrorKind;
@@ -46,6 +47,7 @@ fn help() {
     for (name, expected) in [
         ("nftracer", expect_file!["snapshots/help.txt"]),
         ("trace", expect_file!["snapshots/trace.txt"]),
+        ("read", expect_file!["snapshots/read.txt"]),
         ("rules", expect_file!["snapshots/rules.txt"]),
         ("doctor", expect_file!["snapshots/doctor.txt"]),
         ("diff", expect_file!["snapshots/diff.txt"]),
@@ -145,9 +147,29 @@ fn other_commands() {
 }
 
 #[test]
+fn reading() {
+    let read = |file: Option<&str>, filter: &str| ReadConfig {
+        file: file.map(Into::into),
+        filter: filter.to_owned(),
+        ..ReadConfig::default()
+    };
+    for (line, expected) in [
+        ("nftracer read", read(None, "")),
+        ("nftracer read -", read(None, "")),
+        ("nftracer read a.log", read(Some("a.log"), "")),
+        ("nftracer read - tcp port 22", read(None, "tcp port 22")),
+        (
+            "nftracer read -v a.log -o json",
+            ReadConfig { output: Output::Json, verbose: true, ..read(Some("a.log"), "") },
+        ),
+    ] {
+        assert_eq!(request(line), Ok(Request::Read(expected)), "{line}");
+    }
+}
+
+#[test]
 fn what_is_reserved_says_so() {
     check_usage_error("nftracer why tcp port 80", expect!["why: not in this version"]);
-    check_usage_error("nftracer read -o json -", expect!["read: not in this version"]);
     check_usage_error("nftracer bench --help", expect!["bench: not in this version"]);
     check_usage_error("nftracer trace --backend log", expect!["--backend log: not in this version"]);
     check_usage_error("nftracer trace --mark rule", expect!["--mark rule: not in this version"]);

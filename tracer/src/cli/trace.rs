@@ -83,7 +83,7 @@ enum MarkArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum OutputArg {
+pub(super) enum OutputArg {
     Pretty,
     Trace,
     Json,

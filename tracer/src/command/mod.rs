@@ -4,6 +4,7 @@
 pub mod diff;
 pub mod doctor;
 mod outlet;
+pub mod read;
 pub mod rules;
 pub mod trace;
 
@@ -24,6 +25,7 @@ use std::path::Path;
 pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.request().map_err(Failure::usage)? {
         Request::Trace(config) => trace::run(config),
+        Request::Read(config) => read::run(config),
         Request::Rules(config) => rules::run(config),
         Request::Doctor(config) => doctor::run(config),
         Request::Diff(config) => diff::run(&config),

@@ -314,6 +314,7 @@ fn view<'a>(traversal: &'a Traversal, state: State<'a>) -> PacketView<'a> {
             hard_header_len: traversal.hard_header_len,
             header: has(fact::MAC)
                 .then(|| &traversal.mac[..usize::from(traversal.mac_len).min(traversal.mac.len())]),
+            ..Link::default()
         },
         len: state.len,
         bytes: state.bytes,
