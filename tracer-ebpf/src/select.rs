@@ -5,17 +5,17 @@
 //! reused within microseconds, so a packet that begins anew (PREROUTING, OUTPUT) or goes backward is another packet.
 //!
 //! The judgement sits in one 64-bit word in an array indexed by a hash of the address, so that asking again costs one
-//! look-up and no lock. What is lost there by a collision is found again in the map of traced packets.
+//! load and no lock. A traced packet that another one displaces there is kept in a map.
 
 use crate::config::{config, offset};
 use crate::emit::count;
-use crate::frame::Cpu;
-use crate::kernel::{HookState, Skb, copy, cpu_number, hook_state, read};
+use crate::kernel::{Access, copy, read};
 use crate::legacy::Call;
-use crate::maps::{DECIDED, DECISIONS, FILTER, TABLE_CLASSES, TRACED, TracedPacket};
+use crate::maps::{DECIDED, DECISIONS, FILTER, PACKETS, TABLE_CLASSES, TRACED, TracedPacket};
+use crate::snapshot::mask;
 use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
-use tracer_common::legacy::{TABLE_SLOTS, rank, table_class, table_slot};
+use tracer_common::legacy::{NAT_CLASS, TABLE_SLOTS, rank, table_class, table_slot};
 
 const PREROUTING: u64 = 0;
 const INPUT: u64 = 1;
@@ -23,204 +23,252 @@ const OUTPUT: u64 = 3;
 const POSTROUTING: u64 = 4;
 /// Interface number of every namespace's loopback device.
 const LOOPBACK: u32 = 1;
-/// [`TracedPacket::owner`] of a packet whose socket has none.
-pub const NO_OWNER: u64 = u64::MAX;
+
+/// Bits of the words below that are an address: no skb or table lies within 64 bytes of another, and the upper 16
+/// bits are the same for all.
+const ADDRESS_SHIFT: u32 = 16;
+const ADDRESS_FROM: u32 = 22;
+/// Bits for a namespace's number and the family.
+const PLACE: u64 = ((1 << ADDRESS_FROM) - 1) & !((1 << PLACE_FROM) - 1);
+const PLACE_FROM: u32 = 7;
+const NAMESPACE_FROM: u32 = 8;
+/// Set for packets that are traced, and for tables whose namespace is.
+const IS_TRACED: u64 = 1 << 6;
+/// Position of a packet, class of a table.
+const POSITION: u64 = 63;
+const CLASS: u64 = 7;
 
 /// A packet that is to be traced.
 pub struct Selected {
     pub packet: u64,
     /// Nothing earlier of this packet was traced.
     pub first: bool,
-    pub state: HookState,
-    /// What is kept of it between its traversals.
-    pub known: *mut TracedPacket,
 }
 
-/// Hook and rank of the table in it as one number: the hook from bit 3 on.
-#[inline(always)]
-fn position(hook: u8, class: u8) -> u64 {
-    u64::from(((hook & 7) << 3) | rank(hook, class))
-}
-
-/// Whether a packet seen at `before` can be at `now` next, in one namespace.
-#[inline(always)]
-fn follows(before: u64, now: u64) -> bool {
+/// Whether a packet seen at `before` can be at `now` next, in one namespace. Positions are those of [`Question`].
+const fn follows(before: u64, now: u64) -> bool {
     // For each hook the set of hooks that come after it: PREROUTING → INPUT, FORWARD, and POSTROUTING where no table
     // stands at FORWARD; FORWARD and OUTPUT → POSTROUTING.
     const NEXT: u64 = 0b10110 | (0b10000 << 10) | (0b10000 << 15);
     let (from, to) = (before >> 3, now >> 3);
-    if from == to { now > before } else { (NEXT >> (from * 5 + to)) & 1 == 1 }
+    if from == to { now > before } else { from < 5 && to < 5 && (NEXT >> (from * 5 + to)) & 1 == 1 }
 }
 
-/// The judgement about one packet: address, namespace, where it was last, traced or not.
-#[derive(Clone, Copy)]
-struct Decision(u64);
-
-impl Decision {
-    #[inline(always)]
-    fn new(identity: u64, position: u64, traced: bool) -> Self {
-        Self(identity | (position << 5) | u64::from(traced))
-    }
-    #[inline(always)]
-    fn is_about(self, identity: u64) -> bool {
-        self.0 & !IDENTITY_BELOW == identity
-    }
-    #[inline(always)]
-    fn position(self) -> u64 {
-        (self.0 >> 5) & 63
-    }
-    #[inline(always)]
-    fn traced(self) -> bool {
-        self.0 & 1 == 1
-    }
-}
-
-/// Bits of a decision that do not say which packet it is about.
-const IDENTITY_BELOW: u64 = (1 << 14) - 1;
-
-/// Which packet: 42 bits tell all skbs apart, as no two lie closer than 64 bytes; eight bits the namespace.
-#[inline(always)]
-fn identity(skb: u64, table: Table) -> u64 {
-    ((skb >> 6) << 22) | (table.namespace() << 14)
-}
-
-/// What is remembered of a table, in one word: its class in the lowest three bits, its address up to bit 47, whether
-/// its namespace is traced in bit 48, and eight bits of the namespace's address above.
-#[derive(Clone, Copy)]
-struct Table(u64);
-
-impl Table {
-    const ADDRESS: u64 = (1 << 48) - 8;
-
-    /// Asked of the kernel once for each table: the word is cleared when a table is registered or replaced.
-    #[inline(always)]
-    fn of(call: &Call) -> Option<Self> {
-        let slot = u64::from(table_slot(call.table));
-        let known = TABLE_CLASSES.get::<{ TABLE_SLOTS - 1 }>(slot);
-        if (known ^ call.table) & Self::ADDRESS == 0 {
-            return Some(Self(known));
+/// [`follows`] for each pair of positions: the earlier one is the row.
+#[unsafe(no_mangle)]
+pub static FOLLOWS: [[u8; 64]; 64] = {
+    let mut pairs = [[0; 64]; 64];
+    let mut before = 0;
+    while before < 64 {
+        let mut now = 0;
+        while now < 64 {
+            pairs[before][now] = follows(before as u64, now as u64) as u8;
+            now += 1;
         }
-        let class = table_class(read(call.table + offset!(table_name))?);
-        let net: u64 = read(call.state + offset!(state_net))?;
-        let wanted = config!(netns);
-        let traced = wanted == 0 || read::<u32>(net + offset!(net_inum)) == Some(wanted);
-        let namespace = (net >> 6) & 0xff;
-        let word =
-            (namespace << 49) | (u64::from(traced) << 48) | (call.table & Self::ADDRESS) | u64::from(class);
-        TABLE_CLASSES.set::<{ TABLE_SLOTS - 1 }>(slot, word);
-        Some(Self(word))
+        before += 1;
     }
-    #[inline(always)]
-    fn class(self) -> u8 {
-        (self.0 & 7) as u8
-    }
-    #[inline(always)]
-    fn namespace(self) -> u64 {
-        (self.0 >> 49) & 0xff
-    }
-    #[inline(always)]
-    fn is_traced(self) -> bool {
-        (self.0 >> 48) & 1 == 1
-    }
+    pairs
+};
+
+/// A traversal, and what was decided about its packet.
+pub struct Question {
+    /// Where decisions about this packet are kept.
+    slot: u64,
+    /// The decision there, which may be about another one.
+    decided: u64,
+    /// Address and place of this packet, where a decision has them.
+    identity: u64,
+    /// Hook and rank of the table in it: the hook from bit 3 on.
+    now: u64,
+    /// The table's namespace is traced.
+    wanted: bool,
 }
 
-/// Whether this traversal is to be traced, and as which packet's.
-#[inline(always)]
-pub fn select(cpu: &Cpu, call: &Call, hook: u8) -> Option<Selected> {
-    let table = Table::of(call)?;
-    let now = position(hook, table.class());
-    let slot = (call.skb >> 8) ^ (call.skb >> 20);
-    let identity = identity(call.skb, table);
-    let decided = Decision(DECIDED.get::<{ DECISIONS - 1 }>(slot));
-    let remember = |traced| DECIDED.set::<{ DECISIONS - 1 }>(slot, Decision::new(identity, now, traced).0);
+impl Question {
+    /// Asks about a traversal.
+    #[inline(always)]
+    pub fn of<A: Access>(call: &Call, hook: u8) -> Option<Self> {
+        let table = table::<A>(call)?;
+        let class = (table & CLASS) as u8;
+        let hook = hook & 7;
+        let rank = if class == NAT_CLASS { rank(hook, class) } else { class };
+        let slot = call.skb_number >> 8;
+        Some(Self {
+            slot,
+            decided: DECIDED.get::<{ DECISIONS - 1 }>(slot),
+            identity: ((call.skb_number >> 6) << ADDRESS_FROM) | (table & PLACE),
+            now: u64::from((hook << 3) | rank),
+            wanted: table & IS_TRACED != 0,
+        })
+    }
 
-    let same = decided.is_about(identity);
-    if same
-        && !decided.traced()
-        && (follows(decided.position(), now) || is_looped(decided.position(), now, call))
-    {
-        remember(false);
-        return None;
+    /// Whether the decision is about this packet.
+    #[inline(always)]
+    fn same(&self) -> bool {
+        (self.decided ^ self.identity) >> PLACE_FROM == 0
     }
-    if !table.is_traced() {
-        remember(false);
-        return None;
+
+    #[inline(always)]
+    fn goes_on_from(&self, before: u64) -> bool {
+        let pairs = (&raw const FOLLOWS).cast::<u8>();
+        let index = mask::<4095>((before << 6) | self.now) as usize;
+        // SAFETY: the index is masked; volatile because the table is worth its loads.
+        unsafe { pairs.add(index).read_volatile() != 0 }
     }
-    // A traced packet goes on; also one whose slot was taken by another, and one that comes back through loopback.
-    let hook = now >> 3;
-    let begins = hook == OUTPUT || hook == PREROUTING;
-    // A decision about another packet does not tell whether this one, past its first hook, was seen before.
-    if (same && decided.traced()) || !(same || begins) {
-        if let Some(known) = TRACED.get_ptr_mut(call.skb) {
-            let state = hook_state(call.state)?;
-            // SAFETY: a map value; only the CPU that has the packet writes to it.
-            let packet = unsafe { &mut *known };
-            let looped = loops(packet.position, now) && packet.outdev != 0 && packet.outdev == state.indev;
-            if packet.net == state.net && (looped || follows(packet.position, now)) {
-                packet.position = now;
-                packet.outdev = state.outdev;
-                remember(true);
-                return Some(Selected { packet: packet.packet, first: false, state, known });
+
+    #[inline(always)]
+    fn remember(&self, traced: bool) {
+        let traced = if traced { IS_TRACED } else { 0 };
+        DECIDED.set::<{ DECISIONS - 1 }>(self.slot, self.identity | traced | self.now);
+    }
+
+    /// Whether it is known already that the packet is not traced: the way of most packets, as short as can be.
+    #[inline(always)]
+    pub fn is_untraced(&self) -> bool {
+        let untraced = (self.decided ^ self.identity) & !POSITION == 0 && self.goes_on_from(self.decided);
+        if untraced {
+            self.remember(false);
+        }
+        untraced
+    }
+
+    /// Whether this can be the other side of a loopback device; hooks without tables are not seen.
+    #[inline(always)]
+    fn is_looped<A: Access>(&self, before: u64, call: &Call) -> bool {
+        let (from, to) = ((before & POSITION) >> 3, self.now >> 3);
+        if !((from == POSTROUTING || from == OUTPUT) && (to == PREROUTING || to == INPUT)) {
+            return false;
+        }
+        let device = A::field::<u64>(call.state, offset!(state_in));
+        device.and_then(|device| A::field::<u32>(device, offset!(dev_ifindex))) == Some(LOOPBACK)
+    }
+
+    /// Decides whether this traversal is to be traced, and as which packet's.
+    #[inline(always)]
+    pub fn decide<A: Access>(&self, call: &Call) -> Option<Selected> {
+        let same = self.same();
+        let traced = self.decided & IS_TRACED != 0;
+        let goes_on = same && (self.goes_on_from(self.decided) || self.is_looped::<A>(self.decided, call));
+        if !self.wanted || (goes_on && !traced) {
+            self.displace(same);
+            self.remember(false);
+            return None;
+        }
+        let number = PACKETS.get::<{ DECISIONS - 1 }>(self.slot);
+        if goes_on && number & SKB == self.identity >> ADDRESS_FROM {
+            self.remember(true);
+            return Some(Selected { packet: number & !KEPT, first: false });
+        }
+        // A decision about another packet does not tell whether this one, past its first hook, was seen before.
+        let hook = self.now >> 3;
+        if number & KEPT != 0 && !same && hook != OUTPUT && hook != PREROUTING {
+            if let Some(packet) = self.kept() {
+                self.displace(same);
+                PACKETS.set::<{ DECISIONS - 1 }>(self.slot, packet | KEPT);
+                self.remember(true);
+                return Some(Selected { packet, first: false });
             }
         }
+        self.displace(same);
+        let matched = matches::<A>(call.skb);
+        self.remember(matched);
+        if !matched {
+            if goes_on {
+                // Two CPUs have written to the slot at once, and which packet this is has been lost.
+                count(Counter::Lost, 1);
+            }
+            return None;
+        }
+        let number = PACKETS.get::<{ DECISIONS - 1 }>(self.slot);
+        if number & KEPT != 0 {
+            let _ = TRACED.remove(&self.key());
+        }
+        let next = (number & !SKB).wrapping_add(SKB + 1) & !(SKB | KEPT);
+        let packet = next | (self.identity >> ADDRESS_FROM);
+        PACKETS.set::<{ DECISIONS - 1 }>(self.slot, packet | (number & KEPT));
+        Some(Selected { packet, first: true })
     }
 
-    let traced = matches(call.skb);
-    remember(traced);
-    if !traced {
-        return None;
+    #[inline(always)]
+    fn key(&self) -> u64 {
+        self.identity & !((1 << PLACE_FROM) - 1)
     }
-    let state = hook_state(call.state)?;
-    let number = cpu.packets.get() + 1;
-    cpu.packets.set(number);
-    let packet = (number << 13) | u64::from(cpu_number() & 0x1fff);
-    let entry = TracedPacket {
-        packet,
-        net: state.net,
-        outdev: state.outdev,
-        position: now,
-        sock: 0,
-        owner: NO_OWNER,
-    };
-    let _ = TRACED.insert(call.skb, entry, 0);
-    // The map refuses when its locks are contended; then the packet is not followed, and that is told.
-    let Some(known) = TRACED.get_ptr_mut(call.skb) else {
-        count(Counter::Lost, 1);
-        return None;
-    };
-    Some(Selected { packet, first: true, state, known })
+
+    /// The number of this packet, if it was displaced.
+    #[inline(always)]
+    fn kept(&self) -> Option<u64> {
+        let key = self.key();
+        let kept = TRACED.get_ptr(key)?;
+        // SAFETY: a map value.
+        let TracedPacket { packet, position } = unsafe { core::ptr::read_volatile(kept) };
+        if !self.goes_on_from(position) {
+            return None;
+        }
+        let _ = TRACED.remove(&key);
+        Some(packet)
+    }
+
+    /// Keeps the packet whose decision is about to be overwritten, if it is traced and another.
+    #[inline(always)]
+    fn displace(&self, same: bool) {
+        if same || self.decided & IS_TRACED == 0 {
+            return;
+        }
+        let number = PACKETS.get::<{ DECISIONS - 1 }>(self.slot);
+        if number & SKB != self.decided >> ADDRESS_FROM {
+            return;
+        }
+        let key = self.decided & !((1 << PLACE_FROM) - 1);
+        let packet = TracedPacket { packet: number & !KEPT, position: self.decided & POSITION };
+        // The map refuses when its locks are contended; then the packet is not followed, and that is told.
+        if TRACED.insert(key, packet, 0).is_err() {
+            count(Counter::Lost, 1);
+        }
+        PACKETS.set::<{ DECISIONS - 1 }>(self.slot, number | KEPT);
+    }
 }
 
-/// Whether these can be the two sides of a loopback device; hooks without tables are not seen.
-#[inline(always)]
-fn loops(before: u64, now: u64) -> bool {
-    let (from, to) = (before >> 3, now >> 3);
-    (from == POSTROUTING || from == OUTPUT) && (to == PREROUTING || to == INPUT)
-}
+/// A packet's number: the address of its skb in the lowest bits, above it a number that counts the packets of its slot,
+/// so that no two are the same. The highest bit of the word says that the map may hold packets of this slot.
+const SKB: u64 = (1 << (64 - ADDRESS_FROM)) - 1;
+const KEPT: u64 = 1 << 63;
 
-/// Whether a packet that is not traced comes back through loopback: then it has been judged already.
+/// What is remembered of a table, in one word: its address, the place, whether its namespace is traced, its class.
+/// Asked of the kernel once for each table: the word is cleared when a table is registered or replaced. Returned
+/// without the address.
 #[inline(always)]
-fn is_looped(before: u64, now: u64, call: &Call) -> bool {
-    loops(before, now)
-        && read::<u64>(call.state + offset!(state_in))
-            .and_then(|device| read::<u32>(device + offset!(dev_ifindex)))
-            .is_some_and(|ifindex| ifindex == LOOPBACK)
+fn table<A: Access>(call: &Call) -> Option<u64> {
+    let slot = u64::from(table_slot(call.table));
+    let known = TABLE_CLASSES.get::<{ TABLE_SLOTS - 1 }>(slot) ^ (call.table << ADDRESS_SHIFT);
+    if known >> ADDRESS_FROM == 0 {
+        return Some(known);
+    }
+    let class = table_class(read(call.table + offset!(table_name))?);
+    let family: u8 = read(call.table + offset!(table_af))?;
+    let net: u64 = A::field(call.state, offset!(state_net))?;
+    let number: u32 = A::field(net, offset!(net_inum))?;
+    let wanted = config!(netns);
+    let traced = if wanted == 0 || number == wanted { IS_TRACED } else { 0 };
+    let place = (u64::from(number) << NAMESPACE_FROM) | (u64::from(family & 8) << (PLACE_FROM - 3));
+    let word = (place & PLACE) | traced | u64::from(class);
+    TABLE_CLASSES.set::<{ TABLE_SLOTS - 1 }>(slot, word ^ (call.table << ADDRESS_SHIFT));
+    Some(word)
 }
 
 /// Whether the packet matches the filter. Nothing is read when there is none.
 #[inline(always)]
-fn matches(skb: u64) -> bool {
+fn matches<A: Access>(skb: u64) -> bool {
     if config!(filter.len) == 0 {
         return true;
     }
-    extract(skb).is_some() && run_filter(0) == u32::from(ACCEPT)
+    extract::<A>(skb).is_some() && run_filter(0) == u32::from(ACCEPT)
 }
 
 /// Puts what the filter can ask about into this CPU's filter input.
 #[inline(always)]
-fn extract(skb: u64) -> Option<()> {
+fn extract<A: Access>(skb: u64) -> Option<()> {
     let input = FILTER.get_ptr_mut(0)?;
-    let skb = Skb::packet(skb)?;
+    let skb = A::packet(skb)?;
     let linear = if skb.linear() > 64 { 64 } else { skb.linear() as usize };
     // SAFETY: a per-CPU map value of this program's own.
     unsafe {

@@ -85,6 +85,7 @@ fn options() {
         TraceConfig {
             filter: "udp".to_owned(),
             backend: Backend::Ebpf,
+            attach: Method::Auto,
             netns: Netns::Name("blue".to_owned()),
             count: NonZeroU64::new(1),
             duration: Some(Duration::from_secs(150)),

@@ -1,6 +1,7 @@
 //! `nftracer trace`
 
 use super::{UsageError, netns::Netns};
+use crate::backend::ebpf::attach::Method;
 use crate::sink::Output;
 use clap::{Args, ValueEnum};
 use jiff::SignedDuration;
@@ -32,6 +33,10 @@ pub(super) struct TraceArgs {
     /// How packets are chosen for the kernel's own tracing; with none, the host stays as it is
     #[arg(long, value_name = "MARK", default_value = "auto")]
     mark: MarkArg,
+
+    /// How the kernel's functions are probed: fentry is cheaper, kprobe works on older kernels
+    #[arg(long, value_name = "METHOD", default_value = "auto")]
+    attach: AttachArg,
 
     /// The network namespace: a name of `ip netns`, a process id, or a path
     #[arg(long, value_name = "NAME|PID|PATH", conflicts_with = "all_netns")]
@@ -83,6 +88,13 @@ enum MarkArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum AttachArg {
+    Auto,
+    Fentry,
+    Kprobe,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum OutputArg {
     Pretty,
     Trace,
@@ -116,6 +128,8 @@ pub struct TraceConfig {
     pub filter: String,
     /// Where steps are to come from.
     pub backend: Backend,
+    /// How probes are to be placed.
+    pub attach: Method,
     /// Which namespace.
     pub netns: Netns,
     /// Stop after this many packets.
@@ -136,6 +150,7 @@ impl TraceArgs {
         Ok(TraceConfig {
             filter: self.filter.join(" ").trim().to_owned(),
             backend: self.backend.checked()?,
+            attach: self.attach.into(),
             netns: if self.all_netns { Netns::All } else { Netns::from_option(self.netns.as_deref())? },
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,
@@ -164,6 +179,16 @@ impl MarkArg {
             Self::Auto | Self::None => Ok(()),
             Self::Nft => Err(UsageError::Reserved("--mark nft".to_owned())),
             Self::Rule => Err(UsageError::Reserved("--mark rule".to_owned())),
+        }
+    }
+}
+
+impl From<AttachArg> for Method {
+    fn from(typed: AttachArg) -> Self {
+        match typed {
+            AttachArg::Auto => Self::Auto,
+            AttachArg::Fentry => Self::Fentry,
+            AttachArg::Kprobe => Self::Kprobe,
         }
     }
 }

@@ -1,13 +1,17 @@
 //! Placing the probes.
 //!
+//! At the table functions the probes are fentry and fexit programs where the kernel describes these functions and takes
+//! such programs, and kprobes elsewhere. All are of one kind: they exclude each other by means of their own.
+//!
 //! Entry and return probes are perf events of the kprobe PMU: they belong to this process's file descriptors, so the
 //! kernel takes them away when the process ends, however it ends. One case is different: a kernel without rethook and
 //! without preemption has as many return slots as CPUs for such a probe, too few for nested traversals. Only tracefs
 //! can ask for more, and a tracefs event outlives its maker: there a guard process waits for our end.
 
+use super::kernel::{self, Kernel};
 use super::offsets::Symbols;
 use super::probes::{Need, PROBES, Point, Probe};
-use super::{PRIVILEGES, kernel, not_permitted, system_code};
+use super::{PRIVILEGES, not_permitted, system_code, typed};
 use crate::sys::guard::Guard;
 use crate::sys::kernel::LOAD_TABLES;
 use crate::sys::perf;
@@ -59,6 +63,9 @@ pub enum Error {
     /// Something of an earlier process cannot be removed.
     #[error("cannot remove what an earlier process of the same number left in tracefs: {0}")]
     Leftover(io::Error),
+    /// Programs without kprobes were asked for, and do not work here.
+    #[error("fentry does not work here: {0}")]
+    Typed(#[from] typed::Error),
     /// Nobody would remove the events of tracefs if this process were killed.
     #[error("cannot start the process that clears up after this one: {0}")]
     Guard(io::Error),
@@ -68,7 +75,9 @@ impl Error {
     /// Whether this host can do nothing about it while it is as it is.
     pub fn unusable(&self) -> bool {
         match self {
-            Self::Load { .. } | Self::NoFunction(_) | Self::NoTables | Self::NoTracefs => true,
+            Self::Load { .. } | Self::Typed(_) | Self::NoFunction(_) | Self::NoTables | Self::NoTracefs => {
+                true
+            }
             Self::Attach { source, .. } => not_permitted(source),
             Self::Event { source, .. } | Self::Leftover(source) => not_permitted(source),
             Self::NoProgram(_) | Self::Guard(_) => false,
@@ -90,24 +99,46 @@ impl Error {
     }
 }
 
+/// How probes are placed at the table functions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Method {
+    /// The cheapest that works.
+    #[default]
+    Auto,
+    /// As fentry and fexit programs.
+    Fentry,
+    /// As kprobes.
+    Kprobe,
+}
+
 /// Placed probes.
 #[derive(Debug)]
 pub struct Probes {
     without: Vec<String>,
     returns: Option<Returns>,
+    /// Links of programs that are not kprobes.
+    typed: Vec<OwnedFd>,
+    /// Why there are none, if there could be.
+    reason: Option<typed::Error>,
 }
 
 impl Probes {
-    /// Places all probes whose functions exist.
-    pub fn place(programs: &mut aya::Ebpf, symbols: &Symbols) -> Result<Self, Error> {
+    /// Places all probes whose functions exist. No map may have been taken out of `programs` before.
+    pub fn place(
+        object: &[u8],
+        programs: &mut aya::Ebpf,
+        kernel: &Kernel,
+        method: Method,
+    ) -> Result<Self, Error> {
+        let symbols = &kernel.symbols;
         if !symbols.ipt_do_table && !symbols.ip6t_do_table {
             return Err(Error::NoTables);
         }
         let mut without = Vec::new();
-        let mut returns = if few_return_slots(symbols) { Some(Returns::prepare()?) } else { None };
+        let mut present = Vec::new();
         for probe in PROBES {
             match (exists(symbols, probe.symbol), probe.need) {
-                (true, _) => place(programs, probe, returns.as_mut())?,
+                (true, _) => present.push(probe),
                 (false, Need::Always) => return Err(Error::NoFunction(probe.symbol)),
                 (false, Need::Family(family)) if probe.point == Point::Entry => {
                     without.push(format!("{family}: the kernel has no `{}` yet", probe.symbol));
@@ -115,7 +146,32 @@ impl Probes {
                 (false, _) => {}
             }
         }
-        Ok(Self { without, returns })
+        let placed = match method {
+            Method::Kprobe => None,
+            Method::Auto | Method::Fentry => Some(place_typed(object, programs, kernel, &present)),
+        };
+        let (typed, reason) = match placed {
+            Some(Ok(links)) => (links, None),
+            Some(Err(error)) if method == Method::Fentry => return Err(error.into()),
+            Some(Err(error)) => (Vec::new(), Some(error)),
+            None => (Vec::new(), None),
+        };
+        let remaining = present.into_iter().filter(|probe| typed.is_empty() || probe.typed.is_none());
+        let kprobes = typed.is_empty() && few_return_slots(symbols);
+        let mut returns = if kprobes { Some(Returns::prepare()?) } else { None };
+        for probe in remaining {
+            place(programs, probe, returns.as_mut())?;
+        }
+        Ok(Self { without, returns, typed, reason })
+    }
+
+    /// How the table functions are probed, in words.
+    pub fn method(&self) -> String {
+        match (self.typed.as_slice(), &self.reason) {
+            ([_, ..], _) => "fentry and fexit".to_owned(),
+            ([], None) => "kprobes".to_owned(),
+            ([], Some(reason)) => format!("kprobes, because {reason}"),
+        }
     }
 
     /// What is visible on the host because of them.
@@ -127,6 +183,28 @@ impl Probes {
     pub fn without(&self) -> &[String] {
         &self.without
     }
+}
+
+/// Places the programs that need no kprobe; all of them, or none.
+fn place_typed(
+    object: &[u8],
+    programs: &aya::Ebpf,
+    kernel: &Kernel,
+    present: &[&Probe],
+) -> Result<Vec<OwnedFd>, typed::Error> {
+    let wanted: Vec<(&Probe, &'static str, &kernel::TypedTarget)> = present
+        .iter()
+        .filter_map(|probe| Some((*probe, probe.typed?)))
+        .map(|(probe, program)| match kernel.typed.get(probe.symbol) {
+            Some(target) => Ok((probe, program, target)),
+            None => Err(typed::Error::NotDescribed(probe.symbol)),
+        })
+        .collect::<Result<_, _>>()?;
+    let typed = typed::Programs::of(object, programs)?;
+    wanted
+        .into_iter()
+        .map(|(probe, program, target)| typed.attach(program, probe.symbol, probe.point, target))
+        .collect()
 }
 
 fn exists(symbols: &Symbols, symbol: &str) -> bool {

@@ -7,6 +7,7 @@ pub mod decode;
 pub mod kernel;
 pub mod offsets;
 pub mod probes;
+pub mod typed;
 
 use crate::filter;
 use crate::trace_line::LogStyle;
@@ -111,6 +112,8 @@ pub struct Options<'a> {
     pub ring_bytes: u32,
     /// Largest table to be followed, in entries.
     pub table_entries: u32,
+    /// How probes are placed.
+    pub method: attach::Method,
 }
 
 /// Placed probes. Dropping it takes them away.
@@ -165,12 +168,12 @@ impl Ebpf {
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .load(OBJECT)?;
+        let probes = attach::Probes::place(OBJECT, &mut programs, &kernel, options.method)?;
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
         let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
         #[cfg(feature = "debug-log")]
         let messages = debug::Messages::of(&mut programs)?;
-        let probes = attach::Probes::place(&mut programs, &kernel.symbols)?;
         Ok(Self {
             ring,
             counters,
@@ -191,6 +194,11 @@ impl Ebpf {
     /// What the probes leave visible on the host while they are there; `None` for nothing.
     pub fn footprint(&self) -> Option<&str> {
         self.probes.footprint()
+    }
+
+    /// How the table functions are probed, in words.
+    pub fn method(&self) -> String {
+        self.probes.method()
     }
 
     /// Families that cannot be traced, with the reason.

@@ -16,6 +16,9 @@ pub enum Point {
 pub struct Probe {
     /// Name of the program in the object.
     pub program: &'static str,
+    /// Name of the one that does the same without a kprobe, where there is one. What happens seldom needs none; and only
+    /// kprobe programs never leave out a call because another one of them is at work in a preempted task.
+    pub typed: Option<&'static str>,
     /// The kernel function.
     pub symbol: &'static str,
     /// Where in it.
@@ -37,17 +40,60 @@ pub enum Need {
 
 /// All probes, in the order they are placed: exits before entries, so that no entry is seen without its exit.
 pub const PROBES: &[Probe] = &[
-    Probe { program: "table_replaced", symbol: "xt_replace_table", point: Point::Entry, need: Need::Always },
+    Probe {
+        program: "table_replaced",
+        typed: None,
+        symbol: "xt_replace_table",
+        point: Point::Entry,
+        need: Need::Always,
+    },
     Probe {
         program: "counters_added",
+        typed: None,
         symbol: "xt_copy_counters",
         point: Point::Entry,
         need: Need::IfPresent,
     },
-    Probe { program: "leave", symbol: "arpt_do_table", point: Point::Return, need: Need::IfPresent },
-    Probe { program: "arp_enter", symbol: "arpt_do_table", point: Point::Entry, need: Need::IfPresent },
-    Probe { program: "leave", symbol: "ip6t_do_table", point: Point::Return, need: Need::Family("ip6") },
-    Probe { program: "leave", symbol: "ipt_do_table", point: Point::Return, need: Need::Family("ip") },
-    Probe { program: "ip_enter", symbol: "ip6t_do_table", point: Point::Entry, need: Need::Family("ip6") },
-    Probe { program: "ip_enter", symbol: "ipt_do_table", point: Point::Entry, need: Need::Family("ip") },
+    Probe {
+        program: "leave",
+        typed: Some("leave_typed"),
+        symbol: "arpt_do_table",
+        point: Point::Return,
+        need: Need::IfPresent,
+    },
+    Probe {
+        program: "arp_enter",
+        typed: Some("arp_enter_typed"),
+        symbol: "arpt_do_table",
+        point: Point::Entry,
+        need: Need::IfPresent,
+    },
+    Probe {
+        program: "leave",
+        typed: Some("leave_typed"),
+        symbol: "ip6t_do_table",
+        point: Point::Return,
+        need: Need::Family("ip6"),
+    },
+    Probe {
+        program: "leave",
+        typed: Some("leave_typed"),
+        symbol: "ipt_do_table",
+        point: Point::Return,
+        need: Need::Family("ip"),
+    },
+    Probe {
+        program: "ip_enter",
+        typed: Some("ip_enter_typed"),
+        symbol: "ip6t_do_table",
+        point: Point::Entry,
+        need: Need::Family("ip6"),
+    },
+    Probe {
+        program: "ip_enter",
+        typed: Some("ip_enter_typed"),
+        symbol: "ipt_do_table",
+        point: Point::Entry,
+        need: Need::Family("ip"),
+    },
 ];

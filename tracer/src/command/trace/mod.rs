@@ -10,6 +10,7 @@ use crate::error::Failure;
 use crate::filter;
 use crate::sink::Start;
 use crate::sys::netns;
+use crate::text;
 use anyhow::Context as _;
 use live::{Live, Next};
 use std::time::Duration;
@@ -38,12 +39,16 @@ pub fn run(config: TraceConfig) -> Result<(), Failure> {
         netns,
         ring_bytes: ring_bytes(),
         table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
+        method: config.attach,
     };
     // Whether it works is found out by trying; what keeps it from working is said as `doctor` says it.
     let ebpf = Ebpf::attach(&options).map_err(|error| match super::choose_backend(config.backend) {
         Ok(_) => refused(error),
         Err(failure) => failure,
     })?;
+    if config.verbose {
+        eprintln!("nftracer: probes: {}", text::escape(&ebpf.method()));
+    }
     let start = Start {
         filter: filter.text.clone(),
         netns: config.netns.to_string(),
