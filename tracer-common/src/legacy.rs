@@ -207,7 +207,7 @@ pub struct Traversal {
     pub exit: SkbState,
     /// The first entries whose counters moved, in the table's order.
     pub matches: [Match; FIRST_MATCHES],
-    /// The first bytes at exit, from the network header on; not those of a long record.
+    /// The first bytes at exit, from the network header on.
     pub exit_bytes: [u8; EXIT_BYTES],
     /// The first bytes at entry.
     pub entry_bytes: [u8; ENTRY_BYTES],
@@ -219,7 +219,7 @@ pub struct Traversal {
 pub struct LongTail {
     /// Bytes that follow [`Traversal::entry_bytes`]; `entry.copied` counts them.
     pub entry_more: [u8; MORE_BYTES],
-    /// The first bytes at exit, instead of [`Traversal::exit_bytes`].
+    /// The first bytes at exit, those of [`Traversal::exit_bytes`] among them.
     pub exit_bytes: [u8; LONG_EXIT_BYTES],
     /// All matches, the first ones too.
     pub matches: [Match; MAX_MATCHES],

@@ -1,7 +1,6 @@
 //! What is kept for each CPU: one line that every traversal touches, and behind it the traversals that are followed.
 
 use crate::maps::STATE;
-use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use core::cell::{Cell, UnsafeCell};
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 
@@ -133,10 +132,10 @@ impl Cpu {
     /// Does something with what is behind the line, unless another program on this CPU is at it: then the traversal
     /// is left out, and found missing by the next checkpoint.
     #[inline(always)]
-    pub fn alone(&self, work: impl FnOnce() -> Option<()>) {
+    pub fn alone(&self, work: impl FnOnce()) {
         self.busy.add(1);
         if self.busy.get() == 1 {
-            let _ = work();
+            work();
         }
         self.busy.add(1_u64.wrapping_neg());
     }
@@ -188,15 +187,18 @@ pub static CPUS: Cpus = Cpus(UnsafeCell::new([[0; 8]; CPUS_MAX]));
 
 /// Number of the running CPU.
 #[inline(always)]
-pub fn cpu_number() -> u32 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_get_smp_processor_id() }
+pub fn cpu_number() -> u64 {
+    /// `BPF_FUNC_get_smp_processor_id`
+    const HELPER: usize = 8;
+    // SAFETY: the helper has no preconditions. All 64 bits are its result; as it is declared elsewhere, with 32, the
+    // compiler would clear the others each time.
+    unsafe { core::mem::transmute::<usize, unsafe extern "C" fn() -> u64>(HELPER)() }
 }
 
 /// The line of the running CPU.
 #[inline(always)]
 pub fn cpu() -> &'static Cpu {
-    let cpu = crate::snapshot::mask::<{ CPUS_MAX as u32 - 1 }>(u64::from(cpu_number())) as usize;
+    let cpu = crate::snapshot::mask::<{ CPUS_MAX as u32 - 1 }>(cpu_number()) as usize;
     // SAFETY: the mask keeps the index in range; zeros are a valid line.
     unsafe { &*CPUS.0.get().cast::<Cpu>().add(cpu) }
 }

@@ -87,7 +87,7 @@ pub fn per_cpu_offset(cpu: &Cpu) -> Option<u64> {
     if known != 0 {
         return Some(known);
     }
-    let offset = read(config!(per_cpu_offset) + 8 * u64::from(cpu_number()))?;
+    let offset = read(config!(per_cpu_offset) + 8 * cpu_number())?;
     cpu.per_cpu_offset.set(offset);
     Some(offset)
 }

@@ -31,6 +31,7 @@ const TCP_NEW_SYN_RECV: u8 = 12;
 const NO_OWNER: u64 = u64::MAX;
 
 /// The arguments of a traversal.
+#[derive(Clone, Copy)]
 pub struct Call {
     /// Pointer to the skb; the verifier may know its type.
     pub skb: u64,
@@ -45,6 +46,7 @@ pub struct Call {
 }
 
 /// The end of a traversal.
+#[derive(Clone, Copy)]
 pub struct End {
     /// Pointer to the skb, where the exit has it.
     pub skb: u64,
@@ -54,27 +56,30 @@ pub struct End {
     pub verdict: u32,
 }
 
-/// A traversal of a packet that is traced.
-struct Traced {
-    selected: Selected,
-    hook: u8,
-}
-
 /// A packet enters a table.
 #[inline(always)]
 pub fn enter<A: Access>(call: &Call) -> Option<()> {
     let cpu = cpu();
-    let hook = A::hook(call.state)?;
-    let question = Question::of::<A>(call, hook)?;
-    if question.is_untraced() && cpu.depth.get() == 0 {
+    if cpu.depth.get() == 0 && Question::of::<A>(call)?.is_untraced() {
         return pass(cpu);
     }
-    cpu.alone(|| match question.decide::<A>(call) {
-        Some(selected) => push::<A>(cpu, call, Some(&Traced { selected, hook })),
-        None if cpu.depth.get() != 0 => push::<A>(cpu, call, None),
-        None => pass(cpu),
-    });
+    // A copy, so that the short way above needs no memory.
+    let call = *call;
+    cpu.alone(|| follow::<A>(&call));
     Some(())
+}
+
+/// The way of a packet that is traced, has to be judged, or comes while another one is followed. Apart from the short
+/// one, which would have to share its registers.
+#[inline(never)]
+fn follow<A: Access>(call: &Call) {
+    let cpu = cpu();
+    let Some(question) = Question::of::<A>(call) else { return };
+    match question.decide::<A>(call) {
+        Some(selected) => drop_none(push::<A>(cpu, call, Some((question.hook(), selected)))),
+        None if cpu.depth.get() != 0 => drop_none(push::<A>(cpu, call, None)),
+        None => drop_none(pass(cpu)),
+    }
 }
 
 /// An ARP packet enters a table.
@@ -84,9 +89,13 @@ pub fn enter_unselected<A: Access>(call: &Call) -> Option<()> {
     if cpu.depth.get() == 0 {
         return pass(cpu);
     }
-    cpu.alone(|| push::<A>(cpu, call, None));
+    cpu.alone(|| drop_none(push::<A>(cpu, call, None)));
     Some(())
 }
+
+/// What could not be done is found missing later.
+#[inline(always)]
+fn drop_none(_: Option<()>) {}
 
 /// A traversal that nobody follows; only counted, for the sake of [`checkpoint`]. One that begins inside another moves
 /// the sequence count only when the other is not inside its own counted part: softirqs run at its end, too.
@@ -166,7 +175,7 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
 /// Fills in what is known of a traversal at its end, however it ends.
 #[inline(always)]
 fn identify(traversal: &mut Traversal, frame: &Frame) {
-    traversal.cpu = cpu_number();
+    traversal.cpu = cpu_number() as u32;
     traversal.private = frame.private.get();
     traversal.replace_count = frame.replace_count.get();
     traversal.doubts = frame.doubts.get();
@@ -174,13 +183,13 @@ fn identify(traversal: &mut Traversal, frame: &Frame) {
 
 /// Follows a traversal: one that is traced, or one inside another that is followed.
 #[inline(always)]
-fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<&Traced>) -> Option<()> {
+fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Option<()> {
     let state = state()?;
     cpu.generation.set(cpu.generation.get().wrapping_add(1));
     let task = kernel::task();
     let now_ns = kernel::now_ns();
     if cpu.depth.get() != 0 {
-        drop_stale(cpu, state, call.key, task, now_ns);
+        drop_stale(state, call.key, task, now_ns);
     }
     let depth = cpu.depth.get();
     let per_cpu = kernel::per_cpu_offset(cpu)?;
@@ -238,8 +247,9 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<&Traced>) -> Option<()
 
 /// Gives up frames that a traversal that begins shows to be over. The same task cannot be deeper in its stack than a
 /// call it made before: such a frame's exit was lost. One that is very old has ended on another CPU.
-#[inline(always)]
-fn drop_stale(cpu: &Cpu, state: &'static State, key: u64, task: u64, now_ns: u64) {
+#[inline(never)]
+fn drop_stale(state: &'static State, key: u64, task: u64, now_ns: u64) {
+    let cpu = cpu();
     for _ in 0..DEPTH {
         let depth = cpu.depth.get();
         if depth == 0 {
@@ -334,11 +344,10 @@ fn begin<A: Access>(
     state: &State,
     traversal: &mut Traversal,
     call: &Call,
-    traced: &Traced,
+    (hook, selected): (u8, Selected),
     now_ns: u64,
     (missed, checkpoint_ns): (u32, u64),
 ) {
-    let selected = &traced.selected;
     let mut facts = if selected.first { fact::FIRST } else { 0 };
     traversal.packet = selected.packet;
     traversal.entry_ns = now_ns;
@@ -346,18 +355,22 @@ fn begin<A: Access>(
     traversal.table = call.table;
     traversal.missed = missed;
     traversal.checkpoint_ns = checkpoint_ns;
-    traversal.hook = traced.hook;
+    traversal.hook = hook;
     traversal.family = A::field::<u8>(call.state, offset!(state_pf)).unwrap_or(0);
-    traversal.match_count = 0;
-    traversal.number = 0;
-    traversal.size = 0;
-    traversal.ctinfo = 0;
-    traversal.ct_status = 0;
-    traversal.mac_len = 0;
-    traversal.dev_type = 0;
-    traversal.hard_header_len = 0;
-    traversal.uid = 0;
-    traversal.gid = 0;
+    for field in [
+        &mut traversal.match_count,
+        &mut traversal.number,
+        &mut traversal.size,
+        &mut traversal.ct_status,
+        &mut traversal.uid,
+        &mut traversal.gid,
+    ] {
+        put(field, 0);
+    }
+    put(&mut traversal.ctinfo, 0);
+    put(&mut traversal.mac_len, 0);
+    put(&mut traversal.dev_type, 0);
+    put(&mut traversal.hard_header_len, 0);
     traversal.netns = config!(netns);
     clear(&mut traversal.entry);
     if let Some(hook_state) = A::hook_state(call.state) {
@@ -454,12 +467,18 @@ fn headers_fit(bytes: &[u8; ENTRY_BYTES]) -> bool {
     }
 }
 
-/// Empties a state, field by field: the compiler would join them to a call of `memset`, which is slow here.
+/// Writes one field: the compiler would join several zeros to a call of `memset`, which is slow here.
+#[inline(always)]
+fn put<T>(field: &mut T, value: T) {
+    // SAFETY: a valid reference.
+    unsafe { core::ptr::write_volatile(field, value) };
+}
+
+/// Empties a state.
 #[inline(always)]
 fn clear(state: &mut SkbState) {
     for field in [&mut state.mark, &mut state.len, &mut state.copied, &mut state.reserved] {
-        // SAFETY: a valid reference.
-        unsafe { core::ptr::write_volatile(field, 0) };
+        put(field, 0);
     }
 }
 
@@ -528,8 +547,15 @@ pub fn leave<A: Access>(end: &End) {
         cpu.open.add(1_u64.wrapping_neg());
     }
     if cpu.depth.get() != 0 {
-        cpu.alone(|| pop::<A>(cpu, end));
+        let end = *end;
+        cpu.alone(|| end_frame::<A>(&end));
     }
+}
+
+/// Apart from the short way, as [`follow`] is.
+#[inline(never)]
+fn end_frame<A: Access>(end: &End) {
+    drop_none(pop::<A>(cpu(), end));
 }
 
 /// Ends the frame of a traversal, if it has one.
@@ -642,6 +668,9 @@ fn finish<A: Access>(state: &State, frame: &Frame, depth: u32, end: &End) -> Opt
             if long {
                 let bytes = (&raw mut (*record).tail.exit_bytes).cast::<u8>();
                 let len = snapshot::bounded(packet.linear(), LONG_EXIT_BYTES as u32);
+                // The first of them are also where those of a short record are.
+                let first = snapshot::bounded(packet.linear(), EXIT_BYTES as u32);
+                copy((&raw mut traversal.exit_bytes).cast::<u8>(), first, packet.network());
                 if copy(bytes, len, packet.network()) { len } else { 0 }
             } else {
                 let bytes = (&raw mut traversal.exit_bytes).cast::<u8>();

@@ -93,18 +93,23 @@ impl<const N: usize> Words<N> {
 
     /// The word at an index, which is taken modulo `MASK` + 1.
     #[inline(always)]
-    pub fn get<const MASK: u32>(&self, index: u64) -> u64 {
+    pub fn at<const MASK: u32>(&self, index: u64) -> *mut u64 {
         // SAFETY: the mask keeps the index in range.
-        unsafe { core::ptr::read_volatile(self.0.get().cast::<u64>().add(mask::<MASK>(index) as usize)) }
+        unsafe { self.0.get().cast::<u64>().add(mask::<MASK>(index) as usize) }
+    }
+
+    /// Reads a word.
+    #[inline(always)]
+    pub fn get<const MASK: u32>(&self, index: u64) -> u64 {
+        // SAFETY: a word of this array.
+        unsafe { core::ptr::read_volatile(self.at::<MASK>(index)) }
     }
 
     /// Writes a word.
     #[inline(always)]
     pub fn set<const MASK: u32>(&self, index: u64, word: u64) {
-        // SAFETY: the mask keeps the index in range.
-        unsafe {
-            core::ptr::write_volatile(self.0.get().cast::<u64>().add(mask::<MASK>(index) as usize), word)
-        }
+        // SAFETY: a word of this array.
+        unsafe { core::ptr::write_volatile(self.at::<MASK>(index), word) }
     }
 }
 

@@ -34,7 +34,6 @@ pub fn replaced(table: u64, info: u64) -> Option<()> {
         // Otherwise the first traversal that is traced does it.
         cpu().alone(|| {
             locate_blocks(info, u32::from(family), count);
-            Some(())
         });
     }
 

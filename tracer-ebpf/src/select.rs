@@ -15,7 +15,7 @@ use crate::maps::{DECIDED, DECISIONS, FILTER, PACKETS, TABLE_CLASSES, TRACED, Tr
 use crate::snapshot::mask;
 use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
-use tracer_common::legacy::{NAT_CLASS, TABLE_SLOTS, rank, table_class, table_slot};
+use tracer_common::legacy::{NAT_CLASS, TABLE_SLOTS, rank, table_class};
 
 const PREROUTING: u64 = 0;
 const INPUT: u64 = 1;
@@ -71,35 +71,46 @@ pub static FOLLOWS: [[u8; 64]; 64] = {
 };
 
 /// A traversal, and what was decided about its packet.
+#[derive(Clone, Copy)]
 pub struct Question {
-    /// Where decisions about this packet are kept.
-    slot: u64,
-    /// The decision there, which may be about another one.
+    /// Where the decision about this packet is kept, and the word there, which may be about another one.
+    word: *mut u64,
     decided: u64,
+    /// Where its number is kept.
+    slot: u64,
     /// Address and place of this packet, where a decision has them.
     identity: u64,
     /// Hook and rank of the table in it: the hook from bit 3 on.
     now: u64,
-    /// The table's namespace is traced.
-    wanted: bool,
+    /// What is remembered of the table.
+    table: u64,
 }
 
 impl Question {
     /// Asks about a traversal.
     #[inline(always)]
-    pub fn of<A: Access>(call: &Call, hook: u8) -> Option<Self> {
+    pub fn of<A: Access>(call: &Call) -> Option<Self> {
+        let hook = u64::from(A::hook(call.state)?);
         let table = table::<A>(call)?;
-        let class = (table & CLASS) as u8;
-        let hook = hook & 7;
-        let rank = if class == NAT_CLASS { rank(hook, class) } else { class };
+        let class = table & CLASS;
+        let rank = if class == u64::from(NAT_CLASS) { u64::from(rank(hook as u8, NAT_CLASS)) } else { class };
         let slot = call.skb_number >> 8;
+        let word = DECIDED.at::<{ DECISIONS - 1 }>(slot);
         Some(Self {
+            word,
+            // SAFETY: a word of global data; volatile because other CPUs write there.
+            decided: unsafe { word.read_volatile() },
             slot,
-            decided: DECIDED.get::<{ DECISIONS - 1 }>(slot),
-            identity: ((call.skb_number >> 6) << ADDRESS_FROM) | (table & PLACE),
-            now: u64::from((hook << 3) | rank),
-            wanted: table & IS_TRACED != 0,
+            identity: (call.skb_number << ADDRESS_SHIFT) ^ (table & PLACE),
+            now: (hook << 3) | rank,
+            table,
         })
+    }
+
+    /// The hook of the traversal.
+    #[inline(always)]
+    pub fn hook(&self) -> u8 {
+        (self.now >> 3) as u8
     }
 
     /// Whether the decision is about this packet.
@@ -119,13 +130,15 @@ impl Question {
     #[inline(always)]
     fn remember(&self, traced: bool) {
         let traced = if traced { IS_TRACED } else { 0 };
-        DECIDED.set::<{ DECISIONS - 1 }>(self.slot, self.identity | traced | self.now);
+        // SAFETY: as for the reading.
+        unsafe { self.word.write_volatile(self.identity | traced | self.now) };
     }
 
     /// Whether it is known already that the packet is not traced: the way of most packets, as short as can be.
     #[inline(always)]
     pub fn is_untraced(&self) -> bool {
-        let untraced = (self.decided ^ self.identity) & !POSITION == 0 && self.goes_on_from(self.decided);
+        let position = self.decided ^ self.identity;
+        let untraced = position <= POSITION && self.goes_on_from(position);
         if untraced {
             self.remember(false);
         }
@@ -149,7 +162,7 @@ impl Question {
         let same = self.same();
         let traced = self.decided & IS_TRACED != 0;
         let goes_on = same && (self.goes_on_from(self.decided) || self.is_looped::<A>(self.decided, call));
-        if !self.wanted || (goes_on && !traced) {
+        if self.table & IS_TRACED == 0 || (goes_on && !traced) {
             self.displace(same);
             self.remember(false);
             return None;
@@ -238,11 +251,29 @@ const KEPT: u64 = 1 << 63;
 /// without the address.
 #[inline(always)]
 fn table<A: Access>(call: &Call) -> Option<u64> {
-    let slot = u64::from(table_slot(call.table));
-    let known = TABLE_CLASSES.get::<{ TABLE_SLOTS - 1 }>(slot) ^ (call.table << ADDRESS_SHIFT);
+    let word = TABLE_CLASSES.at::<{ TABLE_SLOTS - 1 }>((call.table >> 7) ^ (call.table >> 13));
+    // SAFETY: a word of global data; volatile because other CPUs write there.
+    let known = unsafe { word.read_volatile() } ^ (call.table << ADDRESS_SHIFT);
     if known >> ADDRESS_FROM == 0 {
         return Some(known);
     }
+    let call = *call;
+    match learn_table::<A>(&call, word) {
+        UNREADABLE => None,
+        known => Some(known),
+    }
+}
+
+/// What [`learn_table`] gives when the kernel's memory cannot be read.
+const UNREADABLE: u64 = u64::MAX;
+
+#[inline(never)]
+fn learn_table<A: Access>(call: &Call, to: *mut u64) -> u64 {
+    ask_table::<A>(call, to).unwrap_or(UNREADABLE)
+}
+
+#[inline(always)]
+fn ask_table<A: Access>(call: &Call, to: *mut u64) -> Option<u64> {
     let class = table_class(read(call.table + offset!(table_name))?);
     let family: u8 = read(call.table + offset!(table_af))?;
     let net: u64 = A::field(call.state, offset!(state_net))?;
@@ -251,7 +282,8 @@ fn table<A: Access>(call: &Call) -> Option<u64> {
     let traced = if wanted == 0 || number == wanted { IS_TRACED } else { 0 };
     let place = (u64::from(number) << NAMESPACE_FROM) | (u64::from(family & 8) << (PLACE_FROM - 3));
     let word = (place & PLACE) | traced | u64::from(class);
-    TABLE_CLASSES.set::<{ TABLE_SLOTS - 1 }>(slot, word ^ (call.table << ADDRESS_SHIFT));
+    // SAFETY: as for the reading.
+    unsafe { to.write_volatile(word ^ (call.table << ADDRESS_SHIFT)) };
     Some(word)
 }
 
