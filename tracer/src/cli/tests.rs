@@ -3,6 +3,7 @@
 use super::netns::Netns;
 use super::trace::{Backend, TraceConfig};
 use super::{Cli, Request, UsageError};
+use crate::backend::ebpf::attach::Method;
 use crate::cli::doctor::DoctorConfig;
 use crate::cli::read::ReadConfig;
 use crate::cli::rules::RulesConfig;

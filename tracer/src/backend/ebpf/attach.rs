@@ -146,6 +146,11 @@ impl Probes {
                 (false, _) => {}
             }
         }
+        // Replacements are counted before any traversal is watched.
+        for probe in present.iter().filter(|probe| probe.typed.is_none()) {
+            place(programs, probe, None)?;
+        }
+        present.retain(|probe| probe.typed.is_some());
         let placed = match method {
             Method::Kprobe => None,
             Method::Auto | Method::Fentry => Some(place_typed(object, programs, kernel, &present)),
@@ -156,11 +161,12 @@ impl Probes {
             Some(Err(error)) => (Vec::new(), Some(error)),
             None => (Vec::new(), None),
         };
-        let remaining = present.into_iter().filter(|probe| typed.is_empty() || probe.typed.is_none());
-        let kprobes = typed.is_empty() && few_return_slots(symbols);
-        let mut returns = if kprobes { Some(Returns::prepare()?) } else { None };
-        for probe in remaining {
-            place(programs, probe, returns.as_mut())?;
+        let mut returns = None;
+        if typed.is_empty() {
+            returns = if few_return_slots(symbols) { Some(Returns::prepare()?) } else { None };
+            for probe in present {
+                place(programs, probe, returns.as_mut())?;
+            }
         }
         Ok(Self { without, returns, typed, reason })
     }
