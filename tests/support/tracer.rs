@@ -105,7 +105,7 @@ struct Output {
 pub struct Ended {
     /// The status it ended with.
     pub status: ExitStatus,
-    /// Standard output of runs that are not read as JSON.
+    /// Standard output of runs that are not read as JSON, as far as it was not taken.
     pub lines: Vec<String>,
     /// Standard error.
     pub errors: Vec<String>,
@@ -195,9 +195,14 @@ impl Tracer {
         self.locked().seen
     }
 
-    /// Lines of output so far, of runs that are not read as JSON.
+    /// How many lines wait, of runs that are not read as JSON.
     pub fn lines(&self) -> usize {
         self.locked().lines.len()
+    }
+
+    /// The lines that came since the last call, of runs that are not read as JSON.
+    pub fn take_lines(&self) -> Vec<String> {
+        std::mem::take(&mut self.locked().lines)
     }
 
     /// Looks at what came.
