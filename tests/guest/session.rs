@@ -18,7 +18,7 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(180);
 /// Looks without a change, after which it is worth comparing.
 const SHORT_SILENCE: u32 = 4;
 /// Looks without a change, after which nothing more will come.
-const LONG_SILENCE: u32 = 100;
+const LONG_SILENCE: u32 = 400;
 
 pub(crate) struct Session {
     pub(crate) lab: Lab,

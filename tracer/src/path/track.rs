@@ -23,6 +23,9 @@ const LOOPBACK: &[u8] = b"lo\0";
 /// More fragments, or a fragment offset.
 const IP_MORE_OR_OFFSET: u16 = 0x3fff;
 
+const IPPROTO_ICMP: u8 = 1;
+const IPPROTO_ICMPV6: u8 = 58;
+
 /// `enum ip_conntrack_info`.
 mod info {
     /// Begins an expected connection, or is an ICMP error about another.
@@ -120,6 +123,8 @@ struct Place {
 struct Connection {
     info: u8,
     status: u64,
+    /// The packet is an ICMP error about the connection: what happens to its addresses follows from that.
+    is_error: bool,
 }
 
 /// What one traversal adds to a path.
@@ -174,7 +179,7 @@ impl Tracker {
         give: &mut impl FnMut(Path),
     ) {
         self.notice(traversal);
-        let place = Place::of(traversal);
+        let place = Place::of(family, traversal);
         let first = traversal.facts & fact::FIRST != 0;
         // The whole packet takes the skb of the fragment that came last.
         let reassembled =
@@ -274,10 +279,9 @@ impl Tracker {
 }
 
 impl Place {
-    fn of(traversal: &Traversal) -> Self {
+    fn of(family: Family, traversal: &Traversal) -> Self {
         let name = [0, 1, 2, 3].map(|index| traversal.table_name[index]);
-        let connection = (traversal.facts & fact::CONNTRACK != 0)
-            .then_some(Connection { info: traversal.ctinfo, status: u64::from(traversal.ct_status) });
+        let connection = (traversal.facts & fact::CONNTRACK != 0).then(|| Connection::of(family, traversal));
         Self {
             hook: traversal.hook.min(4),
             rank: rank(traversal.hook, table_class(u32::from_ne_bytes(name))),
@@ -288,14 +292,23 @@ impl Place {
 }
 
 impl Connection {
+    fn of(family: Family, traversal: &Traversal) -> Self {
+        let (info, status) = (traversal.ctinfo, u64::from(traversal.ct_status));
+        let protocol =
+            Header::of(family, &traversal.entry, &traversal.entry_bytes).map(|header| header.protocol);
+        let icmp = if family == Family::Ipv4 { IPPROTO_ICMP } else { IPPROTO_ICMPV6 };
+        let is_error = [info::RELATED, info::RELATED_REPLY].contains(&info) && protocol == Some(icmp);
+        Self { info, status, is_error }
+    }
+
     /// Whether the packet is the first of a connection that nothing has confirmed, so that the nat table decides.
     fn is_first(self) -> bool {
         self.may_be_first() && self.status & (status::CONFIRMED | status::TEMPLATE) == 0
     }
 
-    /// As the kernel's `nf_nat_inet_fn` asks. ICMP errors look the same and are not asked about.
+    /// As the kernel's `nf_nat_inet_fn` asks; `nf_nat_ipv4_fn` and its sibling do not come there with ICMP errors.
     fn may_be_first(self) -> bool {
-        [info::NEW, info::RELATED, info::RELATED_REPLY].contains(&self.info)
+        !self.is_error && [info::NEW, info::RELATED, info::RELATED_REPLY].contains(&self.info)
     }
 
     fn is_done(self, hook: u8) -> bool {

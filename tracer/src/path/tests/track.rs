@@ -15,6 +15,7 @@ const START: u64 = 1000 * MS;
 const ESTABLISHED: (u8, u64) = (0, CONFIRMED | NAT);
 const RELATED: u8 = 1;
 const NEW: u8 = 2;
+const RELATED_REPLY: u8 = 4;
 const CONFIRMED: u64 = 1 << 3;
 const SRC_NAT: u64 = 1 << 7;
 const DST_NAT: u64 = 1 << 8;
@@ -86,6 +87,7 @@ fn traversal(place: &str, connection: Option<(u8, u64)>, entry_ns: u64) -> (Trav
             }
             "first" => traversal.facts |= fact::FIRST,
             "other" => set_header(&mut traversal, 8),
+            "icmp" => (traversal.entry_bytes[9], traversal.exit_bytes[9]) = (1, 1),
             "missed" => (traversal.missed, traversal.checkpoint_ns) = (1, entry_ns - 5 * MS),
             _ => panic!("{word}"),
         }
@@ -206,6 +208,13 @@ fn nat_is_expected_as_the_kernel_asks_it() {
     check_doubt("mangle nat", &before, &["nat:PREROUTING was not seen"]);
     let error = Some((RELATED, CONFIRMED | NAT));
     check_done("mangle nat", &[("mangle:PRE", error), ("mangle:FORWARD", error), ("mangle:POST", error)]);
+    // What REJECT sends belongs to the refused connection, which nothing will confirm. A reset is asked about.
+    let refused = Some((RELATED_REPLY, DST_NAT));
+    let error =
+        [("mangle:OUT lo icmp", refused), ("mangle:POST lo icmp", refused), ("mangle:PRE icmp", refused)];
+    check_waited("mangle nat", &error);
+    let reset = [("mangle:OUT lo", refused), ("mangle:POST lo", refused), ("mangle:PRE", refused)];
+    check_doubt("mangle nat", &reset, &["nat:POSTROUTING was not seen"]);
     // The nat table came later than the connection: it may be asked, or not.
     let late = Some((NEW, CONFIRMED));
     check_waited("mangle nat", &[("mangle:PRE", late), ("mangle:FORWARD", late), ("mangle:POST", late)]);
