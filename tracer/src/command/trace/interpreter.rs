@@ -23,8 +23,17 @@ use tracer_common::legacy::{Match, SkbState, Traversal, doubt, fact};
 /// A table that changes is read again at most this often, for the texts of its rules.
 const READ_AGAIN: Duration = Duration::from_millis(250);
 
-/// Reads a table of a namespace again; `None` when it cannot be had.
-pub type ReadAgain = Box<dyn FnMut(u32, Family, &str) -> Option<Reading>>;
+/// Reads the table that a traversal met again, by its family and name.
+pub type ReadAgain = Box<dyn FnMut(&Traversal, Family, &str) -> Result<Reading, NotRead>>;
+
+/// Why a table was not read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotRead {
+    /// It is not the one any more that the traversal met.
+    Replaced,
+    /// It cannot be had.
+    Failed,
+}
 
 /// A table as it was read.
 pub struct Reading {
@@ -133,7 +142,7 @@ impl Interpreter {
     }
 
     /// The version of the table that the packet met. A new one is read at once, for the texts of its rules, unless the
-    /// table is being changed all the time.
+    /// table is being changed all the time, or has been changed again meanwhile.
     fn version(&mut self, traversal: &Traversal, family: Family) -> Result<Rc<Version>, Unknown> {
         let met = self.history.version(traversal);
         match &met {
@@ -146,9 +155,11 @@ impl Interpreter {
         if self.last_read.get(&key).is_some_and(|last| now.duration_since(*last) < READ_AGAIN) {
             return met;
         }
-        let read = (self.read_again)(key.0, family, &key.2);
-        self.last_read.insert(key, Instant::now());
-        let Some(reading) = read else { return met };
+        let read = (self.read_again)(traversal, family, &key.2);
+        if !matches!(read, Err(NotRead::Replaced)) {
+            self.last_read.insert(key, Instant::now());
+        }
+        let Ok(reading) = read else { return met };
         self.fetched(traversal.netns, reading);
         self.history.version(traversal)
     }

@@ -1,6 +1,6 @@
 //! A trace under way: the ring, the namespaces and the interpreter between them.
 
-use super::interpreter::{Interpreter, Reading};
+use super::interpreter::{Interpreter, NotRead, Reading};
 use crate::backend::ebpf::{Ebpf, ReplaceCounts};
 use crate::error::Failure;
 use crate::fetch;
@@ -14,6 +14,7 @@ use std::num::NonZeroU64;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracer_common::counter::Counter;
+use tracer_common::legacy::Traversal;
 
 /// Records taken before signals and time are looked at again.
 const BATCH: usize = 4096;
@@ -66,13 +67,23 @@ impl Namespaces {
 }
 
 impl Namespaces {
-    /// Reads a table again, if its namespace can be found.
-    fn read(&self, inode: u32, family: Family, name: &str, counts: &ReplaceCounts) -> Option<Reading> {
-        self.with(inode, |file| {
+    /// Reads a table again, if it is still the one that was met and its namespace can be found.
+    fn read(
+        &self,
+        met: &Traversal,
+        family: Family,
+        name: &str,
+        counts: &ReplaceCounts,
+    ) -> Result<Reading, NotRead> {
+        if counts.of(met.table) != met.replace_count {
+            return Err(NotRead::Replaced);
+        }
+        let read = |file: &File| {
             let before = counts.now();
             let fetched = fetch::fetch_table(file, family, name).ok().flatten()?;
             Some(Reading { fetched, before, after: counts.now(), read_ns: clock::monotonic_ns() })
-        })?
+        };
+        self.with(met.netns, read).flatten().ok_or(NotRead::Failed)
     }
 }
 
@@ -124,7 +135,8 @@ impl Live {
         for reason in ebpf.without() {
             eprintln!("nftracer: not traced: {}", text::escape(reason));
         }
-        let read_again = move |inode, family, name: &str| namespaces.read(inode, family, name, &counts);
+        let read_again =
+            move |met: &Traversal, family, name: &str| namespaces.read(met, family, name, &counts);
         let mut interpreter = Interpreter::new(sink, limit, clock::epoch_ns(), Box::new(read_again));
         for (inode, reading) in found {
             complain(&reading.fetched);
