@@ -20,10 +20,13 @@ const USUAL_STEPS: usize = 16;
 /// The loopback device of every namespace.
 const LOOPBACK: &[u8] = b"lo\0";
 
-/// More fragments, or a fragment offset.
-const IP_MORE_OR_OFFSET: u16 = 0x3fff;
+const IP_MORE: u16 = 0x2000;
+const IP_OFFSET: u16 = 0x1fff;
+const IPV6_MORE: u16 = 1;
+const IPV6_OFFSET: u16 = 0xfff8;
 
 const IPPROTO_ICMP: u8 = 1;
+const IPPROTO_FRAGMENT: u8 = 44;
 const IPPROTO_ICMPV6: u8 = 58;
 
 /// `enum ip_conntrack_info`.
@@ -78,15 +81,25 @@ struct Open {
     loaded: Loaded,
 }
 
-/// What of a packet's header no translation of addresses changes: another packet at the same address differs in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What identifies a packet by its header. But for the addresses nothing of it is ever translated: another packet at
+/// the same place in memory differs in it.
+#[derive(Clone, Copy, Debug)]
 struct Header {
     /// Identification, or flow label.
     id: u32,
     len: u16,
     protocol: u8,
-    /// Whether it is a fragment of an IPv4 packet.
-    fragment: bool,
+    piece: Piece,
+    /// Source and destination.
+    addresses: [u8; 32],
+}
+
+/// Whether a packet is a fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Piece {
+    Whole,
+    First,
+    Later,
 }
 
 impl Header {
@@ -94,18 +107,42 @@ impl Header {
         let bytes = bytes.get(..usize::try_from(state.copied).ok()?.min(bytes.len()))?;
         let byte = |at: usize| bytes.get(at).copied();
         let pair = |at| Some(u16::from_be_bytes([byte(at)?, byte(at + 1)?]));
+        let mut addresses = [0; 32];
+        let place = if family == Family::Ipv4 { 12..20 } else { 8..40 };
+        addresses[..place.len()].copy_from_slice(bytes.get(place)?);
         Some(match family {
-            Family::Ipv4 => Self {
-                id: u32::from(pair(4)?),
-                len: pair(2)?,
-                protocol: byte(9)?,
-                fragment: pair(6)? & IP_MORE_OR_OFFSET != 0,
-            },
+            Family::Ipv4 => {
+                let piece = Piece::of(pair(6)? & IP_MORE != 0, pair(6)? & IP_OFFSET);
+                let (id, len, protocol) = (u32::from(pair(4)?), pair(2)?, byte(9)?);
+                Self { id, len, protocol, piece, addresses }
+            }
             Family::Ipv6 => {
                 let label = u32::from(byte(1)? & 0x0f) << 16 | u32::from(pair(2)?);
-                Self { id: label, len: pair(4)?, protocol: byte(6)?, fragment: false }
+                let (protocol, piece) = match byte(6)? {
+                    IPPROTO_FRAGMENT => {
+                        (byte(40)?, Piece::of(pair(42)? & IPV6_MORE != 0, pair(42)? & IPV6_OFFSET))
+                    }
+                    protocol => (protocol, Piece::Whole),
+                };
+                Self { id: label, len: pair(4)?, protocol, piece, addresses }
             }
         })
+    }
+
+    /// Whether this can be the same packet some time later.
+    fn stays(&self, later: &Self) -> bool {
+        let what = |header: &Self| (header.id, header.len, header.protocol, header.piece);
+        what(self) == what(later)
+    }
+}
+
+impl Piece {
+    fn of(more: bool, offset: u16) -> Self {
+        match (more, offset) {
+            (false, 0) => Self::Whole,
+            (true, 0) => Self::First,
+            _ => Self::Later,
+        }
     }
 }
 
@@ -148,7 +185,7 @@ impl Tracker {
     /// The packet's number in this trace, from 1.
     pub fn number(&mut self, traversal: &Traversal) -> u64 {
         match self.open.get(&traversal.packet) {
-            Some(open) if traversal.facts & fact::FIRST == 0 && !open.is_part_of(traversal) => {
+            Some(open) if traversal.facts & fact::FIRST == 0 && open.becomes(traversal).is_none() => {
                 open.path.packet
             }
             _ => self.packets + 1,
@@ -181,13 +218,12 @@ impl Tracker {
         self.notice(traversal);
         let place = Place::of(family, traversal);
         let first = traversal.facts & fact::FIRST != 0;
-        // The whole packet takes the skb of the fragment that came last.
-        let reassembled =
-            !first && self.open.get(&traversal.packet).is_some_and(|open| open.is_part_of(traversal));
-        if reassembled && let Some(open) = self.open.get_mut(&traversal.packet) {
-            open.path.outcome = Some("put together with other fragments".to_owned());
-        }
-        if first || reassembled {
+        let open = self.open.get_mut(&traversal.packet).filter(|_| !first);
+        let fate = open.and_then(|open| {
+            open.path.outcome = Some(open.becomes(traversal)?.to_owned());
+            Some(())
+        });
+        if first || fate.is_some() {
             self.give(traversal.packet, give);
         }
         let earlier = match self.open.get(&traversal.packet) {
@@ -210,7 +246,7 @@ impl Tracker {
             let mut open = Open::new(*packets, family, traversal, place, loaded);
             if first {
                 open.check_beginning(place);
-            } else if !reassembled {
+            } else if fate.is_none() {
                 open.doubt("its earlier tables were not seen, or shown before, as another packet".to_owned());
             }
             open
@@ -396,13 +432,24 @@ impl Open {
         if consulted { ranks } else { ranks & !nat }
     }
 
-    /// Whether this is a fragment of the packet seen now: without conntrack, fragments are put together between
-    /// PREROUTING and INPUT (`ip_local_deliver` in `net/ipv4/ip_input.c`).
-    fn is_part_of(&self, traversal: &Traversal) -> bool {
-        let whole = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes);
-        self.header.zip(whole).is_some_and(|(part, whole)| {
-            part.fragment && !whole.fragment && (part.id, part.protocol) == (whole.id, whole.protocol)
-        })
+    /// What has become of this packet, if what is seen now is another one in its memory: the whole packet takes the skb
+    /// of the fragment that came last, and the first fragment takes that of the packet that is cut.
+    fn becomes(&self, traversal: &Traversal) -> Option<&'static str> {
+        let later = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes)?;
+        let before = self.header.filter(|it| (it.id, it.protocol) == (later.id, later.protocol))?;
+        match (before.piece, later.piece) {
+            // Without conntrack between PREROUTING and INPUT: `ip_local_deliver` in `net/ipv4/ip_input.c`.
+            (Piece::First | Piece::Later, Piece::Whole) if self.path.family == Family::Ipv4 => {
+                Some("put together with other fragments")
+            }
+            // After POSTROUTING: `ip_finish_output` and its sibling. Only through loopback is the fragment seen again.
+            (Piece::Whole, Piece::First)
+                if self.last.loopback && later.len < before.len && later.addresses == before.addresses =>
+            {
+                Some("cut into fragments")
+            }
+            _ => None,
+        }
     }
 
     /// A packet begins at the first table of PREROUTING or OUTPUT, or earlier tables were not seen.
@@ -445,7 +492,7 @@ impl Open {
         }
         let entry = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes);
         if let Some((last, entry)) = self.header.zip(entry)
-            && last != entry
+            && !last.stays(&entry)
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }

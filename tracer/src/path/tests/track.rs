@@ -285,6 +285,44 @@ fn another_packet_at_its_address() {
 }
 
 #[test]
+fn a_packet_is_cut_on_its_way_through_loopback() {
+    // Length, more fragments and offset, next header; then the fragment header's next header, and more again.
+    let headers = [
+        (Family::Ipv4, [(2, 90), (9, 17)].as_slice(), [(2, 60), (6, 0x20), (9, 17)].as_slice()),
+        (Family::Ipv6, &[(4, 90), (6, 17)], &[(4, 60), (6, 44), (40, 17), (43, 1)]),
+    ];
+    let change = |later: &str, address: u8, cut: bool| {
+        for (family, whole, fragment) in headers {
+            let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
+            for (index, (place, header)) in
+                [("nat:OUT lo first", whole), (later, fragment)].iter().enumerate()
+            {
+                let (mut traversal, verdict) = traversal(place, OLD, START + index as u64 * MS);
+                for bytes in [&mut traversal.entry_bytes, &mut traversal.exit_bytes] {
+                    *bytes = [0; 128];
+                    header.iter().for_each(|(at, byte)| bytes[*at] = *byte);
+                    bytes[15] = if index == 0 { 0 } else { address };
+                }
+                (traversal.entry.copied, traversal.exit.copied) = (48, 48);
+                let part = part(Some(verdict));
+                tracker.add(&traversal, family, part, loaded("nat"), &mut |path| paths.push(path));
+            }
+            tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+            let doubtful = paths.iter().filter(|path| path.certainty != Certainty::Complete).count();
+            let outcome = paths[0].outcome.as_deref();
+            assert_eq!(
+                (paths.len(), doubtful),
+                if cut { (2, 0) } else { (1, 1) },
+                "{family} {later} {paths:?}"
+            );
+            assert_eq!(outcome, cut.then_some("cut into fragments"));
+        }
+    };
+    change("nat:PRE", 0, true);
+    change("nat:PRE", 1, false);
+}
+
+#[test]
 fn what_was_missed_may_have_been_its_end() {
     let later = |place: &str, missed: &str, wait_ns: u64| {
         let mut tracker = Tracker::default();
