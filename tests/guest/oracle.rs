@@ -151,7 +151,7 @@ fn generated(options: &Options) -> Result<Outcome> {
     let shots_each = options.packets.div_ceil(options.rulesets.max(1));
     let mut made = |number: usize| -> Result<Case> {
         let which = number % 2;
-        let shape = if number / RULESETS_AT_ONCE % 2 == 0 { Shape::Tree } else { Shape::Graph };
+        let shape = if (number / RULESETS_AT_ONCE).is_multiple_of(2) { Shape::Tree } else { Shape::Graph };
         let seed = options.seed.wrapping_mul(1_000_003).wrapping_add(u64::try_from(number)?);
         let ruleset = generate(seed, Family::ALL[which], shape, &parts[which]);
         Ok(Case { seed, shape, ruleset, shots: planner.shots(Family::ALL[which], shots_each) })
@@ -160,7 +160,7 @@ fn generated(options: &Options) -> Result<Outcome> {
     for first in (0..options.rulesets).step_by(RULESETS_AT_ONCE) {
         let end = options.rulesets.min(first + RULESETS_AT_ONCE);
         let cases = (first..end).map(&mut made).collect::<Result<Vec<_>>>()?;
-        if first % RULESETS_PER_RUN == 0 {
+        if first.is_multiple_of(RULESETS_PER_RUN) {
             session.load(Place::R, cases[0].ruleset.family, &cases[0].ruleset.text())?;
             session.trace()?;
         }
@@ -180,7 +180,7 @@ fn generated(options: &Options) -> Result<Outcome> {
             trees += verdict.figures.packets;
         }
         run.add(verdict);
-        if end % RULESETS_PER_RUN == 0 || end == options.rulesets {
+        if end.is_multiple_of(RULESETS_PER_RUN) || end == options.rulesets {
             let totals = session.end(&mut run)?;
             check_missed(&run.figures, &totals)?;
             examine(&run, "the end of a run", "")?;
