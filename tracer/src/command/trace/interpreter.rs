@@ -58,6 +58,8 @@ pub struct Interpreter {
     names: Vec<Rc<str>>,
     /// What to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
     epoch_ns: u64,
+    /// The time (CLOCK_MONOTONIC) of the latest traversal.
+    seen_ns: u64,
     /// When tables that changed were last read again.
     last_read: HashMap<(u32, Family, String), Instant>,
 }
@@ -73,6 +75,7 @@ impl Interpreter {
             walker: Walker::default(),
             names: Vec::new(),
             epoch_ns,
+            seen_ns: 0,
             last_read: HashMap::new(),
         }
     }
@@ -109,6 +112,7 @@ impl Interpreter {
 
     fn traversal(&mut self, seen: Seen<'_>) {
         let traversal = seen.traversal;
+        self.seen_ns = self.seen_ns.max(traversal.entry_ns);
         let (Some(family), Some(hook)) =
             (Family::from_nfproto(traversal.family), Hook::from_number(traversal.hook))
         else {
@@ -236,6 +240,11 @@ impl Interpreter {
             outcome,
             verdict: verdict_of(traversal),
         }
+    }
+
+    /// The time (CLOCK_MONOTONIC) of the latest traversal.
+    pub(super) fn seen_ns(&self) -> u64 {
+        self.seen_ns
     }
 
     /// Gives out packets that have been silent for long.

@@ -164,8 +164,9 @@ impl Live {
     /// Takes waiting records. Says what is to be done next.
     pub(super) fn look(&mut self) -> Result<Next, Failure> {
         let interpreter = &mut self.interpreter;
-        let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
+        // Of what happened until now, everything is in the ring.
         let now_ns = clock::monotonic_ns();
+        let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
         self.idle_looks = if records == 0 { self.idle_looks + 1 } else { LOOKS_PER_COUNT };
         if self.idle_looks >= LOOKS_PER_COUNT {
             let lost = self.ebpf.get_ref().counter(Counter::Lost).map_err(Failure::running)?;
@@ -174,7 +175,8 @@ impl Live {
             }
             (self.lost, self.looked_ns, self.idle_looks) = (lost, now_ns, 0);
         }
-        interpreter.expire(now_ns);
+        // While records wait, what a packet met next may be among them: it is as late as the last one taken.
+        interpreter.expire(if records < BATCH { now_ns } else { interpreter.seen_ns() });
         interpreter.flush().context("cannot write")?;
         Ok(match records {
             _ if self.interpreter.enough() => Next::End,
