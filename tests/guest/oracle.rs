@@ -34,6 +34,9 @@ const RULESETS_AT_ONCE: usize = 5;
 /// Generated rulesets that one run of the tracer sees; then it starts anew.
 const RULESETS_PER_RUN: usize = 100;
 
+/// A slow machine takes minutes for this many; then it gives a sign of life.
+const RULESETS_PER_SIGN: usize = 50;
+
 /// How many packets may be in doubt for 10 000 traversals, apart from those that lack one that the probes missed.
 #[derive(Clone, Copy)]
 struct Limit {
@@ -172,6 +175,9 @@ fn generated(options: &Options) -> Result<Outcome> {
                 "  seeds from {}, {sizes:?} rules: {} {:?}",
                 cases[0].seed, verdict.figures, verdict.reasons
             );
+        }
+        if end.is_multiple_of(RULESETS_PER_SIGN) {
+            println!("  {end} of {} rulesets", options.rulesets);
         }
         if cases[0].is_faulty(&verdict) {
             return explain(&mut session, &cases, &verdict, options);
