@@ -215,7 +215,9 @@ fn explain(session: &mut Session, cases: &[Case], verdict: &Verdict, options: &O
             bail!("{place}: {}, though no chain can be entered twice\n{}", fault.figures, smaller.text());
         }
     }
-    examine(verdict, &format!("{seeds}, together but not alone"), "")?;
+    let texts: String =
+        cases.iter().map(|case| format!("# seed {}\n{}", case.seed, case.ruleset.text())).collect();
+    examine(verdict, &format!("{seeds}, together but not alone"), &texts)?;
     bail!("{seeds}, together but not alone: {}, though no chain can be entered twice", verdict.figures)
 }
 
