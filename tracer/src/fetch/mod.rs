@@ -2,15 +2,14 @@
 //!
 //! Reading changes nothing: a table that does not exist is not asked for, because the kernel would create it.
 
-mod save;
 #[cfg(test)]
 mod tests;
 
 use crate::netfilter::Family;
 use crate::ruleset::{Table, text};
-use crate::sys::{netns, sockopt};
+use crate::sys::iptables::{Program, Tool};
+use crate::sys::{netns, program, sockopt};
 use crate::xtables::{self, RawTable, TargetNames};
-use save::Program;
 use std::fs::{self, File};
 use std::io;
 
@@ -68,7 +67,7 @@ pub fn fetch_tables(namespace: &File) -> Result<Vec<Fetched>, Error> {
             if names.is_empty() {
                 continue;
             }
-            let program = Program::find(family);
+            let program = saver(family);
             for name in names {
                 fetched.extend(fetch_here(family, &name, &program)?);
             }
@@ -96,8 +95,13 @@ pub fn fetch_table(namespace: &File, family: Family, name: &str) -> Result<Optio
         if !table_names(family)?.iter().any(|existing| existing == name) {
             return Ok(None);
         }
-        fetch_here(family, name, &Program::find(family))
+        fetch_here(family, name, &saver(family))
     })?
+}
+
+/// The program that prints the text of rules; or why there is none, and what to do.
+fn saver(family: Family) -> Result<Program, String> {
+    Program::find(family, Tool::Save).map_err(|missing| format!("{missing} to see the text of rules"))
 }
 
 /// The legacy tables that exist in the calling thread's namespace.
@@ -134,7 +138,7 @@ fn fetch_here(
         }
     };
     for _ in 0..ATTEMPTS {
-        let saved = program.save(name);
+        let saved = program::run(program.path(), &["-t", name]);
         let Some(after) = read(family, name)? else { return Ok(None) };
         if saved.is_ok() && !after.same_rules(&raw) {
             raw = after;
