@@ -34,6 +34,7 @@ mod hash;
 // The shell: the kernel, files, people.
 pub mod backend;
 pub mod fetch;
+pub mod footprint;
 pub mod sink;
 pub mod recording;
 pub mod doctor;

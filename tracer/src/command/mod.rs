@@ -3,6 +3,7 @@
 
 pub mod diff;
 pub mod doctor;
+pub mod guard;
 mod outlet;
 pub mod read;
 pub mod rules;
@@ -15,7 +16,7 @@ use crate::doctor::diagnose;
 use crate::error::Failure;
 use crate::recording::{Pcapng, Recorder};
 use crate::sink::{self, Output, Sink};
-use crate::sys::{guard, netns};
+use crate::sys::netns;
 use anyhow::Context as _;
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
@@ -29,7 +30,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Request::Rules(config) => rules::run(config),
         Request::Doctor(config) => doctor::run(config),
         Request::Diff(config) => diff::run(&config),
-        Request::Guard { pid } => guard::stand(pid).map_err(Failure::running),
+        Request::Guard { process, namespaces } => guard::run(process, &namespaces),
     }
 }
 

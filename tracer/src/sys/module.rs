@@ -2,16 +2,22 @@
 
 use super::program;
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::path::Path;
 
-/// Whether a module is loaded, or built in and known by name.
-pub fn is_loaded(name: &str) -> bool {
-    Path::new("/sys/module").join(name).exists()
+/// Whether what a module brings is there: it is loaded, or built in. A kernel that can load none has it or lacks it for
+/// good.
+pub fn is_there(name: &str) -> bool {
+    let built_in = || {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let list = fs::read_to_string(Path::new("/lib/modules").join(release).join("modules.builtin"));
+        list.is_ok_and(|list| list.lines().any(|line| line.ends_with(&format!("/{name}.ko"))))
+    };
+    Path::new("/sys/module").join(name).exists() || !Path::new("/proc/modules").exists() || built_in()
 }
 
-/// Asks `modprobe` for a module; why it did not come. The module is not loaded by this process but by the kernel on
-/// behalf of `modprobe`, which has ended when this returns.
+/// Asks `modprobe` for a module; why it did not come.
 pub fn load(name: &str) -> Result<(), String> {
     let modprobe = program::find("modprobe").ok_or("there is no modprobe on this host")?;
     program::run(&modprobe, &["-q", name]).map(drop)

@@ -3,7 +3,7 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::OsStr;
 use std::io::{self, Read, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -33,11 +33,16 @@ pub fn run(program: &Path, arguments: &[&str]) -> Result<Vec<u8>, String> {
     finish(program, arguments, command, "")
 }
 
-/// Has a program read `input`; why it could not. Whoever reads the other end of `witness` knows when it has ended,
-/// even when this process is killed meanwhile.
-pub fn feed(program: &Path, arguments: &[&str], input: &str, witness: OwnedFd) -> Result<(), String> {
+/// The writing end of a pipe: whoever reads the other end knows when all programs that were given it have ended, even
+/// when this process is killed meanwhile.
+pub type Witness<'a> = Option<BorrowedFd<'a>>;
+
+/// Has a program read `input`; why it could not.
+pub fn feed(program: &Path, arguments: &[&str], input: &str, witness: Witness<'_>) -> Result<(), String> {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(witness);
+    let witness = witness.map(|end| end.try_clone_to_owned()).transpose();
+    let witness = witness.map_err(|error| format!("cannot duplicate a descriptor: {error}"))?;
+    command.args(arguments).stdin(Stdio::piped()).stdout(witness.map_or_else(Stdio::null, Stdio::from));
     finish(program, arguments, command, input).map(drop)
 }
 
@@ -162,7 +167,9 @@ mod tests {
     #[test]
     fn the_witness_sees_the_end() {
         let (mut reader, writer) = io::pipe().unwrap();
-        feed(Path::new("/bin/sh"), &["-c", "read line; test $line = yes"], "yes\n", writer.into()).unwrap();
+        let script = ["-c", "read line; test $line = yes"];
+        feed(Path::new("/bin/sh"), &script, "yes\n", Some(writer.as_fd())).unwrap();
+        drop(writer);
         let mut seen = Vec::new();
         reader.read_to_end(&mut seen).unwrap();
         assert!(seen.is_empty());
