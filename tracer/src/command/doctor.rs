@@ -6,8 +6,10 @@ use crate::backend::ebpf::offsets::{Reason, Unresolved};
 use crate::cli::doctor::DoctorConfig;
 use crate::doctor::{Diagnosis, diagnose};
 use crate::error::Failure;
+use crate::footprint;
 use crate::sys::kernel::Host;
 use crate::sys::tracefs::Tracefs;
+use crate::text;
 use anyhow::{Context as _, anyhow};
 use std::io::{self, Write as _};
 
@@ -30,7 +32,10 @@ pub fn run(config: DoctorConfig) -> Result<(), Failure> {
 
 /// The facts, with those that only this program can know about itself.
 pub(super) fn host() -> Host {
-    Host { programs: ebpf::object_embedded(), layout: layout(), ..Host::gather() }
+    let mut host = Host { programs: ebpf::object_embedded(), layout: layout(), ..Host::gather() };
+    // Who may not look has left nothing.
+    host.leftovers.extend(footprint::leftovers().unwrap_or_default());
+    host
 }
 
 /// Why this kernel's structures are not known, without what other checks say.
@@ -49,14 +54,15 @@ fn layout() -> Vec<String> {
 
 /// Removes what killed runs left, and says what that was.
 fn clean() -> anyhow::Result<String> {
-    let Some(tracefs) = Tracefs::find() else { return Ok(NOTHING.to_owned()) };
-    let leftovers = tracefs.leftovers().context("cannot look for leftovers in tracefs")?;
-    let mut said = String::new();
-    for event in &leftovers {
-        tracefs.remove(event).with_context(|| format!("cannot remove {event} from tracefs"))?;
-        said += &format!("removed the probe event {event} from tracefs\n");
+    let mut said = footprint::clean().context("cannot remove all that killed runs left")?;
+    if let Some(tracefs) = Tracefs::find() {
+        for event in tracefs.leftovers().context("cannot look for leftovers in tracefs")? {
+            tracefs.remove(&event).with_context(|| format!("cannot remove {event} from tracefs"))?;
+            said.push(format!("removed the probe event {event} from tracefs"));
+        }
     }
-    Ok(if said.is_empty() { NOTHING.to_owned() } else { said })
+    let lines = said.iter().map(|line| format!("{}\n", text::escape(line)));
+    Ok(if said.is_empty() { NOTHING.to_owned() } else { lines.collect() })
 }
 
 const NOTHING: &str = "nothing to clean\n";

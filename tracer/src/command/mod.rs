@@ -10,7 +10,6 @@ pub mod rules;
 pub mod trace;
 
 use crate::cli::netns::Netns;
-use crate::cli::trace::Backend;
 use crate::cli::{Cli, Request};
 use crate::doctor::diagnose;
 use crate::error::Failure;
@@ -63,16 +62,10 @@ fn open_namespace(namespace: &Netns) -> Result<File, Failure> {
     opened.map_err(Failure::running)
 }
 
-/// The backend that was asked for, or the best one; an error when it does not work here.
-pub fn choose_backend(choice: Backend) -> Result<&'static str, Failure> {
+/// Why the eBPF backend does not work here, as `doctor` says it; `None` when doctor knows of nothing.
+fn ebpf_obstacle() -> Option<Failure> {
     let diagnosis = diagnose(&doctor::host());
-    let (wanted, chosen) = match choice {
-        Backend::Auto => ("ebpf", diagnosis.best()),
-        Backend::Ebpf => ("ebpf", diagnosis.obstacle("ebpf").is_none().then_some("ebpf")),
-    };
-    chosen.ok_or_else(|| {
-        let reason = diagnosis.obstacle(wanted).map(|obstacle| obstacle.reason.as_str()).unwrap_or_default();
-        let failure = Failure::unusable(anyhow::anyhow!("cannot trace with {wanted}: {reason}"));
-        doctor::with_remedy(failure, &diagnosis, wanted)
-    })
+    let reason = &diagnosis.obstacle("ebpf")?.reason;
+    let failure = Failure::unusable(anyhow::anyhow!("cannot trace with ebpf: {reason}"));
+    Some(doctor::with_remedy(failure, &diagnosis, "ebpf"))
 }

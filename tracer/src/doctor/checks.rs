@@ -256,6 +256,6 @@ fn leftovers(host: &Host) -> Outcome {
         return ok("none");
     }
     warn(host.leftovers.join(", "))
-        .because("a run that was killed left probe events in tracefs")
+        .because("a run that was killed, and its guard, left this")
         .remedy("`nftracer doctor --clean`")
 }

@@ -213,7 +213,7 @@ fn after_a_killed_run() {
         },
         expect![[r#"
             warn: leftovers: nftracer_7/leave_ipt_do_table, nftracer_7/leave_ip6t_do_table
-              a run that was killed left probe events in tracefs
+              a run that was killed, and its guard, left this
               remedy: `nftracer doctor --clean`
             backend ebpf: usable"#]],
     );

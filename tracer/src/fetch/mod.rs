@@ -12,9 +12,12 @@ use crate::sys::{netns, program, sockopt};
 use crate::xtables::{self, RawTable, TargetNames};
 use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 
 /// The order in which tables meet at a hook.
 const ORDER: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
+/// The lists of tables, IPv4 and IPv6.
+const NAMES: [&str; 2] = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
 /// A table that changes while `iptables-save` runs is read this often before its text is given up.
 const ATTEMPTS: u32 = 3;
 
@@ -58,6 +61,11 @@ pub enum Error {
     },
 }
 
+/// Whether a namespace can have legacy tables: the kernel has their code.
+pub fn has_legacy(namespace: &File) -> Result<bool, Error> {
+    Ok(netns::inside(namespace, || NAMES.iter().any(|path| Path::new(path).exists()))?)
+}
+
 /// All legacy tables of a namespace, IPv4 first, in the order in which they meet at a hook.
 pub fn fetch_tables(namespace: &File) -> Result<Vec<Fetched>, Error> {
     netns::inside(namespace, || {
@@ -89,6 +97,23 @@ pub fn largest_table(namespace: &File) -> Result<u32, Error> {
     })?
 }
 
+/// Whether the legacy tables of a namespace still have the rules that they had when they were read, and no table has
+/// come.
+pub fn are_same(namespace: &File, fetched: &[Fetched]) -> Result<bool, Error> {
+    netns::inside(namespace, || {
+        let mut known = fetched.iter();
+        for family in [Family::Ipv4, Family::Ipv6] {
+            for name in table_names(family)? {
+                let Some(now) = read(family, &name)? else { return Ok(false) };
+                if !known.next().is_some_and(|then| then.raw.same_rules(&now)) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(known.next().is_none())
+    })?
+}
+
 /// One legacy table of a namespace; `None` when it does not exist there.
 pub fn fetch_table(namespace: &File, family: Family, name: &str) -> Result<Option<Fetched>, Error> {
     netns::inside(namespace, || {
@@ -107,8 +132,8 @@ fn saver(family: Family) -> Result<Program, String> {
 /// The legacy tables that exist in the calling thread's namespace.
 fn table_names(family: Family) -> Result<Vec<String>, Error> {
     let path = match family {
-        Family::Ipv4 => "/proc/thread-self/net/ip_tables_names",
-        Family::Ipv6 => "/proc/thread-self/net/ip6_tables_names",
+        Family::Ipv4 => NAMES[0],
+        Family::Ipv6 => NAMES[1],
     };
     let names = match fs::read_to_string(path) {
         // The kernel has no legacy tables, or has not loaded them.

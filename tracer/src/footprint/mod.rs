@@ -85,6 +85,34 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// What can be done about it.
+    pub fn remedy(&self) -> Option<String> {
+        let denied = |source: &io::Error| source.kind() == io::ErrorKind::PermissionDenied;
+        Some(match self {
+            Self::Record(source) if denied(source) => "run it as root".to_owned(),
+            Self::Sysctl { source, .. } if denied(source) => {
+                "run it as root, or with CAP_NET_ADMIN in the namespace".to_owned()
+            }
+            Self::Sysctl { name, source } if source.kind() == io::ErrorKind::NotFound => {
+                format!(
+                    "use a kernel that has it; `cat /proc/net/nf_log` shows what can be written to {name}"
+                )
+            }
+            Self::Taken { owner, .. } => {
+                format!("end it, or trace with the same backend; `kill {}`", owner.pid)
+            }
+            Self::Module { name, .. } => format!("`modprobe {name}` as root, or a kernel that has it"),
+            Self::Table(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                "run it as root, or with CAP_NET_ADMIN in the namespace".to_owned()
+            }
+            Self::Table(_) => "trace with --mark rule".to_owned(),
+            Self::Rules { .. } => "trace with --mark nft".to_owned(),
+            _ => return None,
+        })
+    }
+}
+
 /// What this run has changed. Dropping it undoes all of it.
 #[derive(Debug)]
 pub struct Footprint {
@@ -114,7 +142,7 @@ impl Footprint {
 
     /// Loads the first of these modules that there is, unless one is there already.
     pub fn module(&mut self, names: &[&'static str]) -> Result<(), Error> {
-        if names.iter().any(|name| module::is_there(name)) {
+        if names.is_empty() || names.iter().any(|name| module::is_there(name)) {
             return Ok(());
         }
         let mut failed = None;
@@ -131,14 +159,22 @@ impl Footprint {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Gives a setting of a namespace a value, such as `net/netfilter/nf_log/2`.
-    pub fn set(&mut self, namespace: &File, name: &str, value: &str) -> Result<(), Error> {
+    /// Gives a setting of a namespace a value, such as `net/netfilter/nf_log/2`; it needs one of these modules. Loading
+    /// a logger's module may bind it at once, where nothing was bound.
+    pub fn set(
+        &mut self,
+        namespace: &File,
+        name: &str,
+        value: &str,
+        modules: &[&'static str],
+    ) -> Result<(), Error> {
         let failed = |source| Error::Sysctl { name: name.to_owned(), source };
         let netns = netns::inode(namespace)?;
+        let now = sysctl::read(namespace, name).map_err(failed)?;
+        self.module(modules)?;
         let locked = self.folder.lock().map_err(Error::Record)?;
         let mut others = locked.records().map_err(Error::Record)?;
         others.retain(|record| record.owner != self.owner);
-        let now = sysctl::read(namespace, name).map_err(failed)?;
         let before = match Setting::decide((netns, name), (&now, value), &others, Process::is_alive) {
             Setting::IsSo => return Ok(()),
             Setting::TakenBy(owner) => return Err(Error::Taken { name: name.to_owned(), owner }),
@@ -216,6 +252,11 @@ impl Drop for Footprint {
         // What stays is the guard's: it ends after this.
         let _ = self.undo();
     }
+}
+
+/// Whether a rule, as `iptables-save` prints it, is one that marks packets for a run.
+pub fn is_rule_of_ours(text: &str) -> bool {
+    rule::owner(text).is_some()
 }
 
 /// Undoes what a run changed that has just ended: the guard's work.
