@@ -2,6 +2,8 @@
 //! that need no probes.
 
 mod crash;
+mod doctor;
+mod flood;
 mod paths;
 mod refused;
 mod several;
@@ -26,7 +28,8 @@ struct Test {
     run: fn() -> Result<String>,
 }
 
-const TESTS: &[&[Test]] = &[refused::TESTS, paths::TESTS, several::TESTS, crash::TESTS];
+const TESTS: &[&[Test]] =
+    &[refused::TESTS, paths::TESTS, several::TESTS, doctor::TESTS, flood::TESTS, crash::TESTS];
 
 fn main() -> ExitCode {
     let options = Options::parse();

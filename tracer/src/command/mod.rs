@@ -64,7 +64,7 @@ fn open_namespace(namespace: &Netns) -> Result<File, Failure> {
 
 /// Why the eBPF backend does not work here, as `doctor` says it; `None` when doctor knows of nothing.
 fn ebpf_obstacle() -> Option<Failure> {
-    let diagnosis = diagnose(&doctor::host());
+    let diagnosis = diagnose(&doctor::host(), Vec::new());
     let reason = &diagnosis.obstacle("ebpf")?.reason;
     let failure = Failure::unusable(anyhow::anyhow!("cannot trace with ebpf: {reason}"));
     Some(doctor::with_remedy(failure, &diagnosis, "ebpf"))

@@ -84,6 +84,14 @@ pub fn fetch_tables(namespace: &File) -> Result<Vec<Fetched>, Error> {
     })?
 }
 
+/// Legacy tables of a namespace with at least one rule that somebody wrote, such as `ip filter`.
+pub fn tables_with_rules(namespace: &File) -> Result<Vec<String>, Error> {
+    let fetched = fetch_tables(namespace)?;
+    let written = |table: &Table| table.entries.iter().any(|entry| entry.chain.is_some() && !entry.tail);
+    let tables = fetched.iter().map(|found| &found.table).filter(|table| written(table));
+    Ok(tables.map(|table| format!("{} {}", table.family, table.name)).collect())
+}
+
 /// Entries in the largest legacy table of a namespace, hidden ones included; 0 when it has none.
 pub fn largest_table(namespace: &File) -> Result<u32, Error> {
     netns::inside(namespace, || {

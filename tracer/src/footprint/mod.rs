@@ -27,11 +27,21 @@ use record::{Folder, Setting};
 use select::{Selection, selections};
 use std::fs::File;
 use std::io;
+use std::time::Instant;
 use table::Table;
 use undo::Namespaces;
 
-/// How long TRACE rules have an effect when nobody removes them, not even the guard.
-const RULES_HOURS: i64 = 24;
+/// How long TRACE rules have an effect when nobody removes or renews them.
+const RULES_SECONDS: i64 = 24 * 3600;
+
+/// What is said of a raw table that did not exist.
+const MADE: &str = " (there was none before; stays)";
+
+/// How long TRACE rules last; the environment variable is for tests of what happens then.
+fn rules_seconds() -> i64 {
+    let wanted = std::env::var("NFTRACER_RULES_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    wanted.map_or(RULES_SECONDS, |seconds: i64| seconds.clamp(1, RULES_SECONDS))
+}
 
 /// Why the host was not changed, or not changed back.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +130,9 @@ pub struct Footprint {
     folder: Folder,
     namespaces: Vec<File>,
     tables: Vec<Table>,
+    /// The raw tables that TRACE rules are in, and when these were made or renewed.
+    rules: Vec<(u32, Family)>,
+    renewed: Instant,
     /// In words, for the line that says that tracing has begun.
     said: Vec<String>,
     guard: Guard,
@@ -135,6 +148,8 @@ impl Footprint {
             folder: Folder::of_host(),
             namespaces: kept.map_err(Error::Record)?,
             tables: Vec::new(),
+            rules: Vec::new(),
+            renewed: Instant::now(),
             said: Vec::new(),
             guard: Guard::start(owner, namespaces).map_err(Error::Guard)?,
         })
@@ -183,9 +198,15 @@ impl Footprint {
         let sysctl = Sysctl { netns, name: name.to_owned(), before, ours: value.to_owned() };
         locked.add(self.owner, &Change::Sysctl(sysctl)).map_err(Error::Record)?;
         sysctl::write(namespace, name, value).map_err(failed)?;
+        drop(locked);
+        self.would_set(name, value);
+        Ok(())
+    }
+
+    /// Says that a setting gets a value, without doing it.
+    pub fn would_set(&mut self, name: &str, value: &str) {
         let short = name.rsplit_once("net/netfilter/").map_or(name, |(_, short)| short);
         self.said.push(format!("{} set to {value}", short.replace('/', ".")));
-        Ok(())
     }
 
     /// Has packets marked by a table of nftables: all that the filter matches, and maybe more.
@@ -202,8 +223,7 @@ impl Footprint {
     /// Has packets marked by TRACE rules in the raw tables: all that the filter matches, and maybe more.
     pub fn mark_by_rules(&mut self, namespace: &File, filter: &Filter) -> Result<(), Error> {
         let netns = netns::inode(namespace)?;
-        let until = Timestamp::now().checked_add(RULES_HOURS.hours()).unwrap_or(Timestamp::MAX);
-        let until = until.strftime("%Y-%m-%dT%H:%M:%S").to_string();
+        let until = self.rules_end();
         let all = selections(filter);
         for family in [Family::Ipv4, Family::Ipv6] {
             let ours: Vec<&Selection> = all.iter().filter(|selection| selection.family == family).collect();
@@ -218,15 +238,43 @@ impl Footprint {
             };
             let inserted = netns::inside(namespace, insert)?;
             let (count, made) = inserted.map_err(|reason| Error::Rules { family, reason })?;
-            let made = if made { ", which was not there before and stays" } else { "" };
+            let made = if made { MADE } else { "" };
             self.said.push(format!("{count} TRACE rules first in the {family} table raw{made}"));
+            self.rules.push((netns, family));
         }
         Ok(())
+    }
+
+    /// Gives TRACE rules another end when half of their time is over.
+    pub fn renew(&mut self) -> Result<(), Error> {
+        if self.rules.is_empty() || self.renewed.elapsed().as_secs() < rules_seconds().unsigned_abs() / 2 {
+            return Ok(());
+        }
+        self.renewed = Instant::now();
+        let until = self.rules_end();
+        for (netns, family) in &self.rules {
+            let namespace = self.namespaces.iter().find(|file| netns::inode(file).ok() == Some(*netns));
+            let Some(namespace) = namespace else { continue };
+            let renew = || rule::renew(self.owner, *family, &until, self.guard.witness());
+            netns::inside(namespace, renew)?.map_err(|reason| Error::Rules { family: *family, reason })?;
+        }
+        Ok(())
+    }
+
+    fn rules_end(&self) -> String {
+        let end = Timestamp::now().checked_add(rules_seconds().seconds()).unwrap_or(Timestamp::MAX);
+        end.strftime("%Y-%m-%dT%H:%M:%S").to_string()
     }
 
     /// What has been changed so far, in words; `none`.
     pub fn describe(&self) -> String {
         if self.said.is_empty() { "none".to_owned() } else { self.said.join(", ") }
+    }
+
+    /// The same for another run, whose names are not known.
+    pub fn preview(&self) -> String {
+        let described = self.describe().replace(&table::name(self.owner), "nftracer_PID_START");
+        described.replace(MADE, " (made where there is none; stays)")
     }
 
     /// Undoes all.

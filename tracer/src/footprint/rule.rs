@@ -71,6 +71,23 @@ fn all_matches(selections: &[&Selection]) -> Vec<String> {
     all
 }
 
+/// Gives the rules of a run in the calling thread's namespace another end, all at once.
+pub(super) fn renew(owner: Process, family: Family, until: &str, witness: Witness<'_>) -> Result<(), String> {
+    let ours = |line: &&String| self::owner(line) == Some(owner);
+    let lines: String = rules(family)?.iter().filter(ours).filter_map(|line| renewed(line, until)).collect();
+    if lines.is_empty() { Ok(()) } else { feed(&find(family, Tool::Restore)?, &lines, witness) }
+}
+
+/// A rule once more with another end, and the old one away. `None` for one that has no end.
+fn renewed(line: &str, until: &str) -> Option<String> {
+    const OPTION: &str = " --datestop ";
+    let rule = line.strip_prefix("-A ")?;
+    let (chain, matches) = rule.split_once(' ')?;
+    let (before, after) = matches.split_once(OPTION)?;
+    let (_, after) = after.split_once(' ')?;
+    Some(format!("-I {chain} 1 {before}{OPTION}{until} {after}\n-D {rule}\n"))
+}
+
 /// Removes the rules of a run from the calling thread's namespace. Says how many there were.
 pub(super) fn remove(owner: Process, family: Family, witness: Witness<'_>) -> Result<usize, String> {
     for _ in 0..ATTEMPTS {
@@ -268,6 +285,14 @@ mod tests {
             ip6:
         "#]],
         );
+    }
+
+    #[test]
+    fn another_end() {
+        let line = "-A OUTPUT -p 6 -m comment --comment \"nftracer:7:8\" -m time --datestop 2030-01-01T00:00:00 -j TRACE";
+        let renewed = |line: &str| renewed(line, "2031-02-03T04:05:06");
+        expect![[""]].assert_eq(&renewed(line).unwrap());
+        assert_eq!(renewed("-A OUTPUT -j TRACE"), None);
     }
 
     #[test]

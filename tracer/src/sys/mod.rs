@@ -7,6 +7,7 @@ pub mod kernel;
 pub mod module;
 pub mod netlink;
 pub mod netns;
+pub mod nftables;
 pub mod perf;
 pub mod privilege;
 pub mod process;

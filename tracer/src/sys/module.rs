@@ -23,6 +23,11 @@ pub fn load(name: &str) -> Result<(), String> {
     program::run(&modprobe, &["-q", name]).map(drop)
 }
 
+/// Whether `modprobe` would find a module; nothing is loaded.
+pub fn can_be_loaded(name: &str) -> bool {
+    program::find("modprobe").is_some_and(|modprobe| program::run(&modprobe, &["-n", "-q", name]).is_ok())
+}
+
 /// Unloads a module, unless something uses it.
 pub fn unload(name: &str) -> io::Result<()> {
     Ok(rustix::system::delete_module(&CString::new(name)?, libc::O_NONBLOCK)?)

@@ -29,8 +29,6 @@ const COPY_BYTES: u32 = 256;
 const MESSAGE_BYTES: u32 = 768;
 const ARPHRD_SIT: u16 = 776;
 const ETH_HLEN: usize = 14;
-/// Room for messages that wait. Where only root may have so much, less is taken.
-const BUFFER_BYTES: usize = 64 << 20;
 
 /// Why nothing can be received.
 #[derive(Debug, thiserror::Error)]
@@ -100,11 +98,17 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Takes the group in a namespace. Nothing comes until TRACE is sent there.
-    pub fn open(namespace: &File) -> Result<Self, Error> {
+    /// Whether the group can be had in a namespace, as far as that can be seen.
+    pub fn check(namespace: &File) -> Result<(), Error> {
+        Holder::of(namespace, GROUP).map_or(Ok(()), |holder| Err(Error::Busy(holder)))
+    }
+
+    /// Takes the group in a namespace, with room for so many bytes of messages that wait; less where only root may have
+    /// so much. Nothing comes until TRACE is sent there.
+    pub fn open(namespace: &File, buffer_bytes: usize) -> Result<Self, Error> {
         let mut socket = Socket::open(Some(namespace), NETFILTER).map_err(Error::Bind)?;
         // Best effort: a small buffer loses more, and says so.
-        let _ = socket.set_receive_buffer(BUFFER_BYTES);
+        let _ = socket.set_receive_buffer(buffer_bytes);
         let sequence = socket.next_sequence();
         let ask = |request: crate::netlink::Builder| {
             socket.request(request.as_bytes(), &[sequence], |_| ()).map(drop)

@@ -3,7 +3,7 @@
 use super::known::Known;
 use super::plan::{Marking, Plan};
 use super::rows::Rows;
-use super::{Next, Session, Wish, say};
+use super::{Next, Session, Wish, buffer_bytes, say};
 use crate::backend::ebpf;
 use crate::backend::log::{self, Log};
 use crate::backend::netlink::{self, Netlink};
@@ -11,20 +11,25 @@ use crate::cli::netns::Netns;
 use crate::command;
 use crate::error::Failure;
 use crate::fetch;
+use crate::filter::{self, Filter};
 use crate::footprint::{self, Footprint};
 use crate::netfilter::Family;
 use crate::sink::{Output, Start};
 use crate::sys::kernel::LOAD_TABLES;
-use crate::sys::{clock, netns, ready, sysctl};
+use crate::sys::{clock, module, netns, ready, sysctl};
 use crate::trace_line::LogStyle;
 use anyhow::{Context as _, anyhow};
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Rows taken before signals and time are looked at again.
 const BATCH: usize = 4096;
+
+/// Room for rows that wait to be taken.
+const BUFFER_BYTES: u32 = 64 << 20;
 
 enum Source {
     Netlink(Netlink),
@@ -49,22 +54,23 @@ impl Listening {
         }
         let namespace = command::open_namespace(&wish.config.netns)?;
         let netns = netns::inode(&namespace).map_err(Failure::running)?;
-        if !fetch::has_legacy(&namespace).map_err(Failure::running)? {
-            let failure = Failure::unusable(anyhow!(
-                "cannot trace with {}: the kernel has no legacy tables yet",
-                plan.backend()
-            ));
-            return Err(failure.with_remedy(LOAD_TABLES));
-        }
+        check_namespace(&namespace, plan)?;
         let sink = wish.sink()?;
         let initial = initial_namespace(&namespace, plan)?;
         let namespaces: Vec<&File> = std::iter::once(&namespace).chain(&initial).collect();
         let mut footprint = Footprint::new(&namespaces).map_err(|error| refused(plan, error))?;
         let (source, backend) = match plan {
-            Plan::Log(_) => (log_source(wish, &namespace, initial.as_ref(), &mut footprint, plan)?, "log"),
+            Plan::Log(_) => (
+                {
+                    let file = wish.config.log_file.as_deref();
+                    log_source(file, &namespace, initial.as_ref(), &mut footprint, plan)?
+                },
+                "log",
+            ),
             _ => (netlink_source(&namespace, &mut footprint, plan)?, "netlink"),
         };
-        mark(&mut footprint, &namespace, plan.marking(), wish).map_err(|error| unmarked(plan, error))?;
+        mark(&mut footprint, &namespace, plan.marking(), wish.filter)
+            .map_err(|error| unmarked(plan, error))?;
         let known_netns = source.namespace(&namespace, initial.is_none()).then_some(netns);
         let style = log_style(wish.config.output);
         let start = wish.start(backend, footprint.describe(), style);
@@ -77,6 +83,75 @@ impl Listening {
         let rows = Rows::new((sink, wish.config.output), wish.config.count, wish.filter, known, known_netns);
         Ok((Self { footprint: Some(footprint), source, waiter, rows }, start))
     }
+}
+
+/// Tries a way of tracing in a namespace that is thrown away, without loading a module. Says what it would change.
+pub(in crate::command) fn attempt(plan: Plan) -> Result<String, Failure> {
+    let here = netns::current().map_err(Failure::running)?;
+    check_namespace(&here, plan)?;
+    let absent = absent_modules(plan)?;
+    if !absent.is_empty() {
+        return Ok(absent.iter().map(|name| format!("module {name} loaded")).collect::<Vec<_>>().join(", "));
+    }
+    let scratch = netns::scratch().map_err(|error| {
+        let context = format!("cannot trace with {}", plan.backend());
+        Failure::unusable(anyhow::Error::from(error).context(context)).with_remedy("run it as root")
+    })?;
+    let everything = filter::compile("").map_err(Failure::running)?;
+    let mut footprint = Footprint::new(&[&scratch]).map_err(|error| refused(plan, error))?;
+    let _source = match plan {
+        Plan::Log(_) => {
+            let outside = initial_namespace(&here, plan)?;
+            let source = log_source(None, &scratch, None, &mut footprint, plan)?;
+            outside.iter().for_each(|_| footprint.would_set(log::ALL_NETNS, "1"));
+            source
+        }
+        _ => netlink_source(&scratch, &mut footprint, plan)?,
+    };
+    mark(&mut footprint, &scratch, plan.marking(), &everything).map_err(|error| unmarked(plan, error))?;
+    Ok(footprint.preview())
+}
+
+/// What keeps a namespace from being traced, whatever marks its packets.
+fn check_namespace(namespace: &File, plan: Plan) -> Result<(), Failure> {
+    if !fetch::has_legacy(namespace).map_err(Failure::running)? {
+        let reason = format!("cannot trace with {}: the kernel has no legacy tables yet", plan.backend());
+        return Err(Failure::unusable(anyhow!(reason)).with_remedy(LOAD_TABLES));
+    }
+    match plan {
+        Plan::Netlink(_) => Netlink::check(namespace).map_err(|error| taken(plan, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Modules that this way of tracing would load. Those of which there is nothing to load make it unusable.
+fn absent_modules(plan: Plan) -> Result<Vec<&'static str>, Failure> {
+    let of_source: &[&[&'static str]] = match plan {
+        Plan::Log(_) => &[&log::modules(Family::Ipv4), &log::modules(Family::Ipv6)],
+        _ => &[&netlink::MODULES],
+    };
+    let of_marking: &[&[&'static str]] = match plan.marking() {
+        Marking::None => &[],
+        Marking::Nft => &[&["nf_tables"]],
+        Marking::Rule => &[&["iptable_raw"], &["ip6table_raw"], &["xt_TRACE"]],
+    };
+    let mut absent = Vec::new();
+    for alternatives in of_source.iter().chain(of_marking) {
+        if alternatives.iter().any(|name| module::is_there(name)) {
+            continue;
+        }
+        match alternatives.iter().find(|name| module::can_be_loaded(name)) {
+            Some(name) => absent.push(*name),
+            None => {
+                let names = alternatives.join(" nor ");
+                let reason = format!("cannot trace with {}: this kernel has no {names}", plan.backend());
+                let failure = Failure::unusable(anyhow!(reason));
+                return Err(failure.with_remedy("install the kernel's modules, or use one that has it"));
+            }
+        }
+    }
+    absent.dedup();
+    Ok(absent)
 }
 
 impl Source {
@@ -127,6 +202,9 @@ impl Session for Listening {
     }
 
     fn look(&mut self) -> Result<Next, Failure> {
+        if let Some(footprint) = &mut self.footprint {
+            footprint.renew().map_err(Failure::running)?;
+        }
         let rows = &mut self.rows;
         let lost = self.source.lost();
         let taken = match &mut self.source {
@@ -185,13 +263,8 @@ fn initial_namespace(namespace: &File, plan: Plan) -> Result<Option<File>, Failu
 
 fn netlink_source(namespace: &File, footprint: &mut Footprint, plan: Plan) -> Result<Source, Failure> {
     footprint.module(&netlink::MODULES).map_err(|error| refused(plan, error))?;
-    let netlink = Netlink::open(namespace).map_err(|error| {
-        let remedy = error.remedy();
-        let unusable = error.unusable();
-        let error = anyhow::Error::from(error).context(format!("cannot trace with {}", plan.backend()));
-        let failure = if unusable { Failure::unusable(error) } else { Failure::running(error) };
-        remedy.into_iter().fold(failure, Failure::with_remedy)
-    })?;
+    let netlink =
+        Netlink::open(namespace, buffer_bytes(BUFFER_BYTES) as usize).map_err(|error| taken(plan, error))?;
     for number in [2, 10] {
         let name = format!("net/netfilter/nf_log/{number}");
         footprint.set(namespace, &name, netlink::LOGGER, &[]).map_err(|error| refused(plan, error))?;
@@ -199,14 +272,22 @@ fn netlink_source(namespace: &File, footprint: &mut Footprint, plan: Plan) -> Re
     Ok(Source::Netlink(netlink))
 }
 
+/// The group cannot be had.
+fn taken(plan: Plan, error: netlink::Error) -> Failure {
+    let (remedy, unusable) = (error.remedy(), error.unusable());
+    let error = anyhow::Error::from(error).context(format!("cannot trace with {}", plan.backend()));
+    let failure = if unusable { Failure::unusable(error) } else { Failure::running(error) };
+    remedy.into_iter().fold(failure, Failure::with_remedy)
+}
+
 fn log_source(
-    wish: &Wish<'_>,
+    file: Option<&Path>,
     namespace: &File,
     initial: Option<&File>,
     footprint: &mut Footprint,
     plan: Plan,
 ) -> Result<Source, Failure> {
-    let log = Log::open(wish.config.log_file.as_deref()).map_err(|error| {
+    let log = Log::open(file).map_err(|error| {
         let remedy = error.remedy();
         let failure = Failure::unusable(
             anyhow::Error::from(error).context(format!("cannot trace with {}", plan.backend())),
@@ -228,12 +309,12 @@ fn mark(
     footprint: &mut Footprint,
     namespace: &File,
     marking: Marking,
-    wish: &Wish<'_>,
+    filter: &Filter,
 ) -> Result<(), footprint::Error> {
     match marking {
         Marking::None => Ok(()),
-        Marking::Nft => footprint.mark_by_table(namespace, wish.filter),
-        Marking::Rule => footprint.mark_by_rules(namespace, wish.filter),
+        Marking::Nft => footprint.mark_by_table(namespace, filter),
+        Marking::Rule => footprint.mark_by_rules(namespace, filter),
     }
 }
 

@@ -4,7 +4,7 @@ use crate::cli::trace::{Backend, Mark};
 
 /// A way of tracing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Plan {
+pub(in crate::command) enum Plan {
     /// Probes.
     Ebpf,
     /// TRACE over netlink.
@@ -15,7 +15,7 @@ pub(super) enum Plan {
 
 /// How packets are chosen for the kernel's own TRACE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Marking {
+pub(in crate::command) enum Marking {
     /// By rules that are there.
     None,
     /// By a table of nftables.
@@ -26,7 +26,7 @@ pub(super) enum Marking {
 
 impl Plan {
     /// The backend's name.
-    pub(super) fn backend(self) -> &'static str {
+    pub(in crate::command) fn backend(self) -> &'static str {
         match self {
             Self::Ebpf => "ebpf",
             Self::Netlink(_) => "netlink",
@@ -35,7 +35,7 @@ impl Plan {
     }
 
     /// How packets are marked, where they are.
-    pub(super) fn marking(self) -> Marking {
+    pub(in crate::command) fn marking(self) -> Marking {
         match self {
             Self::Ebpf => Marking::None,
             Self::Netlink(marking) | Self::Log(marking) => marking,
@@ -45,7 +45,7 @@ impl Plan {
 
 impl Marking {
     /// Its name on the command line.
-    pub(super) fn name(self) -> &'static str {
+    pub(in crate::command) fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Nft => "nft",

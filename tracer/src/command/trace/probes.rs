@@ -1,7 +1,7 @@
 //! Tracing with probes: the ring, the namespaces and the interpreter between them.
 
 use super::interpreter::{Interpreter, Reading};
-use super::{Next, Session, Wish, say};
+use super::{Next, Session, Wish, buffer_bytes, say};
 use crate::backend::ebpf::{self, Ebpf, ReplaceCounts};
 use crate::command;
 use crate::error::Failure;
@@ -112,7 +112,7 @@ impl Probing {
         let options = ebpf::Options {
             filter: wish.filter,
             netns,
-            ring_bytes: ring_bytes(),
+            ring_bytes: buffer_bytes(RING_BYTES),
             table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
         };
         // What keeps it from working is said as `doctor` says it.
@@ -199,15 +199,6 @@ impl Session for Probing {
         eprintln!("{totals}");
         Ok(())
     }
-}
-
-/// The ring buffer's size; the environment variable is for tests of what happens when it is full.
-fn ring_bytes() -> u32 {
-    std::env::var("NFTRACER_RING_BYTES")
-        .ok()
-        .and_then(|bytes| bytes.parse::<u32>().ok())
-        .and_then(u32::checked_next_power_of_two)
-        .map_or(RING_BYTES, |bytes| bytes.max(4096))
 }
 
 fn refused(error: ebpf::Error) -> Failure {
