@@ -148,7 +148,13 @@ impl fmt::Display for Usability {
             write!(f, ", mark {mark}")?;
         }
         match (&self.obstacle, &self.degraded) {
-            (Some(obstacle), _) => write!(f, ": not usable: {}", Escaped(&obstacle.reason))?,
+            (Some(obstacle), _) => {
+                write!(f, ": not usable: {}", Escaped(&obstacle.reason))?;
+                // Those of the first are with its findings.
+                if let Some(remedy) = obstacle.remedy.as_ref().filter(|_| self.mark.is_some()) {
+                    write!(f, "\n    remedy: {}", Escaped(remedy))?;
+                }
+            }
             (None, Some(degraded)) => write!(f, ": degraded: {}", Escaped(degraded))?,
             (None, None) => f.write_str(": usable")?,
         }

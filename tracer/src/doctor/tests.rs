@@ -243,7 +243,13 @@ fn after_a_killed_run() {
 fn two_kinds_of_rules() {
     check(
         Host { nft_rules: strings(&["inet firewalld"]), in_container: true, other_namespaces: 2, ..good() },
-        expect![[""]],
+        expect![[r#"
+            warn: rules: legacy: ip filter; nftables: inet firewalld
+              packets meet both, and this version traces legacy rules only: a packet that is accepted here may be dropped there
+            warn: namespaces: in a container, 2 others; `--netns` names one, `--all-netns` means all
+              rules of the host and of other containers are in namespaces that may not be seen from here
+              remedy: run it on the host, with --netns and a process of the container
+            backend ebpf: usable"#]],
     );
 }
 

@@ -291,7 +291,10 @@ mod tests {
     fn another_end() {
         let line = "-A OUTPUT -p 6 -m comment --comment \"nftracer:7:8\" -m time --datestop 2030-01-01T00:00:00 -j TRACE";
         let renewed = |line: &str| renewed(line, "2031-02-03T04:05:06");
-        expect![[""]].assert_eq(&renewed(line).unwrap());
+        expect![[r#"
+            -I OUTPUT 1 -p 6 -m comment --comment "nftracer:7:8" -m time --datestop 2031-02-03T04:05:06 -j TRACE
+            -D OUTPUT -p 6 -m comment --comment "nftracer:7:8" -m time --datestop 2030-01-01T00:00:00 -j TRACE
+        "#]].assert_eq(&renewed(line).unwrap());
         assert_eq!(renewed("-A OUTPUT -j TRACE"), None);
     }
 
