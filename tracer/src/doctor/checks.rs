@@ -92,8 +92,8 @@ fn loggers(host: &Host) -> Outcome {
 
 fn namespaces(host: &Host) -> Outcome {
     let others = match host.other_namespaces {
-        0 => "no other".to_owned(),
-        count => format!("{count} others; `--netns` names one, `--all-netns` means all"),
+        false => "no other",
+        true => "there are others; `--netns` names one, `--all-netns` means all",
     };
     if !host.in_container {
         return ok(others);

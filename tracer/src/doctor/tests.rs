@@ -39,7 +39,7 @@ fn good() -> Host {
         legacy_rules: strings(&["ip filter"]),
         nft_rules: Vec::new(),
         loggers: strings(&["nf_log.2: nf_log_ipv4", "nf_log.10: NONE"]),
-        other_namespaces: 0,
+        other_namespaces: false,
         in_container: false,
         iptables_save: Some("iptables-save v1.8.9 (legacy)".to_owned()),
         iptables_legacy_save: Some("iptables-save v1.8.9 (legacy)".to_owned()),
@@ -242,11 +242,16 @@ fn after_a_killed_run() {
 #[test]
 fn two_kinds_of_rules() {
     check(
-        Host { nft_rules: strings(&["inet firewalld"]), in_container: true, other_namespaces: 2, ..good() },
+        Host {
+            nft_rules: strings(&["inet firewalld"]),
+            in_container: true,
+            other_namespaces: true,
+            ..good()
+        },
         expect![[r#"
             warn: rules: legacy: ip filter; nftables: inet firewalld
               packets meet both, and this version traces legacy rules only: a packet that is accepted here may be dropped there
-            warn: namespaces: in a container, 2 others; `--netns` names one, `--all-netns` means all
+            warn: namespaces: in a container, there are others; `--netns` names one, `--all-netns` means all
               rules of the host and of other containers are in namespaces that may not be seen from here
               remedy: run it on the host, with --netns and a process of the container
             backend ebpf: usable"#]],

@@ -68,8 +68,8 @@ pub struct Host {
     pub nft_rules: Vec<String>,
     /// What `nf_log.2` and `nf_log.10` of this network namespace say.
     pub loggers: Vec<String>,
-    /// Other network namespaces that have a name or a process.
-    pub other_namespaces: usize,
+    /// Whether there are other network namespaces that have a name or a process.
+    pub other_namespaces: bool,
     /// Whether processes have other numbers here than on the host.
     pub in_container: bool,
     /// What `iptables-save --version` says.
@@ -127,7 +127,7 @@ impl Host {
             legacy_rules: Vec::new(),
             nft_rules: Vec::new(),
             loggers: ["2", "10"].into_iter().filter_map(logger).collect(),
-            other_namespaces: netns::list().len().saturating_sub(1),
+            other_namespaces: netns::list().len() > 1,
             in_container: fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link != Path::new(HOST_PIDS)),
             iptables_save: version_of("iptables-save"),
             iptables_legacy_save: version_of("iptables-legacy-save"),

@@ -252,7 +252,7 @@ fn initial_namespace(namespace: &File, plan: Plan) -> Result<Option<File>, Failu
     if log::is_initial(&here) {
         return Ok(Some(here));
     }
-    let first = netns::open("/proc/1/ns/net").ok().filter(log::is_initial);
+    let first = netns::list().iter().filter_map(|found| found.open().ok()).find(log::is_initial);
     let unusable = || {
         let reason = "the kernel writes to its log what happens in other namespaces only when the initial one allows \
                       it, and that is out of reach";
