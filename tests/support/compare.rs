@@ -394,7 +394,10 @@ mod tests {
                 doubt: false,
             }));
             let path = owned(steps);
-            trace.packets.insert(number, Packet { certainty: *certainty, why: String::new(), path });
+            trace.packets.insert(
+                number,
+                Packet { certainty: *certainty, why: String::new(), path, verdict: String::new() },
+            );
         }
         trace
     }

@@ -25,7 +25,7 @@ const ENDS_WITHIN: Duration = Duration::from_secs(180);
 pub struct Step {
     /// nftracer's number of the packet.
     pub packet: u64,
-    /// Inode number of the namespace.
+    /// Inode number of the namespace; 0 where it is not told.
     pub netns: u64,
     /// Number of the netfilter hook.
     pub hook: u8,
@@ -60,6 +60,8 @@ pub struct Packet {
     pub why: String,
     /// All steps in order.
     pub path: Vec<String>,
+    /// What the last table decided; empty where that is not known.
+    pub verdict: String,
 }
 
 /// The totals of a run.
@@ -312,9 +314,9 @@ impl Trace {
                 }
                 None => self.odd.push(line.to_owned()),
             },
-            Row::Packet { packet, path, certainty, why } => {
-                let why = why.unwrap_or_default();
-                self.packets.insert(packet, Packet { certainty, why, path });
+            Row::Packet { packet, path, certainty, why, verdict } => {
+                let (why, verdict) = (why.unwrap_or_default(), verdict.unwrap_or_default());
+                self.packets.insert(packet, Packet { certainty, why, path, verdict });
             }
             Row::End(totals) => self.end = Some(totals),
             Row::Other => {}
@@ -333,6 +335,7 @@ enum Row<'a> {
         path: Vec<String>,
         certainty: Certainty,
         why: Option<String>,
+        verdict: Option<String>,
     },
     End(Totals),
     #[serde(other)]
@@ -358,6 +361,7 @@ struct StepRow<'a> {
     icmp_seq: Option<u16>,
     #[serde(default)]
     mark: u32,
+    #[serde(default)]
     netns: u64,
     doubt: Option<serde::de::IgnoredAny>,
 }

@@ -28,6 +28,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     timed("the kernel programs", || build::run(&object).map(drop))?;
     step(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])?;
     step(&["test", "--quiet"])?;
+    native(&options.build)?;
     if options.no_vm {
         return Ok(ExitCode::SUCCESS);
     }
@@ -38,6 +39,16 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let old_kernel = ["test", "--quiet", "--package", "nftracer", "--test", "old_kernel"];
     step_with(&old_kernel, &[("NFTRACER", built.program("nftracer"))])?;
     timed("guests", || vm::run(&vm::Options::all_tests(&release)))
+}
+
+/// What needs no probes, and network namespaces of this machine, for which one has to be root.
+fn native(options: &build::Options) -> Result<()> {
+    let built = build::run(options)?;
+    println!("== native-tests");
+    let program = |name: &str| built.program(name).display().to_string();
+    let mut command = process::as_root("env")?;
+    command.arg(format!("NFTRACER={}", program("nftracer"))).args([&program("native-tests"), "all"]);
+    process::run(&mut command)
 }
 
 fn step(arguments: &[&str]) -> Result<()> {

@@ -1,13 +1,14 @@
-//! A trace under way: the ring, the namespaces and the interpreter between them.
+//! Tracing with probes: the ring, the namespaces and the interpreter between them.
 
 use super::interpreter::{Interpreter, NotRead, Reading};
-use crate::backend::ebpf::{Ebpf, ReplaceCounts};
+use super::{Next, Session, Wish, buffer_bytes, say};
+use crate::backend::ebpf::{self, Ebpf, ReplaceCounts};
+use crate::command;
 use crate::error::Failure;
 use crate::fetch;
 use crate::netfilter::Family;
 use crate::sink::{Sink, Start};
 use crate::sys::{clock, netns};
-use crate::text;
 use anyhow::Context as _;
 use std::fs::File;
 use std::num::NonZeroU64;
@@ -21,6 +22,10 @@ const BATCH: usize = 4096;
 
 /// Asking how many records were lost is a system call. Where none come, few are lost: it is asked every so many looks.
 const LOOKS_PER_COUNT: u32 = 10;
+
+/// Tables of this size fit in any case, larger ones when they were there at the beginning.
+const TABLE_ENTRIES: u32 = 2048;
+const RING_BYTES: u32 = 1 << 25;
 
 /// The namespaces that are traced. They are open only while their tables are read: an open one outlives its last
 /// process.
@@ -92,19 +97,8 @@ fn open(found: &netns::Namespace) -> Option<File> {
     found.open().ok().filter(|file| netns::inode(file).ok() == Some(found.inode))
 }
 
-/// What is to be done after a look at the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// More is waiting.
-    LookAgain,
-    /// Wait for more.
-    Wait,
-    /// All packets that were asked for have been given out.
-    End,
-}
-
-/// A trace under way.
-pub(super) struct Live {
+/// A trace with probes.
+pub(super) struct Probing {
     ebpf: AsyncFd<Ebpf>,
     interpreter: Interpreter,
     /// Records lost until the last look, and when that was.
@@ -114,9 +108,35 @@ pub(super) struct Live {
     idle_looks: u32,
 }
 
-impl Live {
+impl Probing {
+    /// Places the probes.
+    pub(super) fn start(wish: &Wish<'_>) -> Result<(Self, Start), Failure> {
+        let config = wish.config;
+        let namespace = match config.netns.path() {
+            Some(_) => Some(command::open_namespace(&config.netns)?),
+            None => None,
+        };
+        let netns = namespace.as_ref().map(netns::inode).transpose().map_err(Failure::running)?;
+        let namespaces = Namespaces::new(namespace, netns);
+        // Read once for its size, which the kernel programs must know before they are loaded.
+        let largest = namespaces.largest_table();
+        let options = ebpf::Options {
+            filter: wish.filter,
+            netns,
+            ring_bytes: buffer_bytes(RING_BYTES),
+            table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
+        };
+        // What keeps it from working is said as `doctor` says it.
+        let ebpf = Ebpf::attach(&options)
+            .map_err(|error| command::ebpf_obstacle().unwrap_or_else(|| refused(error)))?;
+        let footprint = ebpf.footprint().unwrap_or("none").to_owned();
+        let start = wish.start("ebpf", footprint, ebpf.log_style());
+        let session = Self::new(ebpf, namespaces, wish.sink()?, config.count)?;
+        Ok((session, start))
+    }
+
     /// Takes the tables of all namespaces as they are now.
-    pub(super) fn new(
+    fn new(
         ebpf: Ebpf,
         namespaces: Namespaces,
         sink: Box<dyn Sink>,
@@ -133,7 +153,7 @@ impl Live {
             found.extend(tables.into_iter().map(reading));
         });
         for reason in ebpf.without() {
-            eprintln!("nftracer: not traced: {}", text::escape(reason));
+            say(&format!("not traced: {reason}"));
         }
         let read_again =
             move |met: &Traversal, family, name: &str| namespaces.read(met, family, name, &counts);
@@ -146,23 +166,21 @@ impl Live {
             .context("cannot wait for the ring buffer")?;
         Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0 })
     }
+}
 
-    /// Says that the probes are in place.
-    pub(super) fn begin(&mut self, start: &Start) -> Result<(), Failure> {
-        self.interpreter.begin(start).context("cannot write")?;
-        eprintln!("{start}");
-        Ok(())
+impl Session for Probing {
+    fn begin(&mut self, start: &Start) -> Result<(), Failure> {
+        Ok(self.interpreter.begin(start).context("cannot write")?)
     }
 
     /// Waits until the kernel says that much is waiting.
-    pub(super) async fn ready(&mut self) {
+    async fn ready(&mut self) {
         if let Ok(mut guard) = self.ebpf.readable_mut().await {
             guard.clear_ready();
         }
     }
 
-    /// Takes waiting records. Says what is to be done next.
-    pub(super) fn look(&mut self) -> Result<Next, Failure> {
+    fn look(&mut self) -> Result<Next, Failure> {
         let interpreter = &mut self.interpreter;
         // Of what happened until now, everything is in the ring.
         let now_ns = clock::monotonic_ns();
@@ -185,8 +203,7 @@ impl Live {
         })
     }
 
-    /// Gives out what is left, and the totals.
-    pub(super) fn end(mut self) -> Result<(), Failure> {
+    fn end(mut self) -> Result<(), Failure> {
         let interpreter = &mut self.interpreter;
         interpreter.give_out_rest();
         let ebpf = self.ebpf.get_ref();
@@ -198,10 +215,19 @@ impl Live {
     }
 }
 
+fn refused(error: ebpf::Error) -> Failure {
+    let (unusable, remedy) = (error.unusable(), error.remedy());
+    let failure = if unusable { Failure::unusable(error) } else { Failure::running(error) };
+    match remedy {
+        Some(remedy) => failure.with_remedy(remedy),
+        None => failure,
+    }
+}
+
 /// Says why the rules of a table have no text.
 fn complain(fetched: &fetch::Fetched) {
     if let Some(reason) = &fetched.text_reason {
         let table = &fetched.table;
-        eprintln!("nftracer: {} table {}: {}", table.family, table.name, text::escape(reason));
+        say(&format!("{} table {}: {reason}", table.family, table.name));
     }
 }
