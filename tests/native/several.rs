@@ -55,6 +55,8 @@ fn two_at_once() -> Result<String> {
         second.stop(end)?;
         as_before(&netns, &before)?;
         check(all_netns() == before_all, "nf_log_all_netns is not as before")?;
+        wait::until(SOON, || crate::crash::records().ok().filter(Vec::is_empty))
+            .context("records are left")?;
     }
     let elsewhere = crate::netns("u")?;
     let (one, other) = (start(&netns, "netlink", "rule")?, start(&elsewhere, "netlink", "rule")?);

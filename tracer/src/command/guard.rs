@@ -9,30 +9,33 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long the kernel may need to let go of what a killed process had attached.
+/// How long the kernel may need to let go of what a killed process had: its pipe can end before its programs are
+/// detached, and before the tables that its sockets own are gone.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Waits for the end of a process and undoes what it has not undone itself.
 pub fn run(process: Process, namespaces: &[u32]) -> Result<(), Failure> {
     let namespaces = guard::stand(namespaces).map_err(Failure::running)?;
-    let undone = footprint::undo_after(process, &namespaces);
+    let undone = until_done(|| footprint::undo_after(process, &namespaces));
     if let Some(tracefs) = Tracefs::find() {
-        remove_all(&tracefs, process.pid).map_err(Failure::running)?;
+        until_done(|| remove_all(&tracefs, process.pid)).map_err(Failure::running)?;
     }
     undone.map_err(Failure::running)
 }
 
-/// Tries until all are gone: the pipe of a killed process can end before its programs are detached.
 fn remove_all(tracefs: &Tracefs, pid: u32) -> io::Result<()> {
+    let events: Vec<Event> = tracefs.events()?.into_iter().filter(|event| event.pid == pid).collect();
+    events.iter().map(|event| tracefs.remove(event)).fold(Ok(()), Result::and)
+}
+
+/// Tries again until it is done.
+fn until_done<E>(mut work: impl FnMut() -> Result<(), E>) -> Result<(), E> {
     let give_up = Instant::now() + PATIENCE;
     loop {
-        let events: Vec<Event> = tracefs.events()?.into_iter().filter(|event| event.pid == pid).collect();
-        let removed = events.iter().map(|event| tracefs.remove(event)).fold(Ok(()), Result::and);
-        match removed {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > give_up => return Err(error),
-            Err(_) => thread::sleep(PAUSE),
+        match work() {
+            Err(_) if Instant::now() < give_up => thread::sleep(PAUSE),
+            done => return done,
         }
     }
 }
