@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod guard;
 pub mod kernel;
+pub mod netlink;
 pub mod netns;
 pub mod perf;
 pub mod privilege;
