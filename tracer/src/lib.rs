@@ -25,6 +25,7 @@ pub mod history;
 pub mod filter;
 pub mod trace_line;
 pub mod xtables;
+pub mod nftables;
 pub mod netlink;
 pub mod btf;
 pub mod text;

@@ -2,7 +2,9 @@
 //!
 //! Reading changes nothing: a table that does not exist is not asked for, because the kernel would create it.
 
+pub mod nft;
 mod save;
+mod tool;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,67 @@
+//! Which rule of the model a trace message is about.
+
+use super::trace::{TraceEvent, TraceKind};
+use super::{Base, Chain, Rule, Ruleset, Table};
+use crate::netfilter::{Engine, StepKind};
+use crate::ruleset;
+
+/// A rule, end or policy in the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Located<'r> {
+    /// Its table.
+    pub table: &'r Table,
+    /// Its chain.
+    pub chain: &'r Chain,
+    /// The rule; `None` at the end of a chain.
+    pub rule: Option<&'r Rule>,
+    /// Its place in the chain, from 1, as `iptables -L --line-numbers` counts. An end is one more than the last rule,
+    /// as in legacy tables.
+    pub number: u32,
+    /// What it is.
+    pub kind: StepKind,
+}
+
+impl Ruleset {
+    /// What a message is about; `None` when the model has no such chain, or no such rule in that chain, which is so
+    /// when it is of another generation.
+    pub fn locate(&self, event: &TraceEvent<'_>) -> Option<Located<'_>> {
+        let table = self.table(event.family, &event.table)?;
+        let chain = table.chain(&event.chain)?;
+        let end = |kind| Some(Located { table, chain, rule: None, number: chain.end(), kind });
+        match event.kind {
+            TraceKind::Return => end(StepKind::Return),
+            TraceKind::Policy => chain.base.as_ref().and(end(StepKind::Policy)),
+            TraceKind::Rule => {
+                let (holder, number, rule) = table.rule(event.handle?)?;
+                (holder.handle == chain.handle).then_some(Located {
+                    table,
+                    chain,
+                    rule: Some(rule),
+                    number,
+                    kind: StepKind::Rule,
+                })
+            }
+        }
+    }
+}
+
+impl<'r> Located<'r> {
+    /// What a step says of it.
+    pub fn rule(&self) -> ruleset::Rule<'r> {
+        ruleset::Rule {
+            engine: Engine::Nft,
+            family: self.table.family,
+            table: &self.table.name,
+            chain: &self.chain.name,
+            kind: self.kind,
+            number: Some(self.number),
+            handle: self.rule.map(|rule| rule.handle),
+            text: self.rule.and_then(|rule| rule.text.as_ref()),
+        }
+    }
+
+    /// The hook, if the chain has one.
+    pub fn base(&self) -> Option<&'r Base> {
+        self.chain.base.as_ref()
+    }
+}
