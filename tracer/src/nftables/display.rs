@@ -1,6 +1,6 @@
 //! The rules of nftables for people, each with the name that steps give it.
 
-use super::{Base, Chain, DORMANT, Flowtable, Rule, Table};
+use super::{Base, Chain, DORMANT, Flowtable, Rule, Set, Table};
 use crate::netfilter::StepKind;
 use crate::ruleset::display::Escaped;
 use std::fmt;
@@ -25,6 +25,9 @@ pub fn write_rules(out: &mut impl fmt::Write, tables: &[&Table]) -> fmt::Result 
                 Escaped(name),
                 Escaped(&devices)
             )?;
+        }
+        for Set { name, map, .. } in table.sets.iter().filter(|set| !set.anonymous) {
+            writeln!(out, "  {} {}", if *map { "map" } else { "set" }, Escaped(name))?;
         }
         for chain in &table.chains {
             write_chain(out, table, chain)?;

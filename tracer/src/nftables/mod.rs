@@ -10,7 +10,10 @@ pub mod display;
 mod listing;
 mod locate;
 mod save;
+#[cfg(test)]
+mod tests;
 pub mod trace;
+pub mod traversal;
 
 pub use assign::{Mismatch, attach_listing, attach_save};
 pub use locate::Located;
