@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub const SUBSYSTEM: u8 = 10;
 /// The messages that ask for all objects of a kind: tables, chains, rules, sets and flowtables.
 pub const DUMPS: [u8; 5] = [1, 4, 7, 10, 23];
+/// `NFNLGRP_NFTABLES`: the multicast group of changes. The last message of each tells its [`generation`].
+pub const GROUP: u32 = 7;
 /// `NFT_MSG_GETGEN`
 pub const GETGEN: u8 = 16;
 /// `NFT_CHAIN_BINDING`

@@ -3,9 +3,12 @@
 //! Structure comes from the kernel, by netlink. The text comes from the programs that the rules' owners use, and is
 //! taken only when the kernel's generation was the same before and after.
 
-use super::tool::{SYSTEM, find, run};
+#[cfg(test)]
+mod tests;
+
+use crate::fetch::tool::{SYSTEM, find, run};
 use crate::netfilter::TableFamily;
-use crate::netlink::Builder;
+use crate::netlink::{Builder, Message};
 use crate::nftables::{Mismatch, Ruleset, attach_listing, attach_save, decode};
 use crate::sys::netlink::{Error as NetlinkError, NETFILTER, Socket};
 use crate::sys::{kernel, netns};
@@ -77,7 +80,7 @@ impl Nftables {
             return Ok(None);
         }
         let socket = Socket::open(Some(namespace), NETFILTER)?;
-        let namespace = namespace.try_clone().map_err(|source| NetlinkError::Open(source))?;
+        let namespace = namespace.try_clone().map_err(NetlinkError::Open)?;
         Ok(Some(Self { namespace, socket }))
     }
 
@@ -122,8 +125,7 @@ impl Nftables {
                 dumped => dumped?,
             };
             for (kind, payload) in dumped {
-                let message =
-                    crate::netlink::Message { kind, flags: 0, sequence: 0, port: 0, payload: &payload };
+                let message = Message { kind, flags: 0, sequence: 0, port: 0, payload: &payload };
                 message.netfilter().iter().for_each(|message| parts.add(message));
             }
         }
