@@ -50,13 +50,12 @@ fn chains<'a>(lines: &mut Lines<'a>) -> Result<Vec<Chain<'a>>, &'a str> {
         if line == "}" {
             return Ok(chains);
         }
-        match block(line) {
-            Some((head, handle)) => match head.strip_prefix("\tchain ") {
+        // Others are a flag, a comment, or the empty line between two blocks.
+        if let Some((head, handle)) = block(line) {
+            match head.strip_prefix("\tchain ") {
                 Some(name) => chains.push(Chain { name, handle, rules: rules(lines)? }),
                 None => while lines.next().ok_or(line)? != "\t}" {},
-            },
-            // A flag, a comment, or the empty line between two blocks.
-            None => {}
+            }
         }
     }
     Err("the end")

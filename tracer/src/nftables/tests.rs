@@ -1,9 +1,10 @@
 //! Against what a kernel and the programs said about `tests/data/nftables/rules.sh`.
 
-use super::trace::{TraceEvent, decode as decode_trace};
+use super::trace::{TraceEvent, TraceKind, decode as decode_trace};
 use super::traversal::Assembler;
 use super::*;
-use crate::netlink::{Message, messages};
+use crate::netfilter::Family;
+use crate::netlink::{Builder, Message, messages};
 use crate::packet::headers;
 use crate::path::Path;
 use expect_test::{Expect, expect, expect_file};
@@ -358,6 +359,96 @@ fn a_rule_of_another_generation_has_no_number_and_no_text() {
         1 = None, inexact ["rule 13 of inet filter out is not in the rules that were read", "nothing says how inet filter ended"]
     "#]].assert_eq(&shown);
     assert_eq!(paths[0].why.len(), 2);
+}
+
+/// Kernels say different things about the same: type, verdict, handle.
+#[test]
+fn kernels_of_all_ages_are_understood() {
+    const POLICY: u32 = 1;
+    const RETURN: u32 = 2;
+    const RULE: u32 = 3;
+    #[track_caller]
+    fn check(said: (u32, i32, Option<u64>), expected: (TraceKind, RuleVerdict<'_>, Option<u64>)) {
+        let (kind, verdict, handle) = said;
+        let message = Builder::new().netfilter((10, 17), 0, 0, (2, 0), |body| {
+            body.attribute(4, &kind.to_be_bytes()).attribute(6, &[0, 0, 0, 1]).text(1, "t").text(2, "c");
+            match kind {
+                POLICY => body.attribute(16, &verdict.to_be_bytes()),
+                _ => body.nested(5, |body| {
+                    body.attribute(1, &verdict.to_be_bytes());
+                }),
+            };
+            handle.iter().for_each(|handle| {
+                body.attribute(3, &handle.to_be_bytes());
+            });
+        });
+        let message = messages(message.as_bytes()).next().unwrap();
+        let event = decode_trace(&message.netfilter().unwrap()).unwrap();
+        assert_eq!((event.kind, event.verdict.unwrap(), event.handle), expected);
+        assert_eq!((event.packet_family, event.mark, event.packet), (Some(Family::Ipv4), 0, None));
+    }
+    let end = (TraceKind::Return, RuleVerdict::Return, None);
+    // With the last rule's handle; without a handle; as if it were a rule.
+    check((RETURN, -1, Some(9)), end.clone());
+    check((RETURN, -1, None), end.clone());
+    check((RULE, -1, None), end);
+    check((RULE, -1, Some(9)), (TraceKind::Rule, RuleVerdict::Continue, Some(9)));
+    check((RETURN, -5, Some(9)), (TraceKind::Rule, RuleVerdict::Return, Some(9)));
+    check((RULE, -5, Some(9)), (TraceKind::Rule, RuleVerdict::Return, Some(9)));
+    check((RULE, 0, Some(9)), (TraceKind::Rule, RuleVerdict::Final(Verdict::Drop), Some(9)));
+    // A queue's number, and an error for the sender, are in the upper bits.
+    check((RULE, 0x0005_0003, Some(9)), (TraceKind::Rule, RuleVerdict::Final(Verdict::Queue), Some(9)));
+    check((POLICY, 0, Some(9)), (TraceKind::Policy, RuleVerdict::Final(Verdict::Drop), None));
+}
+
+/// The number of an id is used again, for a packet of another path.
+#[test]
+fn the_same_chain_again_is_another_packet() {
+    let (ruleset, capture) = (ruleset(), fs::read(data("udp.bin")).unwrap());
+    let events = events(&capture);
+    let (_, once) = assembled(&ruleset, &events);
+    let (_, twice) = assembled(&ruleset, events.iter().chain(&events));
+    assert_eq!((once.len(), twice.len()), (4, 8));
+    for path in &twice {
+        let first = once.iter().find(|first| first.steps == path.steps).unwrap();
+        assert_eq!((&path.why, path.verdict), (&first.why, first.verdict));
+    }
+}
+
+/// A packet may be marked for tracing in any chain.
+#[test]
+fn tracing_may_begin_in_the_middle() {
+    let (ruleset, capture) = (ruleset(), fs::read(data("udp.bin")).unwrap());
+    let mut events = events(&capture);
+    events.truncate(8);
+    let first = events.remove(0);
+    events[1].packet = first.packet;
+    let (shown, paths) = assembled(&ruleset, &events[1..]);
+    expect![[r#"
+        1 ? inet filter:marked:rule:1 continue | in None out Some("lo") mark 7 len 30 127.0.0.1:53291 > 127.0.0.1:5000 | udp dport 5000 counter packets 0 bytes 0
+        1 ? inet filter:marked:return:4 return | in None out Some("lo") mark 7 len 30 127.0.0.1:53291 > 127.0.0.1:5000 | 
+        1 output inet filter:out:rule:3 goto gone | in None out Some("lo") mark 7 len 30 127.0.0.1:53291 > 127.0.0.1:5000 | udp dport 5000 goto gone
+        1 output inet filter:gone:rule:1 continue | in None out Some("lo") mark 7 len 30 127.0.0.1:53291 > 127.0.0.1:5000 | limit rate 100/second comment "with # handle 9"
+        1 output inet filter:gone:return:2 return | in None out Some("lo") mark 7 len 30 127.0.0.1:53291 > 127.0.0.1:5000 | 
+        1 output inet filter:out:policy:5 accept | in None out Some("lo") mark 7 len 30 127.0.0.1:53291 > 127.0.0.1:5000 | 
+          base chain: accept
+        1 = Some(Accept), complete []
+    "#]].assert_eq(&shown);
+    assert_eq!(paths[0].why, [""; 0]);
+}
+
+#[test]
+fn losses_are_in_every_open_path() {
+    let (ruleset, capture) = (ruleset(), fs::read(data("udp.bin")).unwrap());
+    let events = events(&capture);
+    let mut assembler = Assembler::default();
+    assembler.add(&events[0], &ruleset, (1, None), &mut device, &mut |_| ());
+    assembler.lost();
+    let mut paths = Vec::new();
+    assembler.expire(1, &mut |path| paths.push(path));
+    assert!(paths.is_empty());
+    assembler.expire(2, &mut |path| paths.push(path));
+    assert_eq!(paths[0].why, ["trace messages were lost", "nothing says how inet filter ended"]);
 }
 
 /// A message of the trace group with these attributes.

@@ -132,6 +132,7 @@ pub fn decode<'a>(message: &Netfilter<'a>) -> Option<TraceEvent<'a>> {
         _ => return None,
     };
     let packet = attributes.packet();
+    let nfproto = attributes.be32(nfta_trace::NFPROTO).unwrap_or(message.family.into());
     Some(TraceEvent {
         id: attributes.be32(nfta_trace::ID)?,
         family: decode::family(message.family)?,
@@ -141,7 +142,7 @@ pub fn decode<'a>(message: &Netfilter<'a>) -> Option<TraceEvent<'a>> {
         handle: handle.filter(|_| kind == TraceKind::Rule),
         verdict,
         mark: attributes.be32(nfta_trace::MARK).unwrap_or(0),
-        packet_family: packet_family(attributes.be32(nfta_trace::NFPROTO)?, packet.as_ref()),
+        packet_family: packet_family(nfproto, packet.as_ref()),
         packet,
         conntrack: attributes.conntrack(),
     })

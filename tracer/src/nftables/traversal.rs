@@ -107,10 +107,11 @@ impl Assembler {
             open.packet = Packet::of(event, packet, device);
             open.path.family = open.packet.family.unwrap_or(open.path.family);
         }
-        let hook = open.inside.as_ref().and_then(|inside| inside.hook);
-        let end_of_base = event.kind == TraceKind::Return
-            && open.inside.as_ref().is_some_and(|inside| inside.base.as_deref() == Some(&*event.chain));
         open.follow(event, located.as_ref(), ruleset.generation);
+        let inside = open.inside.as_ref();
+        let hook = inside.and_then(|inside| inside.hook);
+        let end_of_base = event.kind == TraceKind::Return
+            && inside.is_some_and(|inside| inside.base.as_deref() == Some(&*event.chain));
         let verdict = open.leave(event);
         let step = (!end_of_base).then(|| open.step(event, located, hook, netns));
         Added { step, verdict }

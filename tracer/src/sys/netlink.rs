@@ -5,6 +5,7 @@ use crate::netlink::{self, Message};
 use crate::text;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::netdevice::index_to_name_inlined;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use rustix::net::{self, AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -98,6 +99,11 @@ impl Socket {
             None => open(protocol),
         };
         Ok(Self { fd: opened.map_err(Error::Open)?, sequence: 0 })
+    }
+
+    /// The name of a network device of the socket's namespace; `None` when there is none of this index.
+    pub fn device_name(&self, index: u32) -> Option<Vec<u8>> {
+        Some(index_to_name_inlined(&self.fd, index).ok()?.as_bytes().to_vec())
     }
 
     /// Makes messages of a multicast group arrive.

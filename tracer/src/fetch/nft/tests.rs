@@ -160,9 +160,12 @@ fn a_packet_is_traced() {
     while verdict.is_none() {
         for message in messages(received(&socket, &mut buffer)) {
             let event = trace::decode(&message.netfilter().unwrap()).unwrap();
-            let mut device = |_| Some(Arc::from(&b"lo"[..]));
+            let mut device = |index| Some(socket.device_name(index)?.into());
             let added = assembler.add(&event, &ruleset, (1, None), &mut device, &mut |_| ());
-            steps.extend(added.step.map(|step| format!("{} {}", step.name, step.rule.text.unwrap())));
+            steps.extend(added.step.map(|step| {
+                assert_eq!((step.view.indev, step.view.outdev), (None, Some(&b"lo"[..])));
+                format!("{} {}", step.name, step.rule.text.unwrap())
+            }));
             verdict = added.verdict;
         }
     }
