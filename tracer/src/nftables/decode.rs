@@ -6,7 +6,7 @@ use crate::netfilter::{Hook, TableFamily, Verdict};
 use crate::netlink::{Attribute, Netfilter, find};
 use crate::text;
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// `NFNL_SUBSYS_NFTABLES`
 pub const SUBSYSTEM: u8 = 10;
@@ -206,6 +206,7 @@ impl Parts {
             verdict: verdict_of_rule,
             text: None,
             nft: None,
+            owner: OnceLock::new(),
         }
     }
 
@@ -268,7 +269,14 @@ fn chain(family: TableFamily, name: Arc<str>, body: &[u8]) -> Chain {
         devices: devices(place.value, nfta::HOOK_DEV, nfta::HOOK_DEVS),
     });
     let bound = be32(body, nfta::CHAIN_FLAGS) & CHAIN_BINDING != 0;
-    Chain { name, handle: be64(body, nfta::CHAIN_HANDLE), base, bound, rules: Vec::new() }
+    Chain {
+        name,
+        handle: be64(body, nfta::CHAIN_HANDLE),
+        base,
+        bound,
+        rules: Vec::new(),
+        owner: OnceLock::new(),
+    }
 }
 
 fn flowtable(name: Arc<str>, body: &[u8]) -> Flowtable {

@@ -3,6 +3,7 @@
 use super::trace::{TraceEvent, TraceKind};
 use super::{Base, Chain, Rule, Ruleset, Table};
 use crate::netfilter::{Engine, StepKind};
+use crate::owner::{self, Place};
 use crate::ruleset;
 
 /// A rule, end or policy in the model.
@@ -57,7 +58,18 @@ impl<'r> Located<'r> {
             number: Some(self.number),
             handle: self.rule.map(|rule| rule.handle),
             text: self.rule.and_then(|rule| rule.text.as_ref()),
+            owner: self.owner(),
         }
+    }
+
+    /// The program that made it, and for what.
+    fn owner(&self) -> Option<&'r str> {
+        let known = self.rule.map_or(&self.chain.owner, |rule| &rule.owner);
+        let find = || {
+            let text = self.rule.and_then(|rule| rule.text.as_deref());
+            owner::of(Place { table: &self.table.name, chain: &self.chain.name, text })
+        };
+        known.get_or_init(find).as_deref()
     }
 
     /// The hook, if the chain has one.

@@ -22,7 +22,7 @@ use crate::netfilter::{Hook, TableFamily, Verdict};
 use crate::path::Action;
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// All tables of a network namespace at one generation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,6 +80,8 @@ pub struct Chain {
     pub bound: bool,
     /// In order.
     pub rules: Vec<Rule>,
+    /// See [`crate::owner`]; found out when it is first asked for.
+    owner: OnceLock<Option<String>>,
 }
 
 /// What makes a chain a base chain.
@@ -114,6 +116,8 @@ pub struct Rule {
     pub text: Option<Arc<str>>,
     /// As nft prints it; `None` where that is not known.
     pub nft: Option<Arc<str>>,
+    /// See [`crate::owner`]; found out when it is first asked for.
+    owner: OnceLock<Option<String>>,
 }
 
 /// What a rule decides.

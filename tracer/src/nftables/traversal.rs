@@ -271,6 +271,7 @@ fn unlocated<'a>(event: &'a TraceEvent<'a>) -> ruleset::Rule<'a> {
         number: None,
         handle: event.handle,
         text: None,
+        owner: None,
     }
 }
 

@@ -4,6 +4,8 @@
 //! taken only when the kernel's generation was the same before and after.
 
 #[cfg(test)]
+mod oracle;
+#[cfg(test)]
 mod tests;
 
 use crate::fetch::tool::{SYSTEM, find, run};

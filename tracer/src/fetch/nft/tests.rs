@@ -12,12 +12,12 @@ use std::net::UdpSocket;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-fn run(throwaway: &Throwaway, command: &str) -> Option<()> {
+pub(super) fn run(throwaway: &Throwaway, command: &str) -> Option<()> {
     throwaway.run(&format!("PATH=$PATH:/usr/sbin:/sbin; {command}"))
 }
 
 /// Waits for a datagram.
-fn received<'a>(socket: &Socket, buffer: &'a mut Vec<u8>) -> &'a [u8] {
+pub(super) fn received<'a>(socket: &Socket, buffer: &'a mut Vec<u8>) -> &'a [u8] {
     let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
     assert_eq!(poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timeout)).unwrap(), 1);
     match socket.recv(buffer).unwrap() {
