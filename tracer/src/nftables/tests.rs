@@ -185,6 +185,24 @@ fn a_contradiction_is_enough_for_no_text() {
     );
 }
 
+/// As versions print it that show the handles of rules only.
+#[test]
+fn older_listings_are_read() {
+    let listing = fs::read_to_string(data("ruleset.nft")).unwrap();
+    let older: String = listing
+        .split_inclusive('\n')
+        .map(|line| {
+            line.split_once(" { # handle").map_or(line.to_owned(), |(head, _)| format!("{head} {{\n"))
+        })
+        .collect();
+    assert_ne!(older, listing);
+    let mut read = structure();
+    assert_eq!(attach_listing(&mut read, older.as_bytes()), []);
+    let mut expected = structure();
+    attach_listing(&mut expected, listing.as_bytes());
+    assert_eq!(read, expected);
+}
+
 fn events(capture: &[u8]) -> Vec<TraceEvent<'_>> {
     let messages = messages(capture).filter_map(|message| message.netfilter());
     messages.map(|message| decode_trace(&message).unwrap()).collect()
