@@ -26,6 +26,7 @@ pub mod filter;
 pub mod trace_line;
 pub mod kernel_log;
 pub mod xtables;
+pub mod nftables;
 pub mod netlink;
 pub mod btf;
 pub mod text;

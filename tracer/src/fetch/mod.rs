@@ -2,8 +2,12 @@
 //!
 //! Reading changes nothing: a table that does not exist is not asked for, because the kernel would create it.
 
+mod engines;
+pub mod nft;
 #[cfg(test)]
 mod tests;
+
+pub use engines::{Engines, EnginesError, Loaded, engines};
 
 use crate::netfilter::Family;
 use crate::ruleset::{Table, text};

@@ -6,7 +6,7 @@ use crate::sys::tracefs::{Event, Tracefs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -140,6 +140,22 @@ impl Host {
     }
 }
 
+/// Whether nftables is in the kernel, as a loaded module or built in. Asking loads nothing.
+pub fn has_nftables() -> bool {
+    match read("/proc/modules") {
+        Some(modules) if first_words(&modules).any(|name| name == "nf_tables") => true,
+        // Built in, or not loaded.
+        Some(_) => fs::File::open("/proc/kallsyms").is_ok_and(|symbols| has_symbol(symbols, "nft_do_chain")),
+        // A kernel without modules has none to load.
+        None => true,
+    }
+}
+
+fn has_symbol(symbols: impl io::Read, wanted: &str) -> bool {
+    let lines = BufReader::with_capacity(1 << 16, symbols).lines();
+    lines.map_while(Result::ok).any(|line| line.split_ascii_whitespace().nth(2) == Some(wanted))
+}
+
 impl Symbols {
     fn gather() -> Self {
         fs::File::open("/proc/kallsyms")
@@ -148,7 +164,7 @@ impl Symbols {
     }
 
     /// Lines are `ADDRESS TYPE NAME` and, for modules, a tab and `[MODULE]`.
-    fn parse(mut lines: impl io::BufRead) -> io::Result<Self> {
+    fn parse(mut lines: impl BufRead) -> io::Result<Self> {
         let mut symbols = Self::default();
         let mut line = String::new();
         while lines.read_line(&mut line)? > 0 {

@@ -5,6 +5,7 @@ use crate::netlink::{self, Message};
 use crate::text;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::netdevice::index_to_name_inlined;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use rustix::net::{self, AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -100,6 +101,11 @@ impl Socket {
         Ok(Self { fd: opened.map_err(Error::Open)?, sequence: 0 })
     }
 
+    /// The name of a network device of the socket's namespace; `None` when there is none of this index.
+    pub fn device_name(&self, index: u32) -> Option<Vec<u8>> {
+        Some(index_to_name_inlined(&self.fd, index).ok()?.as_bytes().to_vec())
+    }
+
     /// Makes messages of a multicast group arrive.
     pub fn join_group(&self, group: u32) -> io::Result<()> {
         set_option(self.fd.as_fd(), libc::NETLINK_ADD_MEMBERSHIP, group)
@@ -155,7 +161,8 @@ impl Socket {
     /// Sends one or more requests and hands over what is answered to them, until each of `replies` was acknowledged
     /// or ended. The requests carry `NLM_F_ACK` or are dumps, and sequence numbers of [`Self::next_sequence`].
     ///
-    /// A dump can be disturbed by a change; [`Self::dump`] reads it again.
+    /// A dump can be disturbed by a change; [`Self::dump`] reads it again. Not for a socket that has joined a group,
+    /// whose messages would be passed over.
     pub fn request(
         &self,
         datagram: &[u8],

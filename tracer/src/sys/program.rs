@@ -12,7 +12,7 @@ use std::{env, thread};
 /// How long one may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Where administrators' programs are even when `PATH` does not say so.
-const SYSTEM: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin"];
+pub const SYSTEM: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin"];
 
 /// Where this host has a program of this name, in the folders of `PATH` or where administrators' programs are.
 pub fn find(name: &str) -> Option<PathBuf> {
@@ -20,7 +20,7 @@ pub fn find(name: &str) -> Option<PathBuf> {
 }
 
 /// Where a program of this name is, in these folders.
-pub(super) fn find_in(path: &OsStr, system: &[&str], name: &str) -> Option<PathBuf> {
+pub fn find_in(path: &OsStr, system: &[&str], name: &str) -> Option<PathBuf> {
     let directories = env::split_paths(path).filter(|directory| directory.is_absolute());
     let directories = directories.chain(system.iter().map(PathBuf::from));
     directories.map(|directory| directory.join(name)).find(|path| path.is_file())
