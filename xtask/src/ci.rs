@@ -45,8 +45,12 @@ fn step(arguments: &[&str]) -> Result<()> {
 fn step_with(arguments: &[&str], environment: &[(&str, PathBuf)]) -> Result<()> {
     println!("== cargo {}", arguments.join(" "));
     let mut command = cargo();
-    command.current_dir(places::root()).args(arguments).env("NFTRACER_BPF_OBJECT", places::bpf_object());
-    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    command
+        .current_dir(places::root())
+        .args(arguments)
+        .env("NFTRACER_BPF_OBJECT", places::bpf_object())
+        .env("NFTRACER_LIBPCAP", places::libpcap())
+        .envs(environment.iter().map(|(name, value)| (name, value)));
     if process::run(&mut command).is_err() {
         bail!("cargo {} failed", arguments.join(" "));
     }

@@ -4,6 +4,7 @@ pub mod clock;
 pub mod guard;
 pub mod kernel;
 pub mod netns;
+pub mod pcap;
 pub mod perf;
 pub mod privilege;
 pub mod ready;

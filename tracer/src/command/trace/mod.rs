@@ -9,7 +9,7 @@ use crate::cli::trace::TraceConfig;
 use crate::error::Failure;
 use crate::filter;
 use crate::sink::Start;
-use crate::sys::netns;
+use crate::sys::{netns, pcap};
 use anyhow::Context as _;
 use live::{Live, Next};
 use std::time::Duration;
@@ -24,7 +24,7 @@ const RING_BYTES: u32 = 1 << 25;
 
 /// Traces until it is told to stop.
 pub fn run(config: TraceConfig) -> Result<(), Failure> {
-    let filter = filter::compile(&config.filter).map_err(Failure::usage)?;
+    let filter = filter::compile(&config.filter, &pcap::compile).map_err(Failure::usage)?;
     let namespace = match config.netns.path() {
         Some(_) => Some(super::open_namespace(&config.netns)?),
         None => None,
