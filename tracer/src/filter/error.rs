@@ -1,6 +1,5 @@
 //! What is wrong with a filter, where, and what to write instead.
 
-use super::REJECTS_ALL;
 use super::parse::{self, MAX_DEPTH, MAX_TERMS};
 use super::translate::TranslateError;
 use std::fmt;
@@ -109,6 +108,9 @@ impl FilterErrorKind {
                 "`protochain` looks for a header as long as there is another: ask for the headers one by one"
                     .to_owned()
             }
+            Self::Untranslatable(TranslateError::Unset) => {
+                "what stands behind `geneve` is asked about the inner packet: join it with `and`".to_owned()
+            }
             Self::Untranslatable(TranslateError::Special) => {
                 "packets are chosen by their own bytes, not by device or direction".to_owned()
             }
@@ -180,7 +182,6 @@ impl FilterError {
     /// begins is the best place that is known.
     pub(super) fn with_libpcap(self, message: String) -> Self {
         match *self.kind {
-            _ if message == REJECTS_ALL => Self { kind: Box::new(FilterErrorKind::NeverMatches), ..self },
             FilterErrorKind::Unsupported(_)
             | FilterErrorKind::UnknownWord(_)
             | FilterErrorKind::TooManyNodes { .. }

@@ -102,6 +102,9 @@ pub fn compile(text: &str, libpcap: Libpcap<'_>) -> Result<Filter, FilterError> 
             Err(error) => Err(FilterError::new(error.into(), text, 0..text.len())),
         },
         Err(LibpcapError::Absent) => own(),
+        Err(LibpcapError::Refused(message)) if message == REJECTS_ALL => {
+            Err(FilterError::new(FilterErrorKind::NeverMatches, text, 0..text.len()))
+        }
         Err(LibpcapError::Refused(message)) => own().map_err(|error| error.with_libpcap(message)),
     }
 }

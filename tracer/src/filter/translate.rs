@@ -26,10 +26,13 @@ pub struct Translated {
 /// Why a program cannot be translated.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TranslateError {
-    /// No instruction, or one that does not exist, does not end, divides by zero, shifts by all bits or reads scratch
-    /// memory that nothing was put into.
+    /// No instruction, or one that does not exist, does not end, divides by zero or shifts by all bits.
     #[error("its instruction {0} is invalid")]
     Invalid(usize),
+    /// It reads scratch memory that nothing was put into on one of the ways there. libpcap makes such programs where
+    /// `geneve` stands on one side of an `or`, and what they answer is by chance.
+    #[error("a part of it has no meaning where `geneve` does not match")]
+    Unset,
     /// It goes back, as `protochain` does for IPv6.
     #[error("it needs a loop")]
     Loop,
@@ -234,7 +237,7 @@ impl Translator {
                 self.push(Instruction::arithmetic(code::SHIFT_LEFT, INDEX, Source::Constant(2)));
             }
             Operation::Load { what: Loaded::Memory(word), .. } if known.stored & 1 << word == 0 => {
-                return Err(TranslateError::Invalid(index));
+                return Err(TranslateError::Unset);
             }
             Operation::Load { to, what } => self.load(to, what),
             Operation::Store { from, word } => {

@@ -1,11 +1,32 @@
 //! Filters against packets, filters that are refused, and what holds for any filter.
 
+mod machine;
+mod oracle;
+
 use super::compile::program;
 use super::*;
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use tracer_common::filter::{ACCEPT, MAX_NODES, REJECT};
+use tracer_common::filter::{ACCEPT, Key, MAX_NODES, REJECT};
+
+/// The first form.
+fn compile(text: &str) -> Result<Filter, FilterError> {
+    super::compile(text, &|_, _| Err(LibpcapError::Absent))
+}
+
+impl Filter {
+    fn program(&self) -> &Program {
+        match &self.form {
+            Form::Program(program) => program,
+            Form::Translated { .. } => panic!("{self} was compiled by libpcap"),
+        }
+    }
+
+    fn matches(&self, key: &Key) -> bool {
+        self.program().matches(key)
+    }
+}
 
 #[track_caller]
 fn check_filter(text: &str, packet: &[u8], expected: bool) {
@@ -21,7 +42,7 @@ fn check_error(text: &str, expected: Expect) {
 
 #[track_caller]
 fn check_parsed(text: &str, expected: &str) {
-    let expr = parse::parse(text, &|_| None).unwrap_or_else(|error| panic!("{error}"));
+    let expr = parse::parse(text).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(expr.unwrap().to_string(), expected, "{text}");
 }
 
@@ -215,13 +236,6 @@ fn ports() {
 }
 
 #[test]
-fn services_through_a_hook() {
-    let service = |name: &str| (name == "http").then_some(80);
-    let filter = compile_with("port 22 or http", &service).unwrap();
-    assert!(filter.matches(&Key::from_packet(&ipv4(TCP))));
-}
-
-#[test]
 fn and_and_or_bind_equally() {
     check_parsed("ip or ip6 and proto 6", "ip or ip6 and proto 6");
     check_parsed("(ip or ip6) and proto 6", "ip or ip6 and proto 6");
@@ -252,10 +266,10 @@ fn errors_point_at_the_place() {
     check_error(
         "tcp and vlan 5",
         expect![[r#"
-        filter: not supported yet: `vlan` at column 9
-            tcp and vlan 5
-                    ^^^^
-        hint: packets are looked at from their IP header on"#]],
+            filter: not supported without libpcap: `vlan` at column 9
+                tcp and vlan 5
+                        ^^^^
+            hint: packets are looked at from their IP header on; `cargo xtask build` makes a build with libpcap"#]],
     );
     check_error(
         "tcp and foo",
@@ -328,34 +342,34 @@ fn errors_point_at_the_place() {
     check_error(
         "tcp & udp",
         expect![[r#"
-        filter: not supported yet: `&` at column 5
-            tcp & udp
-                ^
-        hint: packets are chosen by version, protocol, addresses and ports"#]],
+            filter: not supported without libpcap: `&` at column 5
+                tcp & udp
+                    ^
+            hint: packets are chosen by version, protocol, addresses and ports; `cargo xtask build` makes a build with libpcap"#]],
     );
     check_error(
         "tcp and tcp[13] & 2 != 0",
         expect![[r#"
-        filter: not supported yet: `tcp[13]` at column 9
-            tcp and tcp[13] & 2 != 0
-                    ^^^^^^^
-        hint: packets are chosen by version, protocol, addresses and ports"#]],
+            filter: not supported without libpcap: `tcp[13]` at column 9
+                tcp and tcp[13] & 2 != 0
+                        ^^^^^^^
+            hint: packets are chosen by version, protocol, addresses and ports; `cargo xtask build` makes a build with libpcap"#]],
     );
     check_error(
         "less 100",
         expect![[r#"
-        filter: not supported yet: `less` at column 1
-            less 100
-            ^^^^
-        hint: packets are chosen by version, protocol, addresses and ports"#]],
+            filter: not supported without libpcap: `less` at column 1
+                less 100
+                ^^^^
+            hint: packets are chosen by version, protocol, addresses and ports; `cargo xtask build` makes a build with libpcap"#]],
     );
     check_error(
         "src gateway",
         expect![[r#"
-        filter: not supported yet: `gateway` at column 5
-            src gateway
-                ^^^^^^^
-        hint: use `host` and `not host`"#]],
+            filter: not supported without libpcap: `gateway` at column 5
+                src gateway
+                    ^^^^^^^
+            hint: use `host` and `not host`; `cargo xtask build` makes a build with libpcap"#]],
     );
 }
 
@@ -544,7 +558,7 @@ fn repeated_questions_are_asked_once() {
         ("portrange 0-65535", 1),
         ("dst portrange 1-10 and dst port 5", 3),
     ] {
-        assert_eq!(compile(text).unwrap().program.len, nodes, "{text}");
+        assert_eq!(compile(text).unwrap().program().len, nodes, "{text}");
     }
 }
 
@@ -710,7 +724,7 @@ proptest! {
     #[test]
     fn what_is_printed_reads_the_same(expr in any_expr()) {
         let text = expr.to_string();
-        prop_assert_eq!(parse::parse(&text, &|_| None).map_err(|error| TestCaseError::fail(error.to_string()))?, Some(expr));
+        prop_assert_eq!(parse::parse(&text).map_err(|error| TestCaseError::fail(error.to_string()))?, Some(expr));
     }
 
     #[test]
