@@ -2,6 +2,7 @@
 
 use super::parse::{self, MAX_DEPTH, MAX_TERMS};
 use super::translate::TranslateError;
+use crate::text::Escaped;
 use std::fmt;
 use std::ops::Range;
 use tracer_common::filter::MAX_NODES;
@@ -15,9 +16,14 @@ pub enum FilterErrorKind {
     /// A part of pcap's filters that this form of the filter lacks.
     #[error("not supported without libpcap: {0}")]
     Unsupported(Quoted),
-    /// In libpcap's words.
-    #[error("{}", .0.escape_debug())]
-    Libpcap(String),
+    /// Refused by libpcap, too, and best said in its words.
+    #[error("libpcap says: {}", Escaped(.message))]
+    Libpcap {
+        /// Its words.
+        message: String,
+        /// The place is that of a word that the first form does not know, either.
+        placed: bool,
+    },
     /// Compiled, but not for the kernel.
     #[error("cannot run in the kernel: {0}")]
     Untranslatable(TranslateError),
@@ -89,7 +95,13 @@ pub enum FilterErrorKind {
 
 impl FilterErrorKind {
     fn has_place(&self) -> bool {
-        !matches!(self, Self::TooManyNodes { .. } | Self::NeverMatches | Self::Untranslatable(_))
+        !matches!(
+            self,
+            Self::TooManyNodes { .. }
+                | Self::NeverMatches
+                | Self::Untranslatable(_)
+                | Self::Libpcap { placed: false, .. }
+        )
     }
 
     fn hint(&self) -> Option<String> {
@@ -133,7 +145,7 @@ impl FilterErrorKind {
                 "use networks and port ranges instead of lists".to_owned()
             }
             Self::NeverMatches => "`and` where `or` is meant is a common reason".to_owned(),
-            Self::Libpcap(_) => "see pcap-filter(7)".to_owned(),
+            Self::Libpcap { .. } => "see pcap-filter(7)".to_owned(),
             Self::Expected { .. } | Self::TooDeep | Self::Untranslatable(_) => return None,
         })
     }
@@ -178,16 +190,18 @@ impl FilterError {
         Self { kind: Box::new(kind), text: text.to_owned(), span }
     }
 
-    /// The same after libpcap, too, refused the text. What the first form lacks says nothing then, but where that
-    /// begins is the best place that is known.
-    pub(super) fn with_libpcap(self, message: String) -> Self {
-        match *self.kind {
+    /// The same after libpcap, too, refused the text. Where the first form only lacks something, it cannot tell what is
+    /// wrong.
+    pub(super) fn with_libpcap(self, message: &str) -> Self {
+        let placed = match *self.kind {
+            FilterErrorKind::UnknownWord(_) | FilterErrorKind::ServiceName(_) => true,
             FilterErrorKind::Unsupported(_)
-            | FilterErrorKind::UnknownWord(_)
             | FilterErrorKind::TooManyNodes { .. }
-            | FilterErrorKind::TooLong => Self { kind: Box::new(FilterErrorKind::Libpcap(message)), ..self },
-            _ => self,
-        }
+            | FilterErrorKind::TooLong => false,
+            _ => return self,
+        };
+        let message = message.trim_start_matches("can't parse filter expression: ").to_owned();
+        Self { kind: Box::new(FilterErrorKind::Libpcap { message, placed }), ..self }
     }
 
     /// What is wrong.

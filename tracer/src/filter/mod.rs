@@ -105,7 +105,7 @@ pub fn compile(text: &str, libpcap: Libpcap<'_>) -> Result<Filter, FilterError> 
         Err(LibpcapError::Refused(message)) if message == REJECTS_ALL => {
             Err(FilterError::new(FilterErrorKind::NeverMatches, text, 0..text.len()))
         }
-        Err(LibpcapError::Refused(message)) => own().map_err(|error| error.with_libpcap(message)),
+        Err(LibpcapError::Refused(message)) => own().map_err(|error| error.with_libpcap(&message)),
     }
 }
 

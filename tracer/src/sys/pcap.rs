@@ -17,10 +17,17 @@ pub fn compile(_link: LinkType, _text: &str) -> Result<Vec<Instruction>, Libpcap
     Err(LibpcapError::Absent)
 }
 
+/// What libpcap's own interpreter says about a packet whose captured part is `packet`, of `length` bytes in all; `None`
+/// in a build without libpcap.
+///
+/// The program must be one that [`compile`] returned: the interpreter trusts it.
+#[cfg(not(libpcap))]
+pub fn matches(_program: &[Instruction], _packet: &[u8], _length: u32) -> Option<bool> {
+    None
+}
+
 #[cfg(libpcap)]
-pub use linked::compile;
-#[cfg(libpcap)]
-pub use linked::matches;
+pub use linked::{compile, matches};
 
 #[cfg(libpcap)]
 #[expect(unsafe_code, reason = "libpcap is written in C")]
@@ -110,16 +117,17 @@ mod linked {
         Ok(instructions)
     }
 
-    /// What libpcap's own interpreter says about a packet whose captured part is `packet`, of `length` bytes in all.
+    /// What libpcap's own interpreter says about a packet whose captured part is `packet`, of `length` bytes in all;
+    /// `None` in a build without libpcap.
     ///
     /// The program must be one that [`compile`] returned: the interpreter trusts it.
-    pub fn matches(program: &[Instruction], packet: &[u8], length: u32) -> bool {
+    pub fn matches(program: &[Instruction], packet: &[u8], length: u32) -> Option<bool> {
         let time = libc::timeval { tv_sec: 0, tv_usec: 0 };
         let header = PacketHeader { time, captured: packet.len() as u32, length };
         let mut instructions = program.to_vec();
         let program = Program { len: instructions.len() as c_uint, instructions: instructions.as_mut_ptr() };
         // SAFETY: the interpreter reads within the program, which libpcap made, and the captured bytes.
-        unsafe { pcap_offline_filter(&program, &header, packet.as_ptr()) != 0 }
+        Some(unsafe { pcap_offline_filter(&program, &header, packet.as_ptr()) != 0 })
     }
 
     /// What libpcap asks for names: its look-ups are compiled to these.
@@ -230,6 +238,37 @@ mod linked {
                 let (first, value) = (words.next()?, words.next()?);
                 (first == name || words.any(|alias| alias == name)).then_some(value)
             })
+        }
+
+        #[cfg(test)]
+        mod tests {
+            use super::find;
+
+            #[test]
+            fn lists_have_names_and_other_names() {
+                let list = "# names\nhttp 80/tcp www # web\n\ndomain\t53/tcp\ndomain\t53/udp\nodd\n";
+                let found = |name| find(list, name).collect::<Vec<_>>();
+                assert_eq!(found("http"), ["80/tcp"]);
+                assert_eq!(found("www"), ["80/tcp"]);
+                assert_eq!(found("domain"), ["53/tcp", "53/udp"]);
+                assert!(found("web").is_empty() && found("odd").is_empty() && found("80/tcp").is_empty());
+            }
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn names_are_numbers_and_no_name_server_is_asked() {
+            let raw = |text: &str| compile(LinkType::Raw, text);
+            assert_eq!(raw(r"ip proto \udp"), raw("ip proto 17"));
+            assert_eq!(raw(r"ip6 proto \ipv6-icmp"), raw("ip6 proto 58"));
+            assert!(raw("port 80").is_ok_and(|program| !program.is_empty()));
+            for unknown in ["host example.com", "net example", "port no-such-service", "tcp\0"] {
+                assert!(matches!(raw(unknown), Err(LibpcapError::Refused(_))), "{unknown}");
+            }
         }
     }
 }

@@ -764,3 +764,121 @@ proptest! {
         check_any_text(&text);
     }
 }
+
+/// As if libpcap said these words about any text.
+fn compile_refused(text: &str, words: &str) -> Result<Filter, FilterError> {
+    super::compile(text, &|_, _| Err(LibpcapError::Refused(words.to_owned())))
+}
+
+#[track_caller]
+fn check_refused(text: &str, words: &str, expected: Expect) {
+    expected.assert_eq(&compile_refused(text, words).expect_err(text).to_string());
+}
+
+#[test]
+fn errors_of_the_whole_language() {
+    let syntax_error = "can't parse filter expression: syntax error";
+    check_refused(
+        "vlan foo",
+        syntax_error,
+        expect![[r#"
+            filter: libpcap says: syntax error
+            hint: see pcap-filter(7)"#]],
+    );
+    check_refused(
+        "tcp and inbond",
+        syntax_error,
+        expect![[r#"
+            filter: libpcap says: syntax error at column 9
+                tcp and inbond
+                        ^^^^^^
+            hint: see pcap-filter(7)"#]],
+    );
+    check_refused(
+        "port htp",
+        "unknown port 'htp'",
+        expect![[r#"
+            filter: libpcap says: unknown port 'htp' at column 6
+                port htp
+                     ^^^
+            hint: see pcap-filter(7)"#]],
+    );
+    check_refused(
+        "arp",
+        REJECTS_ALL,
+        expect![[r#"
+        filter: no packet can match this
+        hint: `and` where `or` is meant is a common reason"#]],
+    );
+    // What the first form understands well it says better.
+    check_refused(
+        "port 65536",
+        "illegal port number 65536 > 65535",
+        expect![[r#"
+        filter: out of range: `65536` at column 6
+            port 65536
+                 ^^^^^
+        hint: the largest is 65535"#]],
+    );
+    check_refused(
+        "host example.com",
+        "unknown host 'example.com'",
+        expect![[r#"
+        filter: host names are not looked up: `example.com` at column 6
+            host example.com
+                 ^^^^^^^^^^^
+        hint: write the address"#]],
+    );
+}
+
+#[test]
+fn what_only_the_first_form_understands_it_compiles() {
+    let filter = compile_refused("proto tcp", "can't parse filter expression: syntax error").unwrap();
+    assert!(filter.matches(&Key::from_packet(&ipv4(TCP))));
+}
+
+#[test]
+fn errors_of_translation() {
+    let check = |code, k, expected: Expect| {
+        let ends = classic::Instruction { code: 0x06, jt: 0, jf: 0, k: 1 };
+        let program = vec![classic::Instruction { code, jt: 0, jf: 0, k }, ends];
+        let error = super::compile("tcp", &|_, _| Ok(program.clone())).unwrap_err();
+        expected.assert_eq(&error.to_string());
+    };
+    check(
+        0x30,
+        -0x1000_i32 as u32,
+        expect![[r#"
+        filter: cannot run in the kernel: it asks for what stands in no packet
+        hint: packets are chosen by their own bytes, not by device or direction"#]],
+    );
+    check(
+        0x05,
+        -1_i32 as u32,
+        expect![[r#"
+        filter: cannot run in the kernel: it needs a loop
+        hint: `protochain` looks for a header as long as there is another: ask for the headers one by one"#]],
+    );
+    check(
+        0x60,
+        3,
+        expect![[r#"
+        filter: cannot run in the kernel: a part of it has no meaning where `geneve` does not match
+        hint: what stands behind `geneve` is asked about the inner packet: join it with `and`"#]],
+    );
+}
+
+#[test]
+fn ethernet_is_asked_for_where_ip_does_not_do() {
+    let accept = || vec![classic::Instruction { code: 0x06, jt: 0, jf: 0, k: 1 }];
+    let only = |wanted| {
+        move |link, _: &str| match link == wanted {
+            true => Ok(accept()),
+            false => Err(LibpcapError::Refused("not for this link type".to_owned())),
+        }
+    };
+    for wanted in [LinkType::Raw, LinkType::Ethernet] {
+        let filter = super::compile("vlan", &only(wanted)).unwrap();
+        assert!(matches!(filter.form, Form::Translated { link, .. } if link == wanted), "{wanted:?}");
+    }
+}

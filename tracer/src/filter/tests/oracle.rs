@@ -22,14 +22,8 @@ fn linked() -> bool {
 /// Captured bytes, and the packet's length.
 type Packet = (Vec<u8>, u32);
 
-#[cfg(libpcap)]
 fn interpreted(program: &[Instruction], (packet, length): &Packet) -> bool {
-    pcap::matches(program, packet, *length)
-}
-
-#[cfg(not(libpcap))]
-fn interpreted(_: &[Instruction], _: &Packet) -> bool {
-    unreachable!("nothing was compiled")
+    pcap::matches(program, packet, *length).expect("libpcap is linked")
 }
 
 fn check_pairs(link: LinkType, text: &str, packets: &[Packet]) -> Result<(), TestCaseError> {
@@ -178,29 +172,29 @@ fn captured(packet: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Pac
     )
 }
 
-const ADDRESSES: &str = "host 10.0.0.1|src host 10.0.0.2|dst net 192.168.0.0/16|net 10.0.0.0/8|src and dst net \
-                         10.0.0.0/30|host fd00::1|dst host fd00::2|ip6 net fd00::/16|src 10.0.0.1|ip broadcast|ip \
-                         multicast|ip6 multicast";
-const TRANSPORTS: &str = "tcp|udp|sctp|icmp|icmp6|ip|ip6|port 80|tcp port 443|udp src port 53|dst port 22|portrange \
-                          50-90|udp portrange 4000-7000|port http|ip proto 47|ip6 proto 44|proto 50|ip proto \\tcp|igmp|esp|ah|pim|vrrp";
-const FIRST_FORM: &str = "host 10.0.0.1|src host 10.0.0.2|dst net 192.168.0.0/16|net 10.0.0.0/8|src and dst net \
-                          10.0.0.0/30|host fd00::1|dst host fd00::2|ip6 net fd00::/16|src 10.0.0.1|tcp|udp|sctp|icmp|\
-                          icmp6|ip|ip6|port 80|tcp port 443|udp src port 53|dst port 22|portrange 50-90|udp portrange \
-                          4000-7000|ip proto 47|ip6 proto 44|proto 50|igmp|esp|ah|pim|vrrp|src or dst port 53|ip6 proto \
-                          17|proto 0|tcp portrange 0-65535|net 0.0.0.0/0|ip6 host fd00::2";
-const BYTES: &str = "ip[0] & 0xf != 5|ip[6:2] & 0x1fff = 0|tcp[tcpflags] & (tcp-syn|tcp-fin) != 0|tcp[13] = 2|udp[4:2] \
-                     > 20|icmp[icmptype] = icmp-echo|ip[8] < 64|ip6[6] = 44|ip[20:4] & 0xffff0000 = 0x350000|tcp[0:2] \
-                     + tcp[2:2] > 500|ip[2:2] - ((ip[0]&0xf)<<2) != 40|len > 60|len <= 40|greater 50|less 70|tcp[100] \
-                     = 0|ip[len - 1] = 0|udp[udp[4] & 7] != 3|ip[ip[0] & 3] % 7 = 1|1000 / ip[1] > 5|ip[130:2] \
-                     != 1|ip[9] << 2 >> ip[1] = 4|-ip[8] > 100|ip[12] ^ ip[16] = 0|ip[8] * 3 = 192|ip[3] | ip[1] = \
-                     60|udp[8] = 8 and udp[14:2] = 0";
-const LINKS: &str = "ether host 02:00:00:00:00:01|ether src 02:00:00:00:00:02|ether multicast|ether broadcast|vlan|vlan \
-                     1|vlan 2 and vlan 3|mpls|mpls 1|pppoes|pppoes 2 and ip|arp|rarp|ether proto 0x88a8|ether[0] & 1 \
-                     = 0|llc|vlan and tcp port 80|mpls and ip|geneve|geneve 42 and ip|stp|iso|ipx|link[12:2] = \
-                     0x806|vlan and vlan and host 10.0.0.1";
+const ADDRESSES: &str = "host 10.0.0.1;src host 10.0.0.2;dst net 192.168.0.0/16;net 10.0.0.0/8;src and dst net \
+                         10.0.0.0/30;host fd00::1;dst host fd00::2;ip6 net fd00::/16;src 10.0.0.1;ip \
+                         multicast;ip6 multicast";
+const TRANSPORTS: &str = "tcp;udp;sctp;icmp;icmp6;ip;ip6;port 80;tcp port 443;udp src port 53;dst port 22;portrange \
+                          50-90;udp portrange 4000-7000;ip proto 47;ip6 proto 44;proto 50;ip proto \\tcp;igmp;esp;ah;pim;vrrp";
+const FIRST_FORM: &str = "host 10.0.0.1;src host 10.0.0.2;dst net 192.168.0.0/16;net 10.0.0.0/8;src and dst net \
+                          10.0.0.0/30;host fd00::1;dst host fd00::2;ip6 net fd00::/16;src 10.0.0.1;tcp;udp;sctp;icmp;\
+                          icmp6;ip;ip6;port 80;tcp port 443;udp src port 53;dst port 22;portrange 50-90;udp portrange \
+                          4000-7000;ip proto 47;ip6 proto 44;proto 50;igmp;esp;ah;pim;vrrp;src or dst port 53;ip6 proto \
+                          17;proto 0;tcp portrange 0-65535;net 0.0.0.0/0;ip6 host fd00::2";
+const BYTES: &str = "ip[0] & 0xf != 5;ip[6:2] & 0x1fff = 0;tcp[tcpflags] & (tcp-syn|tcp-fin) != 0;tcp[13] = 2;udp[4:2] \
+                     > 20;icmp[icmptype] = icmp-echo;ip[8] < 64;ip6[6] = 44;ip[20:4] & 0xffff0000 = 0x350000;tcp[0:2] \
+                     + tcp[2:2] > 500;ip[2:2] - ((ip[0]&0xf)<<2) != 40;len > 60;len <= 40;greater 50;less 70;tcp[100] \
+                     = 0;ip[len - 1] = 0;udp[udp[4] & 7] != 3;ip[ip[0] & 3] % 7 = 1;1000 / ip[1] > 5;ip[130:2] \
+                     != 1;ip[9] << 2 >> ip[1] = 4;-ip[8] > 100;ip[12] ^ ip[16] = 0;ip[8] * 3 = 192;ip[3] | ip[1] = \
+                     60;udp[8] = 8 and udp[14:2] = 0";
+const LINKS: &str = "ether host 02:00:00:00:00:01;ether src 02:00:00:00:00:02;ether multicast;ether broadcast;vlan;vlan \
+                     1;vlan 2 and vlan 3;mpls;mpls 1;pppoes;pppoes 2 and ip;arp;rarp;ether proto 0x88a8;ether[0] & 1 \
+                     = 0;llc;vlan and tcp port 80;mpls and ip;geneve;geneve 42 and ip;stp;iso;ipx;link[12:2] = \
+                     0x806;vlan and vlan and host 10.0.0.1";
 
 fn any_text(terms: &[&'static str]) -> impl Strategy<Value = String> + use<> {
-    let terms: Vec<&str> = terms.iter().flat_map(|terms| terms.split('|')).collect();
+    let terms: Vec<&str> = terms.iter().flat_map(|terms| terms.split(';')).collect();
     let term = prop::sample::select(terms).prop_map(str::to_owned);
     term.prop_recursive(4, 12, 3, |inner| {
         prop_oneof![
@@ -282,6 +276,13 @@ proptest! {
     }
 
     #[test]
+    fn any_text_is_compiled_or_refused(text in prop_oneof![super::any_words(), any::<String>()]) {
+        if linked() && let Err(error) = crate::filter::compile(&text, &pcap::compile) {
+            prop_assert!(!error.to_string().contains('\x1b'));
+        }
+    }
+
+    #[test]
     fn any_classic_program_is_translated_or_refused(
         program in prop::collection::vec(any_instruction(), 0..40),
         packet in prop::collection::vec(any::<u8>(), 0..100),
@@ -359,5 +360,23 @@ proptest! {
                 prop_assert!(packets.iter().all(|(packet, _)| !own.matches(&Key::from_packet(packet))), "{}", text);
             }
         }
+    }
+}
+
+/// Or else the comparisons would be of nothing.
+#[test]
+fn the_terms_are_filters() {
+    if !linked() {
+        return;
+    }
+    for (link, terms) in [
+        (LinkType::Raw, ADDRESSES),
+        (LinkType::Raw, TRANSPORTS),
+        (LinkType::Raw, BYTES),
+        (LinkType::Raw, FIRST_FORM),
+        (LinkType::Ethernet, LINKS),
+    ] {
+        let refused = terms.split(';').filter_map(|term| Some((term, pcap::compile(link, term).err()?)));
+        assert_eq!(refused.collect::<Vec<_>>(), []);
     }
 }
