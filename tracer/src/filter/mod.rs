@@ -52,6 +52,8 @@ pub enum Form {
     Program(Box<Program>),
     /// Instructions.
     Translated {
+        /// libpcap's own, for packets that are no kernel's.
+        program: Vec<classic::Instruction>,
         /// To be put into the object.
         translated: Translated,
         /// Where the packet begins for them.
@@ -98,7 +100,7 @@ pub fn compile(text: &str, libpcap: Libpcap<'_>) -> Result<Filter, FilterError> 
     let own = || first_form(text).map(|program| filter(Form::Program(Box::new(program))));
     match full(text, libpcap) {
         Ok((program, link)) => match translate::translate(&program) {
-            Ok(translated) => Ok(filter(Form::Translated { translated, link })),
+            Ok(translated) => Ok(filter(Form::Translated { program, translated, link })),
             Err(error) => Err(FilterError::new(error.into(), text, 0..text.len())),
         },
         Err(LibpcapError::Absent) => own(),

@@ -153,7 +153,7 @@ impl<'a> Chosen<'a> {
             Form::Program(program) => {
                 Self { object: Cow::Borrowed(OBJECT), window: 0, link_bytes: 0, program }
             }
-            Form::Translated { translated, link } => Self {
+            Form::Translated { translated, link, .. } => Self {
                 object: Cow::Owned(room::furnish(OBJECT, translated).ok_or(Error::NoRoom)?),
                 window: translated.window,
                 link_bytes: match link {

@@ -41,7 +41,7 @@ mod tests {
     fn filter() -> Translated {
         let ends = classic::Instruction { code: 0x06, jt: 0, jf: 0, k: 1 };
         match compile("ip", &|_, _| Ok(vec![ends])).map(|filter| filter.form) {
-            Ok(Form::Translated { translated, link: LinkType::Raw }) => translated,
+            Ok(Form::Translated { translated, link: LinkType::Raw, .. }) => translated,
             other => panic!("{other:?}"),
         }
     }

@@ -8,9 +8,10 @@ mod tests;
 
 use crate::cli::read::ReadConfig;
 use crate::error::Failure;
-use crate::filter::{self, Filter};
+use crate::filter::{self, Filter, Form, LinkType, classic};
 use crate::packet::PacketView;
 use crate::recording::MAGIC;
+use crate::sys::pcap;
 use anyhow::Context as _;
 use input::Input;
 use std::collections::HashSet;
@@ -18,7 +19,7 @@ use tracer_common::filter::Key;
 
 /// Shows what a file tells of packets.
 pub fn run(config: ReadConfig) -> Result<(), Failure> {
-    let filter = filter::compile(&config.filter).map_err(Failure::usage)?;
+    let filter = filter::compile(&config.filter, &pcap::compile).map_err(Failure::usage)?;
     let mut input = Input::open(config.file.as_deref())?;
     let begins = input.peek(MAGIC.len()).with_context(|| format!("cannot read {}", input.name))?;
     if begins == MAGIC {
@@ -27,6 +28,30 @@ pub fn run(config: ReadConfig) -> Result<(), Failure> {
         log::show(input, Choice::new(filter), &config)
     }
 }
+
+/// Whether a packet matches, as far as its bytes are known.
+fn matches(filter: &Filter, view: &PacketView<'_>) -> bool {
+    match &filter.form {
+        Form::Program(program) => program.matches(&Key::from_packet(view.bytes)),
+        Form::Translated { program, link, .. } => {
+            let frame = match (link, view.link.header) {
+                (LinkType::Raw, _) => return interpret(program, view.bytes, view.len),
+                (LinkType::Ethernet, Some(header)) if header.len() == ETHERNET_HEADER => header,
+                (LinkType::Ethernet, _) => return false,
+            };
+            let length = view.len.saturating_add(ETHERNET_HEADER as u32);
+            interpret(program, &[frame, view.bytes].concat(), length)
+        }
+    }
+}
+
+/// There is such a program only where libpcap is.
+fn interpret(program: &[classic::Instruction], bytes: &[u8], length: u32) -> bool {
+    pcap::matches(program, bytes, length).unwrap_or(false)
+}
+
+/// Bytes of an Ethernet header.
+const ETHERNET_HEADER: usize = 14;
 
 /// Which packets are shown: asked about each once, as it is at its first step.
 struct Choice {
@@ -50,7 +75,7 @@ impl Choice {
         if self.refused.contains(&packet) {
             return false;
         }
-        let takes = self.filter.matches(&Key::from_packet(view.bytes));
+        let takes = matches(&self.filter, view);
         if takes { &mut self.chosen } else { &mut self.refused }.insert(packet);
         takes
     }
