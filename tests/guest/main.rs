@@ -1,6 +1,7 @@
 //! The tests that run inside a guest kernel, as root.
 
 mod bad_input;
+mod filters;
 mod footprint;
 mod lines;
 mod oracle;
@@ -55,8 +56,15 @@ pub(crate) struct Test {
 }
 
 /// The first needs a guest that has loaded no module yet.
-const TESTS: &[&[Test]] =
-    &[bad_input::FIRST, oracle::TESTS, lines::TESTS, footprint::TESTS, usage::TESTS, bad_input::TESTS];
+const TESTS: &[&[Test]] = &[
+    bad_input::FIRST,
+    oracle::TESTS,
+    lines::TESTS,
+    footprint::TESTS,
+    filters::TESTS,
+    usage::TESTS,
+    bad_input::TESTS,
+];
 
 fn main() -> ExitCode {
     // A child of one of the tests: sends a datagram as whoever it is.

@@ -14,3 +14,4 @@ pub mod counter;
 pub mod filter;
 pub mod legacy;
 pub mod offsets;
+pub mod translated;

@@ -15,6 +15,7 @@ mod maps;
 mod replace;
 mod select;
 mod snapshot;
+mod translated;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};

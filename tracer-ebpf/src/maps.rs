@@ -9,6 +9,7 @@ use core::cell::UnsafeCell;
 use tracer_common::counter::Counter;
 use tracer_common::filter::Key;
 use tracer_common::legacy::{LongTail, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
+use tracer_common::translated::Workspace;
 
 /// Counter blocks of the largest table that can be followed: 65 536 entries.
 pub const MAX_BLOCKS: u32 = 256;
@@ -79,6 +80,8 @@ pub static TRACED: LruHashMap<u64, TracedPacket> = LruHashMap::with_max_entries(
 pub static SKB: PerCpuArray<SkbWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static FILTER: PerCpuArray<FilterInput> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
 
 /// Words that all CPUs share. Global data instead of maps, because its address is part of the program: no look-up.
 pub struct Words<const N: usize>(UnsafeCell<[u64; N]>);

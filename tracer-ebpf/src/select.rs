@@ -13,6 +13,7 @@ use crate::kernel::{Access, copy, read};
 use crate::legacy::Call;
 use crate::maps::{DECIDED, DECISIONS, FILTER, PACKETS, TABLE_CLASSES, TRACED, TracedPacket};
 use crate::snapshot::mask;
+use crate::translated;
 use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
 use tracer_common::legacy::{NAT_CLASS, TABLE_SLOTS, rank, table_class};
@@ -290,6 +291,9 @@ fn ask_table<A: Access>(call: &Call, to: *mut u64) -> Option<u64> {
 /// Whether the packet matches the filter. Nothing is read when there is none.
 #[inline(always)]
 fn matches<A: Access>(skb: u64) -> bool {
+    if config!(filter_window) != 0 {
+        return translated::matches::<A>(skb);
+    }
     if config!(filter.len) == 0 {
         return true;
     }

@@ -26,6 +26,8 @@ pub mod filter;
 pub mod trace_line;
 pub mod kernel_log;
 pub mod xtables;
+pub mod nftables;
+pub mod netlink;
 pub mod btf;
 pub mod text;
 pub mod owner;
@@ -33,6 +35,7 @@ mod hash;
 // The shell: the kernel, files, people.
 pub mod backend;
 pub mod fetch;
+pub mod footprint;
 pub mod sink;
 pub mod recording;
 pub mod doctor;

@@ -14,6 +14,7 @@ pub mod trace;
 #[cfg(test)]
 mod tests;
 
+use crate::sys::process::Process;
 use clap::{Args, Parser, Subcommand};
 
 const EXAMPLES: &str = "\
@@ -44,7 +45,9 @@ enum Command {
     /// Clear up when a process ends; started by `trace` for itself
     #[command(hide = true)]
     Guard {
-        pid: u32,
+        process: Process,
+        /// Numbers of open namespaces
+        namespaces: Vec<u32>,
     },
     #[command(hide = true)]
     Bench(ReservedArgs),
@@ -77,7 +80,9 @@ pub enum Request {
     /// Clear up after a process when it ends.
     Guard {
         /// The process.
-        pid: u32,
+        process: Process,
+        /// The numbers of the descriptors of the namespaces that it changes.
+        namespaces: Vec<u32>,
     },
 }
 
@@ -113,7 +118,7 @@ impl Cli {
             Command::Read(args) => Ok(Request::Read(args.config())),
             Command::Rules(args) => args.config().map(Request::Rules),
             Command::Doctor(args) => Ok(Request::Doctor(args.config())),
-            Command::Guard { pid } => Ok(Request::Guard { pid }),
+            Command::Guard { process, namespaces } => Ok(Request::Guard { process, namespaces }),
             Command::Bench(_) => reserved("bench"),
             Command::Why(_) => reserved("why"),
             Command::Diff(args) => Ok(Request::Diff(args.config())),

@@ -6,7 +6,7 @@ use clap::Args;
 /// Show the loaded rules, each numbered as a trace numbers it
 #[derive(Args, Debug)]
 pub(super) struct RulesArgs {
-    /// Only this table: raw, mangle, nat, filter or security
+    /// Only tables of this name, of any family: raw, mangle, nat, filter, security, or any other of nftables
     #[arg(short, long, value_name = "TABLE")]
     table: Option<String>,
 

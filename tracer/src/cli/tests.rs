@@ -1,7 +1,7 @@
 //! Command lines and what they mean; the help as it is shown.
 
 use super::netns::Netns;
-use super::trace::{Backend, TraceConfig};
+use super::trace::{Backend, Mark, TraceConfig};
 use super::{Cli, Request, UsageError};
 use crate::backend::ebpf::attach::Method;
 use crate::cli::doctor::DoctorConfig;
@@ -86,7 +86,9 @@ fn options() {
         TraceConfig {
             filter: "udp".to_owned(),
             backend: Backend::Ebpf,
+            mark: Mark::None,
             attach: Method::Auto,
+            log_file: None,
             netns: Netns::Name("blue".to_owned()),
             count: NonZeroU64::new(1),
             duration: Some(Duration::from_secs(150)),
@@ -98,6 +100,27 @@ fn options() {
     let output = |output| TraceConfig { output, ..TraceConfig::default() };
     check_trace("nftracer trace --output=trace", output(Output::Trace));
     check_trace("nftracer trace -o pretty", output(Output::Pretty));
+}
+
+#[test]
+fn backends_and_marks() {
+    let config = |backend, mark| TraceConfig { backend, mark, ..TraceConfig::default() };
+    check_trace("nftracer trace --backend netlink --mark nft", config(Backend::Netlink, Mark::Nft));
+    check_trace("nftracer trace --backend log --mark rule", config(Backend::Log, Mark::Rule));
+    check_trace("nftracer trace --mark nft", config(Backend::Auto, Mark::Nft));
+    let file = Some("/var/log/kern.log".into());
+    check_trace(
+        "nftracer trace --log-file /var/log/kern.log",
+        TraceConfig { log_file: file, ..config(Backend::Log, Mark::Auto) },
+    );
+    check_usage_error(
+        "nftracer trace --backend ebpf --mark rule",
+        expect!["--mark rule: the ebpf backend needs no mark; --backend netlink and log do"],
+    );
+    check_usage_error(
+        "nftracer trace --backend netlink --log-file x",
+        expect!["--log-file x: only --backend log reads a file"],
+    );
 }
 
 #[test]
@@ -173,8 +196,6 @@ fn reading() {
 fn what_is_reserved_says_so() {
     check_usage_error("nftracer why tcp port 80", expect!["why: not in this version"]);
     check_usage_error("nftracer bench --help", expect!["bench: not in this version"]);
-    check_usage_error("nftracer trace --backend log", expect!["--backend log: not in this version"]);
-    check_usage_error("nftracer trace --mark rule", expect!["--mark rule: not in this version"]);
 }
 
 #[test]

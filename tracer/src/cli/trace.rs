@@ -11,11 +11,12 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "\
 FILTER is a pcap-filter(7) expression, as with tcpdump; without one, every packet is traced.
-Put `--` before it when a word of it begins with a dash.
+Quote what the shell would take for itself, and put `--` before it when a word of it begins with a dash.
 
 Examples:
   nftracer trace icmp and host 192.0.2.1
   nftracer trace -c 5 -- not tcp port 22
+  nftracer trace 'tcp[tcpflags] & (tcp-syn|tcp-fin) != 0 and not src net 10.0.0.0/8'
   nftracer trace --netns blue --for 30s -o json udp port 53";
 
 /// Show the rules that packets meet, while they meet them
@@ -30,13 +31,18 @@ pub(super) struct TraceArgs {
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     backend: BackendArg,
 
-    /// How packets are chosen for the kernel's own tracing; with none, the host stays as it is
+    /// How packets are chosen for the kernel's own tracing: by a table of nftables, by TRACE rules, or with none by
+    /// those that are there; not for ebpf
     #[arg(long, value_name = "MARK", default_value = "auto")]
     mark: MarkArg,
 
-    /// How the kernel's functions are probed: fentry is cheaper, kprobe works on older kernels
+    /// How the kernel's functions are probed, for ebpf: fentry is cheaper, kprobe works on older kernels
     #[arg(long, value_name = "METHOD", default_value = "auto")]
     attach: AttachArg,
+
+    /// Read the kernel's log from this file, which may be rotated, instead of /dev/kmsg; for log
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
 
     /// The network namespace: a name of `ip netns`, a process id, or a path
     #[arg(long, value_name = "NAME|PID|PATH", conflicts_with = "all_netns")]
@@ -71,9 +77,7 @@ pub(super) struct TraceArgs {
 enum BackendArg {
     Auto,
     Ebpf,
-    #[value(hide = true)]
     Netlink,
-    #[value(hide = true)]
     Log,
 }
 
@@ -81,9 +85,7 @@ enum BackendArg {
 enum MarkArg {
     Auto,
     None,
-    #[value(hide = true)]
     Nft,
-    #[value(hide = true)]
     Rule,
 }
 
@@ -109,16 +111,24 @@ pub enum Backend {
     Auto,
     /// Probes and a ring buffer.
     Ebpf,
+    /// TRACE over netlink.
+    Netlink,
+    /// TRACE in the kernel's log.
+    Log,
 }
 
-impl Backend {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Ebpf => "ebpf",
-        }
-    }
+/// How packets are to be chosen for the kernel's own tracing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mark {
+    /// The best that works here.
+    #[default]
+    Auto,
+    /// Not at all: by TRACE rules that are there.
+    None,
+    /// By a table of nftables.
+    Nft,
+    /// By TRACE rules.
+    Rule,
 }
 
 /// What `nftracer trace` is asked to do.
@@ -128,8 +138,12 @@ pub struct TraceConfig {
     pub filter: String,
     /// Where steps are to come from.
     pub backend: Backend,
+    /// How packets are to be chosen for the kernel's own tracing.
+    pub mark: Mark,
     /// How probes are to be placed.
     pub attach: Method,
+    /// Where to read the kernel's log.
+    pub log_file: Option<PathBuf>,
     /// Which namespace.
     pub netns: Netns,
     /// Stop after this many packets.
@@ -146,11 +160,27 @@ pub struct TraceConfig {
 
 impl TraceArgs {
     pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
-        self.mark.check()?;
+        let (backend, mark) = (self.backend.into(), self.mark.into());
+        if backend == Backend::Ebpf && matches!(mark, Mark::Nft | Mark::Rule) {
+            let reason = "the ebpf backend needs no mark; --backend netlink and log do";
+            return Err(UsageError::Value { option: "--mark", value: word(self.mark), reason });
+        }
+        if let Some(file) =
+            self.log_file.as_ref().filter(|_| !matches!(backend, Backend::Auto | Backend::Log))
+        {
+            let reason = "only --backend log reads a file";
+            return Err(UsageError::Value {
+                option: "--log-file",
+                value: file.display().to_string(),
+                reason,
+            });
+        }
         Ok(TraceConfig {
             filter: self.filter.join(" ").trim().to_owned(),
-            backend: self.backend.checked()?,
+            backend: if self.log_file.is_some() { Backend::Log } else { backend },
+            mark,
             attach: self.attach.into(),
+            log_file: self.log_file,
             netns: if self.all_netns { Netns::All } else { Netns::from_option(self.netns.as_deref())? },
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,
@@ -161,24 +191,29 @@ impl TraceArgs {
     }
 }
 
-impl BackendArg {
-    fn checked(self) -> Result<Backend, UsageError> {
-        match self {
-            Self::Auto => Ok(Backend::Auto),
-            Self::Ebpf => Ok(Backend::Ebpf),
-            Self::Netlink => Err(UsageError::Reserved("--backend netlink".to_owned())),
-            Self::Log => Err(UsageError::Reserved("--backend log".to_owned())),
+/// As it was typed.
+fn word(typed: impl ValueEnum) -> String {
+    typed.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+impl From<BackendArg> for Backend {
+    fn from(typed: BackendArg) -> Self {
+        match typed {
+            BackendArg::Auto => Self::Auto,
+            BackendArg::Ebpf => Self::Ebpf,
+            BackendArg::Netlink => Self::Netlink,
+            BackendArg::Log => Self::Log,
         }
     }
 }
 
-impl MarkArg {
-    /// The one backend of this version needs no mark, so `auto` is `none`.
-    fn check(self) -> Result<(), UsageError> {
-        match self {
-            Self::Auto | Self::None => Ok(()),
-            Self::Nft => Err(UsageError::Reserved("--mark nft".to_owned())),
-            Self::Rule => Err(UsageError::Reserved("--mark rule".to_owned())),
+impl From<MarkArg> for Mark {
+    fn from(typed: MarkArg) -> Self {
+        match typed {
+            MarkArg::Auto => Self::Auto,
+            MarkArg::None => Self::None,
+            MarkArg::Nft => Self::Nft,
+            MarkArg::Rule => Self::Rule,
         }
     }
 }

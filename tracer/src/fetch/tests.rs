@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// A new network namespace, which lives as long as this.
-struct Throwaway {
+pub(super) struct Throwaway {
     holder: Child,
-    namespace: File,
+    pub(super) namespace: File,
 }
 
 impl Drop for Throwaway {
@@ -20,7 +20,7 @@ impl Drop for Throwaway {
 
 impl Throwaway {
     /// `None` after printing why not.
-    fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         let mut command = Command::new("unshare");
         command.args(["-n", "sh", "-c", "echo ready; exec cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut holder = match command.spawn() {
@@ -41,7 +41,7 @@ impl Throwaway {
     }
 
     /// Runs a shell command inside; `None` after printing that it failed.
-    fn run(&self, command: &str) -> Option<()> {
+    pub(super) fn run(&self, command: &str) -> Option<()> {
         let output = netns::inside(&self.namespace, || Command::new("sh").args(["-c", command]).output());
         let output = output.unwrap().unwrap();
         if !output.status.success() {

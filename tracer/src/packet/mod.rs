@@ -19,7 +19,7 @@ pub use tcp::{Tcp, TcpOption, tcp};
 use crate::netfilter::Family;
 
 /// What is known of a packet at one moment. Borrowed, so that showing a packet copies nothing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketView<'a> {
     /// Address family of the hook.
     pub family: Family,

@@ -59,6 +59,21 @@ pub struct OwnedLink {
     pub physout: Option<Vec<u8>>,
 }
 
+impl From<PacketView<'_>> for Packet {
+    fn from(view: PacketView<'_>) -> Self {
+        Self {
+            family: view.family,
+            indev: view.indev.map(<[u8]>::to_vec),
+            outdev: view.outdev.map(<[u8]>::to_vec),
+            link: view.link.into(),
+            len: view.len,
+            bytes: view.bytes.to_vec(),
+            mark: view.mark,
+            owner: view.owner,
+        }
+    }
+}
+
 impl OwnedLink {
     /// Borrows all of it.
     pub fn link(&self) -> Link<'_> {

@@ -144,12 +144,18 @@ impl<'a, 't> Traversal<'a, 't> {
         })
     }
 
-    /// Whether a target of `steps` can have changed anything. One that is not known is trusted if nothing changed.
+    /// Whether a target of `steps` can have changed anything. One that is not known is trusted if nothing changed, as
+    /// long as there is no second one that can have undone it.
     fn any_effect(&self, steps: &[usize]) -> bool {
-        steps.iter().any(|step| match self.effects(*step) {
+        let mut unknown = 0;
+        let known = steps.iter().any(|step| match self.effects(*step) {
             Effects::Known(effects) => !effects.is_empty(),
-            Effects::Unknown => self.exit.is_none(),
-        })
+            Effects::Unknown => {
+                unknown += 1;
+                self.exit.is_none()
+            }
+        });
+        known || unknown > 1
     }
 
     /// The bytes that differ between entry and exit, checksums left out.
@@ -237,7 +243,9 @@ impl<'a, 't> Traversal<'a, 't> {
         if explained && large {
             // No target undoes what another did to them.
             changes = exact;
-        } else if !explained {
+        } else if explained {
+            self.distrust_hidden(field, &mut changes);
+        } else {
             let any = Change::Opaque(full(field));
             for (step, known) in self.steps.iter().zip(&mut changes) {
                 if self.effects(*step) == Effects::Unknown {
@@ -257,6 +265,31 @@ impl<'a, 't> Traversal<'a, 't> {
                 let doubts = (0..states.len()).map(|step| (step > 0).then(|| doubt.clone())).collect();
                 Solved { field, states, doubts }
             }
+        }
+    }
+
+    /// A target that is not known is trusted to have left the field alone where its work would show at the exit: not
+    /// where a later target wrote over it, nor where another one that is not known can have undone it.
+    fn distrust_hidden(&self, field: Field, changes: &mut [Vec<Change>]) {
+        let is_unknown = |step: &usize| self.effects(*step) == Effects::Unknown;
+        let several = self.steps.iter().filter(|step| is_unknown(step)).count() > 1;
+        let opaque = |all, change: &Change| match change {
+            Change::Opaque(mask) => all | mask,
+            _ => all,
+        };
+        // What nobody can predict does not tell, either.
+        let mut hidden = if several { full(field) } else { changes.iter().flatten().fold(0, opaque) };
+        for (step, changes) in self.steps.iter().zip(changes).rev() {
+            if is_unknown(step) && hidden != 0 {
+                *changes = vec![Change::Opaque(hidden)];
+            }
+            hidden |= changes.iter().fold(0, |all, change| {
+                all | match change {
+                    Change::Bits { mask, .. } | Change::Opaque(mask) => *mask,
+                    // What is at its limit does not tell where it came from.
+                    Change::Add(_) | Change::Subtract(_) => full(field),
+                }
+            });
         }
     }
 

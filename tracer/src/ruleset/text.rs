@@ -167,7 +167,7 @@ fn names_target(table: &Table, target: &Target, line: &str) -> bool {
 }
 
 /// The first line, and what comes after it. A rule's line goes on as long as a quoted comment in it is open.
-fn logical_line(rest: &str) -> Option<(&str, &str)> {
+pub(crate) fn logical_line(rest: &str) -> Option<(&str, &str)> {
     if rest.is_empty() {
         return None;
     }
@@ -191,13 +191,13 @@ fn logical_line(rest: &str) -> Option<(&str, &str)> {
 }
 
 /// The chain of a rule's line, and what comes after the chain.
-fn rule(line: &str) -> Option<(&str, &str)> {
+pub(crate) fn rule(line: &str) -> Option<(&str, &str)> {
     let line = without_counters(line).strip_prefix("-A ")?;
     Some(line.split_once(' ').unwrap_or((line, "")))
 }
 
 /// Takes off what `-c` adds: `[12:3456] `.
-fn without_counters(line: &str) -> &str {
+pub(crate) fn without_counters(line: &str) -> &str {
     let counters = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b':');
     match line.strip_prefix('[').and_then(|line| line.split_once("] ")) {
         Some((inner, rule)) if counters(inner) => rule,

@@ -7,20 +7,23 @@ pub mod decode;
 pub mod kernel;
 pub mod offsets;
 pub mod probes;
+mod room;
 pub mod typed;
 
-use crate::filter;
+use crate::filter::{Filter, Form, LinkType};
 use crate::trace_line::LogStyle;
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::{EbpfLoader, Pod};
 use decode::Record;
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use thiserror::Error;
 use tracer_common::config::Config;
 use tracer_common::counter::Counter;
-use tracer_common::legacy::TABLE_SLOTS;
+use tracer_common::filter::Program;
+use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 
 #[cfg(bpf_object)]
 const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NFTRACER_BPF_OBJECT"));
@@ -38,6 +41,9 @@ pub enum Error {
     /// Built without `cargo xtask build`.
     #[error("this build carries no kernel programs; build it with `cargo xtask build`")]
     NoObject,
+    /// The object was built from other sources.
+    #[error("the embedded object has no room for a translated filter")]
+    NoRoom,
     /// The kernel did not describe itself.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -66,6 +72,7 @@ impl Error {
     pub fn unusable(&self) -> bool {
         match self {
             Self::NoObject => true,
+            Self::NoRoom => false,
             Self::Kernel(error) => error.unusable(),
             Self::Attach(error) => error.unusable(),
             Self::Load(error) => not_permitted(error),
@@ -78,7 +85,7 @@ impl Error {
     /// What can be done about it.
     pub fn remedy(&self) -> Option<String> {
         match self {
-            Self::NoObject => None,
+            Self::NoObject | Self::NoRoom => None,
             Self::Kernel(error) => error.remedy(),
             Self::Attach(error) => error.remedy(),
             Self::Load(_) | Self::Map { .. } => not_permitted(self).then(|| PRIVILEGES.to_owned()),
@@ -105,7 +112,7 @@ fn not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
     /// Which packets.
-    pub filter: &'a filter::Filter,
+    pub filter: &'a Filter,
     /// `ns.inum` of the namespace; `None` for all.
     pub netns: Option<u32>,
     /// Bytes of the ring buffer, a power of two.
@@ -135,6 +142,36 @@ struct PodConfig(Config);
 // SAFETY: `Config` derives zerocopy's `IntoBytes` and `FromBytes`: no padding, and any bytes are a value.
 unsafe impl Pod for PodConfig {}
 
+/// A filter as the programs get it.
+struct Chosen<'a> {
+    object: Cow<'static, [u8]>,
+    window: u32,
+    link_bytes: u32,
+    program: &'a Program,
+}
+
+impl<'a> Chosen<'a> {
+    fn new(form: &'a Form) -> Result<Self, Error> {
+        Ok(match form {
+            Form::Program(program) => {
+                Self { object: Cow::Borrowed(OBJECT), window: 0, link_bytes: 0, program }
+            }
+            Form::Translated { translated, link, .. } => Self {
+                object: Cow::Owned(room::furnish(OBJECT, translated).ok_or(Error::NoRoom)?),
+                window: translated.window,
+                link_bytes: match link {
+                    LinkType::Raw => 0,
+                    LinkType::Ethernet => ETHERNET_HEADER,
+                },
+                program: &Program::ANY,
+            },
+        })
+    }
+}
+
+/// Bytes of an Ethernet header.
+const ETHERNET_HEADER: u32 = 14;
+
 /// Records in one counter snapshot page.
 const PAGE_ENTRIES: u32 = tracer_common::legacy::RULES_PER_BLOCK;
 
@@ -144,6 +181,7 @@ impl Ebpf {
         if !object_embedded() {
             return Err(Error::NoObject);
         }
+        let filter = Chosen::new(&options.filter.form)?;
         let kernel = kernel::Kernel::ask()?;
         let layout = &kernel.layout;
         // Room for the largest table, for another one inside it, and for small ones further in.
@@ -156,10 +194,12 @@ impl Ebpf {
             netns: options.netns.unwrap_or(0),
             snapshot_pages,
             wakeup_bytes: options.ring_bytes / 4,
+            filter_window: filter.window,
+            filter_link_bytes: filter.link_bytes,
             reserved: 0,
             offsets: layout.offsets,
             reserved_after_offsets: [0; Config::OFFSETS_PADDING],
-            filter: options.filter.program,
+            filter: *filter.program,
         });
         let mut programs = EbpfLoader::new()
             // The programs carry no relocations against the kernel's types: no need to read them all once more.
@@ -167,8 +207,8 @@ impl Ebpf {
             .override_global("CONFIG", &config, true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
-            .load(OBJECT)?;
-        let probes = attach::Probes::place(OBJECT, &mut programs, &kernel, options.method)?;
+            .load(&filter.object)?;
+        let probes = attach::Probes::place(&filter.object, &mut programs, &kernel, options.method)?;
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
         let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
@@ -246,10 +286,19 @@ impl ReplaceCounts {
     pub fn now(&self) -> [u32; TABLE_SLOTS as usize] {
         let mut counts = [0; TABLE_SLOTS as usize];
         for (slot, count) in (0..).zip(&mut counts) {
-            // The map has exactly these slots, and reading an array element does not fail.
-            *count = self.0.get(&slot, 0).unwrap_or(0);
+            *count = self.slot(slot);
         }
         counts
+    }
+
+    /// The counter of a table, by the table's address.
+    pub fn of(&self, table: u64) -> u32 {
+        self.slot(table_slot(table))
+    }
+
+    fn slot(&self, slot: u32) -> u32 {
+        // The map has exactly these slots, and reading an array element does not fail.
+        self.0.get(&slot, 0).unwrap_or(0)
     }
 }
 

@@ -19,10 +19,12 @@ mod place;
 mod tests;
 
 use super::{Action, Path};
-use crate::netfilter::{Family, Hook, StepKind};
+use crate::netfilter::{Engine, Family, Hook, StepKind};
 use crate::packet::{Packet, headers, quoted};
+use crate::ruleset::Rule;
 use identity::{Facts, Identity};
 use open::{Fit, Open};
+use place::{Place, builtin};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
@@ -48,6 +50,23 @@ pub struct Met {
     pub kind: StepKind,
     /// The entry's place in the chain, from 1.
     pub number: u32,
+}
+
+impl Met {
+    /// What a step says of it where the rules themselves are not at hand.
+    pub fn rule(&self, family: Family) -> Rule<'_> {
+        Rule {
+            engine: Engine::Legacy,
+            family: family.into(),
+            table: &self.table,
+            chain: &self.chain,
+            kind: self.kind,
+            number: Some(self.number),
+            handle: None,
+            text: None,
+            owner: None,
+        }
+    }
 }
 
 /// A step as the kernel told of it.
@@ -117,6 +136,8 @@ pub enum Hold {
 #[derive(Debug)]
 pub struct Grouper {
     hold: Hold,
+    /// A packet that did not move for this long is done.
+    patience_ns: u64,
     open: BTreeMap<u64, Open>,
     by_identity: HashMap<Identity, Vec<u64>>,
     /// Packets begun so far.
@@ -126,6 +147,8 @@ pub struct Grouper {
     clock_ns: Option<u64>,
     /// Places that any packet was seen in: a bit for each [`place::Place::index`], for each namespace and family.
     seen: HashMap<(Option<u32>, Family), u32>,
+    /// The same of tables that are known to be loaded, where that is known.
+    loaded: HashMap<(Option<u32>, Family), u32>,
     /// The last packet, with what is compared of it.
     recent: Option<(Rc<Packet>, Facts)>,
 }
@@ -135,14 +158,41 @@ impl Grouper {
     pub fn new(hold: Hold) -> Self {
         Self {
             hold,
+            patience_ns: IDLE_NS,
             open: BTreeMap::new(),
             by_identity: HashMap::new(),
             count: 0,
             rows: 0,
             clock_ns: None,
             seen: HashMap::new(),
+            loaded: HashMap::new(),
             recent: None,
         }
+    }
+
+    /// Takes a packet that did not move for so long for done: for rows whose times are exact.
+    #[must_use]
+    pub fn with_patience(self, patience_ns: u64) -> Self {
+        Self { patience_ns, ..self }
+    }
+
+    /// Tells that packets of a namespace and family meet this table at this hook, from now on. Where nothing is told, it is
+    /// learnt from what packets meet, and tracing is taken to begin in the raw table.
+    pub fn loaded(&mut self, netns: Option<u32>, family: Family, table: &str, hook: Hook) {
+        let Some(place) = Place::new(table, hook) else { return };
+        for places in [&mut self.seen, &mut self.loaded] {
+            *places.entry((netns, family)).or_default() |= 1 << place.index();
+        }
+    }
+
+    /// Whether a packet's first step can be this one.
+    fn is_beginning(&self, row: &Row) -> bool {
+        let Some(loaded) = self.loaded.get(&(row.netns, row.packet.family)) else {
+            return &*row.met.table == "raw";
+        };
+        let hook = builtin(&row.met.table, &row.met.chain);
+        let place = hook.and_then(|hook| Place::new(&row.met.table, hook));
+        place.is_some_and(|place| place.can_be_first(*loaded))
     }
 
     /// Takes a step.
@@ -178,7 +228,7 @@ impl Grouper {
             Choice::None => {
                 self.count += 1;
                 let number = self.count;
-                let is_beginning = &*row.met.table == "raw";
+                let is_beginning = self.is_beginning(&row);
                 for other in candidates.iter().filter(|_| !is_beginning) {
                     if let Some(open) = self.open.get_mut(other) {
                         open.doubt(format!("packet {number} may be the rest of it"));
@@ -186,7 +236,7 @@ impl Grouper {
                 }
                 self.answer(number, &row);
                 let seen = self.seen.entry((row.netns, row.packet.family)).or_default();
-                let open = Open::begin(number, row, &facts, self.rows, seen, self.hold, give);
+                let open = Open::begin((number, is_beginning), row, &facts, self.rows, seen, self.hold, give);
                 self.open.insert(number, open);
                 self.by_identity.entry(facts.identity).or_default().push(number);
                 number
@@ -257,11 +307,11 @@ impl Grouper {
     }
 
     fn close_idle(&mut self, clock_ns: Option<u64>, give: &mut impl FnMut(Grouped)) {
-        let rows = self.rows;
+        let (rows, patience_ns) = (self.rows, self.patience_ns);
         let idle: Vec<u64> = self
             .open
             .iter()
-            .filter(|(_, open)| open.is_idle(rows, clock_ns))
+            .filter(|(_, open)| open.is_idle(rows, clock_ns, patience_ns))
             .map(|(number, _)| *number)
             .collect();
         idle.into_iter().for_each(|number| self.close(number, give));

@@ -2,7 +2,7 @@
 
 use super::identity::{Facts, Identity};
 use super::place::{Place, builtin, possible_hooks};
-use super::{Grouped, Hold, IDLE_NS, IDLE_ROWS, Logged, Met, Placed, Row};
+use super::{Grouped, Hold, IDLE_ROWS, Logged, Met, Placed, Row};
 use crate::netfilter::{Family, Hook, StepKind, Verdict};
 use crate::packet::data::Data;
 use crate::packet::{Headers, Packet, PacketView, upper};
@@ -79,8 +79,9 @@ enum Held {
 }
 
 impl Open {
+    /// `is_beginning` says whether the row can be a packet's first.
     pub(super) fn begin(
-        number: u64,
+        (number, is_beginning): (u64, bool),
         row: Row,
         facts: &Facts,
         moved: u64,
@@ -102,7 +103,7 @@ impl Open {
             outcome: None,
             moved,
         };
-        if &*row.met.table != "raw" {
+        if !is_beginning {
             open.doubt("its first steps are not there: tracing begins in the raw table".into());
         }
         open.enter_table(&row);
@@ -125,9 +126,9 @@ impl Open {
         }
     }
 
-    pub(super) fn is_idle(&self, rows: u64, clock_ns: Option<u64>) -> bool {
+    pub(super) fn is_idle(&self, rows: u64, clock_ns: Option<u64>, patience_ns: u64) -> bool {
         let waited = clock_ns.zip(self.last.clock_ns).map_or(0, |(now, then)| now.saturating_sub(then));
-        rows - self.moved > IDLE_ROWS || waited > IDLE_NS
+        rows - self.moved > IDLE_ROWS || waited > patience_ns
     }
 
     /// Whether it may go on after the last row: it moved just before, and is not where the stack ends.

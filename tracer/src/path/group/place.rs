@@ -76,6 +76,24 @@ impl Place {
         matches!(self.rank.0, NAT_DESTINATION | NAT_SOURCE)
     }
 
+    /// Whether a packet can meet this place first, given the places that there are: only nat, which is not asked about
+    /// every packet, comes before.
+    pub(super) fn can_be_first(self, places: u32) -> bool {
+        let asked = |hook: Hook, below: u8| {
+            let rank = |rank| Self { hook, rank: Rank(rank) };
+            let places_at = (0..below).map(rank).filter(|place| !place.is_nat());
+            places_at.into_iter().any(|place| places & 1 << place.index() != 0)
+        };
+        let none = |hooks: &[Hook]| hooks.iter().all(|hook| !asked(*hook, RANKS));
+        let first_here = !asked(self.hook, self.rank.0);
+        first_here
+            && match self.hook {
+                Hook::Input | Hook::Forward => none(&[Hook::Prerouting]),
+                Hook::Postrouting => none(&[Hook::Output]) || none(&[Hook::Prerouting, Hook::Forward]),
+                _ => true,
+            }
+    }
+
     /// `mangle:FORWARD`
     pub(super) fn name(self) -> String {
         let table = ["raw", "mangle", "nat", "filter", "security", "nat"][usize::from(self.rank.0)];
