@@ -100,7 +100,7 @@ const ROWS: &[Row] = &[
         name: "no-match-ten",
         title: "nftracer, filter of ten terms does not match",
         world: World::Seven,
-        start: |_| nftracer("trace", TEN_TERMS),
+        start: |_| nftracer("trace", &[TEN_TERMS]),
     },
     Row {
         name: "match-stopped",
