@@ -145,8 +145,9 @@ impl Header {
     fn at_exit(family: Family, entry: Option<Self>, traversal: &Traversal) -> Option<Self> {
         const FIXED: usize = 48;
         let Traversal { entry: before, exit: after, entry_bytes, exit_bytes, .. } = traversal;
-        let same = entry_bytes.first_chunk::<FIXED>() == exit_bytes.first_chunk::<FIXED>()
-            && before.copied.min(ENTRY_BYTES as u32) == after.copied.min(EXIT_BYTES as u32);
+        let same = traversal.facts & fact::SAME_BYTES != 0
+            || entry_bytes.first_chunk::<FIXED>() == exit_bytes.first_chunk::<FIXED>()
+                && before.copied.min(ENTRY_BYTES as u32) == after.copied.min(EXIT_BYTES as u32);
         if same { entry } else { Self::of(family, after, exit_bytes) }
     }
 

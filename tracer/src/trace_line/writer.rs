@@ -32,9 +32,13 @@ impl Writer {
     /// Appends the line for the packet that was written last at another entry. Says whether that could be done: only
     /// the whole knows what to escape and where to cut.
     pub fn write_again(&mut self, out: &mut Vec<u8>, name: &str) -> bool {
-        let (Some(devices), Some(content)) = (self.devices.last(), self.contents.last()) else { return false };
+        let (Some(devices), Some(content)) = (self.devices.last(), self.contents.last()) else {
+            return false;
+        };
         let parts = [PREFIX, name.as_bytes(), b" ", devices, content];
-        if !is_printable_text(name.as_bytes()) || parts.iter().map(|part| part.len()).sum::<usize>() >= LINE_MAX {
+        if !is_printable_text(name.as_bytes())
+            || parts.iter().map(|part| part.len()).sum::<usize>() >= LINE_MAX
+        {
             return false;
         }
         out.reserve(LINE_MAX);
