@@ -302,10 +302,7 @@ impl History {
                 chunks: 0,
             }),
         });
-        if line.versions.len() > KEPT {
-            line.versions.drain(..KEPT / 2);
-            line.shortened = true;
-        }
+        line.shorten();
     }
 
     /// Takes a part of a new version.
@@ -411,6 +408,14 @@ impl Reading {
 }
 
 impl Line {
+    /// Throws the oldest versions away where there are too many.
+    fn shorten(&mut self) {
+        if self.versions.len() > KEPT {
+            self.versions.drain(..KEPT / 2);
+            self.shortened = true;
+        }
+    }
+
     /// Which of the versions a traversal met.
     fn met(&self, traversal: &Traversal, slot: Slot, name: impl Fn() -> String) -> Result<usize, Unknown> {
         let count = traversal.replace_count;
@@ -504,6 +509,7 @@ impl Line {
                     pending: None,
                 };
                 self.versions.insert(newest.map_or(0, |newest| newest + 1), found);
+                self.shorten();
             }
         }
         None
