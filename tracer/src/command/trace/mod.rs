@@ -7,6 +7,7 @@ pub(super) mod listen;
 pub(super) mod plan;
 mod probes;
 mod rows;
+mod shown;
 
 use crate::cli::trace::TraceConfig;
 use crate::error::{Failure, Kind};
