@@ -84,7 +84,7 @@ impl Known {
         // Of a table that has changed since it was read.
         let line = format!("TRACE: {name}");
         let Some((step, _)) = parse_prefix(&line) else { return Named::Nothing };
-        let met = Rc::new(met(step));
+        let met = Rc::new(Met::from(step));
         self.names.met.insert((family, name.into()), Some(Rc::clone(&met)));
         Named::Met(met)
     }
@@ -174,7 +174,7 @@ impl Names {
                         continue;
                     }
                     let number = entry.number - ours;
-                    let met = Rc::new(met(name(number)));
+                    let met = Rc::new(Met::from(name(number)));
                     let shown = Shown { table: table_index, entry: index, number };
                     names.entries.insert((table.family, Rc::clone(&met.name)), shown);
                     names.met.insert(key, Some(met));
@@ -182,15 +182,5 @@ impl Names {
             }
         }
         names
-    }
-}
-
-fn met(step: StepName<'_>) -> Met {
-    Met {
-        name: step.to_string().into(),
-        table: step.table.into(),
-        chain: step.chain.into(),
-        kind: step.kind,
-        number: step.number,
     }
 }

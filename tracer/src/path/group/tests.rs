@@ -6,20 +6,13 @@ use crate::path::Certainty;
 use crate::trace_line::{self, LogStyle};
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
+use std::collections::HashMap;
 
 fn row(text: &str, clock_ns: Option<u64>) -> Row {
     let line = format!("TRACE: {text}");
     let found = trace_line::trace_line(&line).expect(text);
     let packet = trace_line::packet(found.content, &mut LogStyle::default()).expect(text);
-    let step = found.step;
-    let met = Met {
-        name: found.name.into(),
-        table: step.table.into(),
-        chain: step.chain.into(),
-        kind: step.kind,
-        number: step.number,
-    };
-    Row { met: Rc::new(met), packet: Rc::new(packet), time_ns: None, clock_ns, netns: None }
+    Row { met: Rc::new(found.step.into()), packet: Rc::new(packet), time_ns: None, clock_ns, netns: None }
 }
 
 /// `IN OUT SRC DST ID` of a UDP packet.
