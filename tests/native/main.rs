@@ -4,6 +4,7 @@
 mod crash;
 mod doctor;
 mod flood;
+mod marks;
 mod paths;
 mod refused;
 mod several;
@@ -29,7 +30,7 @@ struct Test {
 }
 
 const TESTS: &[&[Test]] =
-    &[refused::TESTS, paths::TESTS, several::TESTS, doctor::TESTS, flood::TESTS, crash::TESTS];
+    &[refused::TESTS, paths::TESTS, several::TESTS, doctor::TESTS, marks::TESTS, flood::TESTS, crash::TESTS];
 
 fn main() -> ExitCode {
     let options = Options::parse();

@@ -11,6 +11,7 @@ mod demo;
 mod dist;
 mod places;
 mod process;
+mod read_cost;
 mod setup;
 mod tidy;
 mod vm;
@@ -44,6 +45,8 @@ enum Task {
     Tidy,
     /// Counts what tracing costs, in instructions per packet
     Bench(bench::Options),
+    /// Measures what reading a kernel log costs, beside grep
+    ReadCost(read_cost::Options),
     /// Makes the static programs to give out, into target/dist
     Dist(dist::Options),
     /// Shows the tracer at work
@@ -75,6 +78,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Task::Test(options) => return ci::run(&options),
         Task::Tidy => tidy::run()?,
         Task::Bench(options) => return bench::run(&options),
+        Task::ReadCost(options) => return read_cost::run(&options),
         Task::Dist(options) => dist::run(&options)?,
         Task::Demo(options) => return demo::run(&options),
     }

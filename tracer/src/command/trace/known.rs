@@ -10,6 +10,7 @@ use crate::path::Action;
 use crate::path::group::Met;
 use crate::ruleset::{Rule, Table, Target};
 use crate::trace_line::{StepName, parse_prefix};
+use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::fs::File;
 use std::rc::Rc;
@@ -40,9 +41,17 @@ pub(super) struct Known {
 #[derive(Default)]
 struct Names {
     /// By the kernel's name; `None` is a rule of ours.
-    met: HashMap<(Family, Box<str>), Option<Rc<Met>>>,
+    met: ByFamily<Box<str>, Option<Rc<Met>>>,
     /// By the name that is shown.
-    entries: HashMap<(Family, Rc<str>), Shown>,
+    entries: ByFamily<Rc<str>, Shown>,
+}
+
+/// Two maps, so that a name is looked up as it came.
+type ByFamily<K, V> = [HashMap<K, V, RandomState>; 2];
+
+/// Which of the two.
+fn of(family: Family) -> usize {
+    usize::from(family == Family::Ipv6)
 }
 
 /// Where a rule is, and the number that is shown.
@@ -76,7 +85,7 @@ impl Known {
 
     /// What a row names by `table:chain:kind:number`.
     pub(super) fn met(&mut self, family: Family, name: &str) -> Named {
-        match self.names.met.get(&(family, name.into())) {
+        match self.names.met[of(family)].get(name) {
             Some(Some(met)) => return Named::Met(Rc::clone(met)),
             Some(None) => return Named::Ours,
             None => {}
@@ -85,13 +94,13 @@ impl Known {
         let line = format!("TRACE: {name}");
         let Some((step, _)) = parse_prefix(&line) else { return Named::Nothing };
         let met = Rc::new(Met::from(step));
-        self.names.met.insert((family, name.into()), Some(Rc::clone(&met)));
+        self.names.met[of(family)].insert(name.into(), Some(Rc::clone(&met)));
         Named::Met(met)
     }
 
     /// The rule of a name that is shown, and what it does.
-    pub(super) fn rule(&self, family: Family, name: &Rc<str>) -> Option<(Rule<'_>, Does<'_>)> {
-        let Shown { table, entry, number } = *self.names.entries.get(&(family, Rc::clone(name)))?;
+    pub(super) fn rule(&self, family: Family, name: &str) -> Option<(Rule<'_>, Does<'_>)> {
+        let Shown { table, entry, number } = *self.names.entries[of(family)].get(name)?;
         let table = &self.fetched.get(table)?.table;
         let rule = Rule { number: Some(number), ..table.rule(entry)? };
         Some((rule, does(table, entry)))
@@ -167,17 +176,17 @@ impl Names {
                         kind: entry.kind,
                         number,
                     };
-                    let key = (table.family, name(entry.number).to_string().into());
+                    let key = name(entry.number).to_string().into();
                     if entry.text.as_deref().is_some_and(footprint::is_rule_of_ours) {
                         ours += 1;
-                        names.met.insert(key, None);
+                        names.met[of(table.family)].insert(key, None);
                         continue;
                     }
                     let number = entry.number - ours;
                     let met = Rc::new(Met::from(name(number)));
                     let shown = Shown { table: table_index, entry: index, number };
-                    names.entries.insert((table.family, Rc::clone(&met.name)), shown);
-                    names.met.insert(key, Some(met));
+                    names.entries[of(table.family)].insert(Rc::clone(&met.name), shown);
+                    names.met[of(table.family)].insert(key, Some(met));
                 }
             }
         }

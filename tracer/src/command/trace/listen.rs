@@ -31,6 +31,10 @@ const BATCH: usize = 4096;
 /// Room for rows that wait to be taken.
 const BUFFER_BYTES: u32 = 64 << 20;
 
+/// What is said where the kernel cannot ask a filter itself.
+const MARKS_MORE: &str = "rules cannot ask all of this filter here (no match bpf in iptables or the kernel, or a filter that it \
+                          does not take): more packets are marked than are shown";
+
 enum Source {
     Netlink(Netlink),
     Log(Log),
@@ -69,8 +73,11 @@ impl Listening {
             ),
             _ => (netlink_source(&namespace, &mut footprint, plan)?, "netlink"),
         };
-        mark(&mut footprint, &namespace, plan.marking(), wish.filter)
+        let more = mark(&mut footprint, &namespace, plan.marking(), wish.filter)
             .map_err(|error| unmarked(plan, error))?;
+        if more && wish.config.verbose {
+            say(MARKS_MORE);
+        }
         let known_netns = source.namespace(&namespace, initial.is_none()).then_some(netns);
         let style = log_style(wish.config.output);
         let start = wish.start(backend, footprint.describe(), style);
@@ -108,7 +115,8 @@ pub(in crate::command) fn attempt(plan: Plan) -> Result<String, Failure> {
         }
         _ => netlink_source(&scratch, &mut footprint, plan)?,
     };
-    mark(&mut footprint, &scratch, plan.marking(), &everything).map_err(|error| unmarked(plan, error))?;
+    let _ =
+        mark(&mut footprint, &scratch, plan.marking(), &everything).map_err(|error| unmarked(plan, error))?;
     Ok(footprint.preview())
 }
 
@@ -221,13 +229,21 @@ impl Session for Listening {
         rows.flush().context("cannot write")?;
         Ok(match taken {
             _ if self.rows.enough() => Next::End,
-            BATCH => Next::LookAgain,
+            BATCH.. => Next::LookAgain,
             _ => Next::Wait,
         })
     }
 
     fn end(mut self) -> Result<(), Failure> {
-        self.rows.give_out_rest();
+        let rows = &mut self.rows;
+        if let Source::Netlink(netlink) = &mut self.source {
+            let lost = netlink.lost();
+            netlink.close(|row| rows.row(&row)).map_err(Failure::running)?;
+            if netlink.lost() != lost {
+                rows.lost();
+            }
+        }
+        rows.give_out_rest();
         let undone = self.footprint.take().map_or(Ok(()), Footprint::end);
         let totals = self.rows.finish(self.source.lost()).context("cannot write")?;
         eprintln!("{totals}");
@@ -305,15 +321,16 @@ fn log_source(
     Ok(Source::Log(log))
 }
 
+/// Whether more packets may be marked than match because rules cannot ask the filter here.
 fn mark(
     footprint: &mut Footprint,
     namespace: &File,
     marking: Marking,
     filter: &Filter,
-) -> Result<(), footprint::Error> {
+) -> Result<bool, footprint::Error> {
     match marking {
-        Marking::None => Ok(()),
-        Marking::Nft => footprint.mark_by_table(namespace, filter),
+        Marking::None => Ok(false),
+        Marking::Nft => footprint.mark_by_table(namespace, filter).map(|()| false),
         Marking::Rule => footprint.mark_by_rules(namespace, filter),
     }
 }
