@@ -153,13 +153,22 @@ fn does(table: &Table, entry: usize) -> Does<'_> {
         Target::Jump { to } => Action::Jump(chain(*to)),
         Target::Goto { to } => Action::Goto(chain(*to)),
         Target::Continue => Action::Continue,
+        target if is_queue(target) => Action::Verdict(Verdict::Queue),
         Target::Extension(extension) => match extension.name.as_deref() {
             Some("REJECT") => Action::Verdict(Verdict::Drop),
-            Some("NFQUEUE") => Action::Verdict(Verdict::Queue),
             _ => return Does::Depends,
         },
         Target::Error => return Does::Depends,
     })
+}
+
+/// Whether a program in user space decides.
+fn is_queue(target: &Target) -> bool {
+    match target {
+        Target::Verdict(verdict) => *verdict == Verdict::Queue,
+        Target::Extension(extension) => extension.name.as_deref() == Some("NFQUEUE"),
+        _ => false,
+    }
 }
 
 impl Names {
@@ -183,7 +192,7 @@ impl Names {
                         continue;
                     }
                     let number = entry.number - ours;
-                    let met = Rc::new(Met::from(name(number)));
+                    let met = Rc::new(Met { waits: is_queue(&entry.target), ..Met::from(name(number)) });
                     let shown = Shown { table: table_index, entry: index, number };
                     names.entries[of(table.family)].insert(Rc::clone(&met.name), shown);
                     names.met[of(table.family)].insert(key, Some(met));

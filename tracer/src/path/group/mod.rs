@@ -35,6 +35,8 @@ use std::rc::Rc;
 const IDLE_NS: u64 = 2_000_000_000;
 /// So is one that did not move while this many other steps were told.
 const IDLE_ROWS: u64 = 4096;
+/// A packet that waits for a program in user space is done when it did not come back for this long.
+const QUEUED_NS: u64 = 10_000_000_000;
 /// Packets on their way that are remembered.
 const MOST_OPEN: usize = 1024;
 /// Idle packets are looked for every so many rows.
@@ -53,6 +55,8 @@ pub struct Met {
     pub kind: StepKind,
     /// The entry's place in the chain, from 1.
     pub number: u32,
+    /// Whether packets may wait here for long, because a program in user space decides on them.
+    pub waits: bool,
     /// Which table it is, of those that the kernel knows.
     sort: Option<Table>,
     /// The hook, where the chain is a built-in one.
@@ -68,6 +72,7 @@ impl From<StepName<'_>> for Met {
             chain: step.chain.into(),
             kind: step.kind,
             number: step.number,
+            waits: false,
             sort,
             root: sort.and_then(|table| table.builtin(step.chain)),
         }

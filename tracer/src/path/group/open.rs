@@ -2,7 +2,7 @@
 
 use super::identity::{Facts, Identity};
 use super::place::{BEGINNING, Place};
-use super::{Grouped, Hold, IDLE_ROWS, Logged, Met, Placed, Row};
+use super::{Grouped, Hold, IDLE_ROWS, Logged, Met, Placed, QUEUED_NS, Row};
 use crate::netfilter::{Family, Hook, StepKind, Verdict};
 use crate::packet::data::Data;
 use crate::packet::{Headers, Packet, PacketView, upper};
@@ -128,6 +128,9 @@ impl Open {
 
     pub(super) fn is_idle(&self, rows: u64, clock_ns: Option<u64>, patience_ns: u64) -> bool {
         let waited = clock_ns.zip(self.last.clock_ns).map_or(0, |(now, then)| now.saturating_sub(then));
+        if self.last.met.waits && clock_ns.is_some() {
+            return waited > QUEUED_NS;
+        }
         rows - self.moved > IDLE_ROWS || waited > patience_ns
     }
 
