@@ -3,6 +3,7 @@
 
 mod crash;
 mod doctor;
+mod everywhere;
 mod flood;
 mod marks;
 mod paths;
@@ -29,8 +30,16 @@ struct Test {
     run: fn() -> Result<String>,
 }
 
-const TESTS: &[&[Test]] =
-    &[refused::TESTS, paths::TESTS, several::TESTS, doctor::TESTS, marks::TESTS, flood::TESTS, crash::TESTS];
+const TESTS: &[&[Test]] = &[
+    refused::TESTS,
+    paths::TESTS,
+    several::TESTS,
+    doctor::TESTS,
+    everywhere::TESTS,
+    marks::TESTS,
+    flood::TESTS,
+    crash::TESTS,
+];
 
 fn main() -> ExitCode {
     let options = Options::parse();

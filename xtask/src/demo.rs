@@ -32,7 +32,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         (None, None) => here(options),
         (None, Some(reason)) => {
             println!("This machine allows no probes: {reason}.");
-            println!("The demonstration runs on it first in the way that is left: packets of a namespace that is");
+            println!(
+                "The demonstration runs on it first in the way that is left: packets of a namespace that is"
+            );
             println!("thrown away are marked, and the kernel tells of them over netlink.");
             let ended = here(options)?;
             if ended != ExitCode::SUCCESS {

@@ -1,6 +1,4 @@
 //! Kernel logs: any bytes can be read, what is read is written as it was, and every step comes out once.
-//!
-//! `cargo +nightly fuzz run --fuzz-dir tests/fuzz lines`
 
 #![no_main]
 

@@ -277,7 +277,17 @@ impl Footprint {
 
     /// What has been changed so far, in words; `none`.
     pub fn describe(&self) -> String {
-        if self.said.is_empty() { "none".to_owned() } else { self.said.join(", ") }
+        let mut words: Vec<String> = Vec::new();
+        for (at, said) in self.said.iter().enumerate() {
+            if self.said[..at].contains(said) {
+                continue;
+            }
+            words.push(match self.said.iter().filter(|other| *other == said).count() {
+                1 => said.clone(),
+                times => format!("{said} in {times} namespaces"),
+            });
+        }
+        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
     }
 
     /// The same for another run, whose names are not known.

@@ -29,9 +29,9 @@ pub(super) enum Named {
     Nothing,
 }
 
-/// The rules of a namespace.
+/// The rules of a namespace; none where rows are of several.
 pub(super) struct Known {
-    namespace: File,
+    namespace: Option<File>,
     fetched: Vec<Fetched>,
     names: Names,
     looked: Instant,
@@ -67,7 +67,12 @@ impl Known {
     pub(super) fn read(namespace: File) -> Result<Self, fetch::Error> {
         let fetched = fetch::fetch_tables(&namespace)?;
         let names = Names::of(fetched.iter().map(|found| &found.table));
-        Ok(Self { namespace, fetched, names, looked: Instant::now() })
+        Ok(Self { namespace: Some(namespace), fetched, names, looked: Instant::now() })
+    }
+
+    /// Knows no rules: only what rows say.
+    pub(super) fn nothing() -> Self {
+        Self { namespace: None, fetched: Vec::new(), names: Names::default(), looked: Instant::now() }
     }
 
     /// Why the rules of a table have no text.
@@ -113,11 +118,12 @@ impl Known {
             return None;
         }
         self.looked = Instant::now();
-        let same = fetch::are_same(&self.namespace, &self.fetched).unwrap_or(false);
+        let Some(namespace) = &self.namespace else { return Some(Checked::Same) };
+        let same = fetch::are_same(namespace, &self.fetched).unwrap_or(false);
         if same {
             return Some(Checked::Same);
         }
-        if let Ok(fetched) = fetch::fetch_tables(&self.namespace) {
+        if let Ok(fetched) = fetch::fetch_tables(namespace) {
             self.names = Names::of(fetched.iter().map(|found| &found.table));
             self.fetched = fetched;
         }
@@ -192,7 +198,7 @@ impl Names {
                         continue;
                     }
                     let number = entry.number - ours;
-                    let met = Rc::new(Met { waits: is_queue(&entry.target), ..Met::from(name(number)) });
+                    let met = Rc::new(Met::from(name(number)).waiting(is_queue(&entry.target)));
                     let shown = Shown { table: table_index, entry: index, number };
                     names.entries[of(table.family)].insert(Rc::clone(&met.name), shown);
                     names.met[of(table.family)].insert(key, Some(met));

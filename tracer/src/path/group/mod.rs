@@ -56,7 +56,7 @@ pub struct Met {
     /// The entry's place in the chain, from 1.
     pub number: u32,
     /// Whether packets may wait here for long, because a program in user space decides on them.
-    pub waits: bool,
+    waits: bool,
     /// Which table it is, of those that the kernel knows.
     sort: Option<Table>,
     /// The hook, where the chain is a built-in one.
@@ -80,6 +80,12 @@ impl From<StepName<'_>> for Met {
 }
 
 impl Met {
+    /// The same, with word on whether a program in user space decides there on packets, which may take long.
+    #[must_use]
+    pub fn waiting(self, waits: bool) -> Self {
+        Self { waits, ..self }
+    }
+
     /// Where in the stack its table is at a hook.
     fn place_at(&self, hook: Hook) -> Option<Place> {
         Some(Place::new(self.sort?, hook))
