@@ -232,13 +232,15 @@ impl Grouper {
         }
     }
 
-    /// Whether a packet's first step can be this one.
-    fn is_beginning(&self, row: &Row) -> bool {
+    /// What is in doubt about a packet whose first step this is.
+    fn doubt_at_beginning(&self, row: &Row) -> Option<&'static str> {
         let Some(loaded) = self.loaded.get(&(row.netns, row.packet.family)) else {
-            return row.met.sort == Some(BEGINNING);
+            let begins = row.met.sort == Some(BEGINNING);
+            return (!begins).then_some("its first steps are not there: tracing begins in the raw table");
         };
         let place = row.met.root.and_then(|hook| row.met.place_at(hook));
-        place.is_some_and(|place| place.can_be_first(*loaded))
+        let begins = place.is_some_and(|place| place.can_be_first(*loaded));
+        (!begins).then_some("its first steps are not there")
     }
 
     /// Takes a step.
@@ -274,15 +276,15 @@ impl Grouper {
             Choice::None => {
                 self.count += 1;
                 let number = self.count;
-                let is_beginning = self.is_beginning(&row);
-                for other in candidates.iter().filter(|_| !is_beginning) {
+                let doubt = self.doubt_at_beginning(&row);
+                for other in candidates.iter().filter(|_| doubt.is_some()) {
                     if let Some(open) = self.open.get_mut(other) {
                         open.doubt(format!("packet {number} may be the rest of it"));
                     }
                 }
                 self.answer(number, &row);
                 let seen = self.seen.entry((row.netns, row.packet.family)).or_default();
-                let open = Open::begin((number, is_beginning), row, &facts, self.rows, seen, self.hold, give);
+                let open = Open::begin((number, doubt), row, &facts, self.rows, seen, self.hold, give);
                 self.open.insert(number, open);
                 self.by_identity.entry(facts.identity).or_default().push(number);
                 number

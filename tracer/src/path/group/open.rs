@@ -79,9 +79,9 @@ enum Held {
 }
 
 impl Open {
-    /// `is_beginning` says whether the row can be a packet's first.
+    /// `doubt` is about the row as a packet's first.
     pub(super) fn begin(
-        (number, is_beginning): (u64, bool),
+        (number, doubt): (u64, Option<&'static str>),
         row: Row,
         facts: &Facts,
         moved: u64,
@@ -103,8 +103,8 @@ impl Open {
             outcome: None,
             moved,
         };
-        if !is_beginning {
-            open.doubt("its first steps are not there: tracing begins in the raw table".into());
+        if let Some(doubt) = doubt {
+            open.doubt(doubt.into());
         }
         open.enter_table(&row);
         open.take(row, facts, moved, seen, hold, give);

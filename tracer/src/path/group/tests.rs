@@ -301,6 +301,26 @@ fn long_gone() {
     assert_eq!(paths, 1);
 }
 
+/// A packet that a program in user space decides on may be away for longer than others.
+#[test]
+fn queued() {
+    let paths_after = |waits: bool| {
+        let mut grouper = Grouper::new(Hold::Never);
+        let mut paths = 0;
+        for (clock_ns, name) in [(0, "raw:PREROUTING:rule:1"), (8_000_000_000, "filter:INPUT:rule:1")] {
+            let mut row = row(&udp(name, IN), Some(clock_ns));
+            row.met = Rc::new(Met::clone(&row.met).waiting(waits));
+            grouper
+                .expire(clock_ns, &mut |grouped| paths += usize::from(matches!(grouped, Grouped::Path(_))));
+            grouper.add(row, &mut |_| {});
+        }
+        grouper
+            .expire(30_000_000_000, &mut |grouped| paths += usize::from(matches!(grouped, Grouped::Path(_))));
+        paths
+    };
+    assert_eq!((paths_after(true), paths_after(false)), (1, 2));
+}
+
 /// A way that a packet may go, as names and fields.
 fn way(id: u32) -> Vec<(&'static str, String)> {
     let packet = |devices: &str, id: u32| format!("{devices} 10.0.0.1:1 10.0.0.2:2 {id}");
