@@ -7,7 +7,7 @@ use std::borrow::Cow;
 /// `level,sequence,microseconds,flags;text`; more fields may come before the semicolon.
 pub(super) fn record(line: &str) -> Option<Record<'_>> {
     let end = memchr::memchr(b';', line.as_bytes())?;
-    let (mut head, text) = (line[..end].as_bytes(), &line[end + 1..]);
+    let (mut head, text) = (&line.as_bytes()[..end], &line[end + 1..]);
     let (_level, sequence, microseconds) = (number(&mut head)?, number(&mut head)?, number(&mut head)?);
     let time = microseconds.checked_mul(1000).map(Time::Uptime);
     Some(Record { time, sequence: Some(sequence), text: unescape(text) })
