@@ -3,7 +3,9 @@
 
 mod crash;
 mod doctor;
+mod everywhere;
 mod flood;
+mod marks;
 mod paths;
 mod refused;
 mod several;
@@ -28,8 +30,16 @@ struct Test {
     run: fn() -> Result<String>,
 }
 
-const TESTS: &[&[Test]] =
-    &[refused::TESTS, paths::TESTS, several::TESTS, doctor::TESTS, flood::TESTS, crash::TESTS];
+const TESTS: &[&[Test]] = &[
+    refused::TESTS,
+    paths::TESTS,
+    several::TESTS,
+    doctor::TESTS,
+    everywhere::TESTS,
+    marks::TESTS,
+    flood::TESTS,
+    crash::TESTS,
+];
 
 fn main() -> ExitCode {
     let options = Options::parse();

@@ -7,7 +7,7 @@ mod holder;
 
 use crate::netfilter::{Family, Hook};
 use crate::netlink::messages;
-use crate::netlink::nflog::{self, Logged};
+use crate::netlink::nflog::{self, Delivery, Logged};
 use crate::packet::{Link, Owner, PacketView};
 use crate::sys::netlink::{self, NETFILTER, Received, Socket};
 use crate::sys::netns;
@@ -16,6 +16,7 @@ pub use holder::Holder;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::{Duration, Instant};
 
 /// The modules that bring it.
 pub const MODULES: [&str; 1] = ["nfnetlink_log"];
@@ -25,8 +26,16 @@ pub const LOGGER: &str = "nfnetlink_log";
 const GROUP: u16 = 0;
 /// Bytes of each packet: the longest headers, and those of a packet that an ICMP error quotes.
 const COPY_BYTES: u32 = 256;
-/// What the kernel sets aside for a message. It takes more for one that needs more.
-const MESSAGE_BYTES: u32 = 768;
+/// Each row at once, so that its time is that of the packet.
+const SINGLY: Delivery = Delivery { together: 1, bytes: 768 };
+/// As many rows as fit into four pages with what the kernel puts behind them: many rows cost the host and us less then,
+/// and the same room holds more of them.
+const TOGETHER: Delivery = Delivery { together: 64, bytes: 16 * 1024 - 512 };
+/// How often it is decided how rows are to come.
+const DECIDE: Duration = Duration::from_millis(100);
+/// Rows in that time from which on they come together, and up to which singly.
+const MANY: u64 = 1000;
+const FEW: u64 = 500;
 const ARPHRD_SIT: u16 = 776;
 const ETH_HLEN: usize = 14;
 
@@ -95,6 +104,36 @@ pub struct Netlink {
     lost: u64,
     /// The kernel said that messages were lost, and none has come since that tells how many.
     overrun: bool,
+    pace: Pace,
+}
+
+/// How rows come, and how many there were since that was decided.
+#[derive(Debug)]
+struct Pace {
+    delivery: Delivery,
+    rows: u64,
+    decided: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { delivery: SINGLY, rows: 0, decided: Instant::now() }
+    }
+
+    /// How rows are to come from now on, when it is time to decide and that is another way.
+    fn decide(&mut self, now: Instant) -> Option<Delivery> {
+        if now.duration_since(self.decided) < DECIDE {
+            return None;
+        }
+        let delivery = match self.rows {
+            MANY.. => TOGETHER,
+            ..=FEW => SINGLY,
+            _ => self.delivery,
+        };
+        let changed = delivery != self.delivery;
+        *self = Self { delivery, rows: 0, decided: now };
+        changed.then_some(delivery)
+    }
 }
 
 impl Netlink {
@@ -114,23 +153,39 @@ impl Netlink {
             socket.request(request.as_bytes(), &[sequence], |_| ()).map(drop)
         };
         ask(nflog::bind(sequence, GROUP)).map_err(|error| refused(namespace, error))?;
-        ask(nflog::configure(sequence, GROUP, COPY_BYTES, MESSAGE_BYTES)).map_err(Error::Bind)?;
+        ask(nflog::configure(sequence, GROUP, COPY_BYTES, SINGLY)).map_err(Error::Bind)?;
         let devices = Devices::of(namespace)?;
-        Ok(Self { socket, devices, buffer: Vec::new(), next: None, lost: 0, overrun: false })
+        Ok(Self {
+            socket,
+            devices,
+            buffer: Vec::new(),
+            next: None,
+            lost: 0,
+            overrun: false,
+            pace: Pace::new(),
+        })
     }
 
-    /// Gives waiting rows to `receive`, of at most `limit` datagrams. Says how many there were.
+    /// Gives waiting rows to `receive`, about `limit` at most. Says how many there were, losses counted as rows.
     pub fn drain(&mut self, limit: usize, mut receive: impl FnMut(Row<'_>)) -> Result<usize, Error> {
-        let Self { socket, devices, buffer, next, lost, overrun } = self;
-        for taken in 0..limit {
+        if let Some(delivery) = self.pace.decide(Instant::now()) {
+            let sequence = self.socket.next_sequence();
+            // Best effort: rows come in either way.
+            let _ = self.socket.send(nflog::deliver(sequence, GROUP, delivery).as_bytes());
+        }
+        let Self { socket, devices, buffer, next, lost, overrun, pace } = self;
+        let mut taken = 0;
+        while taken < limit {
             let datagram = match socket.recv(buffer).map_err(Error::Receive)? {
                 Received::Datagram(datagram) => datagram,
                 Received::Empty => return Ok(taken),
                 Received::Overrun => {
                     *overrun = true;
+                    taken += 1;
                     continue;
                 }
             };
+            let now = Instant::now();
             for message in messages(datagram) {
                 let Some(logged) = message.netfilter().and_then(|message| Logged::parse(&message)) else {
                     continue;
@@ -140,10 +195,20 @@ impl Netlink {
                     *next = Some(sequence.wrapping_add(1));
                     *overrun = false;
                 }
-                row(&logged, devices, &mut receive);
+                taken += 1;
+                pace.rows += 1;
+                row(&logged, (&mut *devices, now), &mut receive);
             }
         }
-        Ok(limit)
+        Ok(taken)
+    }
+
+    /// Gives the group up, and what is still there to `receive`.
+    pub fn close(&mut self, receive: impl FnMut(Row<'_>)) -> Result<(), Error> {
+        let sequence = self.socket.next_sequence();
+        // When it does not go, what waits in the kernel comes too late to be shown; nothing else is wrong.
+        let _ = self.socket.send(nflog::unbind(sequence, GROUP).as_bytes());
+        self.drain(usize::MAX, receive).map(drop)
     }
 
     /// Messages that were lost so far. When none has come after the last loss, it counts as one.
@@ -177,13 +242,13 @@ fn refused(namespace: &File, error: netlink::Error) -> Error {
 }
 
 /// Gives a row, unless a rule logged it for another reason.
-fn row(logged: &Logged<'_>, devices: &mut Devices, receive: &mut impl FnMut(Row<'_>)) {
+fn row(logged: &Logged<'_>, (devices, now): (&mut Devices, Instant), receive: &mut impl FnMut(Row<'_>)) {
     let (Some(name), Some(family), Some(hook)) =
         (logged.step(), Family::from_nfproto(logged.family), Hook::from_number(logged.hook))
     else {
         return;
     };
-    let mut device = |index: Option<u32>| index.map(|index| devices.name(index));
+    let mut device = |index: Option<u32>| index.map(|index| devices.name(index, now));
     let (indev, outdev) = (device(logged.indev), device(logged.outdev));
     let physin = device(logged.physindev.filter(|port| Some(*port) != logged.indev));
     let physout = device(logged.physoutdev.filter(|port| Some(*port) != logged.outdev));

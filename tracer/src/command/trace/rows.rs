@@ -5,6 +5,7 @@ use super::known::{Checked, Does, Known, Named};
 use crate::backend::netlink;
 use crate::command::choice::matches;
 use crate::filter::Filter;
+use crate::hash::KernelMap;
 use crate::kernel_log::{Record, Time};
 use crate::netfilter::Verdict;
 use crate::packet::Packet;
@@ -13,7 +14,6 @@ use crate::path::{Action, Certainty, Path, Step};
 use crate::sink::{Output, Sink, Start, Totals};
 use crate::sys::clock;
 use crate::trace_line::{self, LogStyle};
-use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU64;
 use std::rc::Rc;
@@ -41,7 +41,7 @@ struct Show {
     filter: Filter,
     known: Known,
     /// Packets on their way; `None` is not shown.
-    open: HashMap<u64, Option<Shown>>,
+    open: KernelMap<u64, Option<Shown>>,
     /// Packets that are or were shown.
     count: u64,
     /// Paths that are given out when it is known that the rules were the same all the time.
@@ -79,7 +79,13 @@ impl Rows {
         Self {
             outlet: Outlet::new(sink, limit),
             grouper,
-            show: Show { filter: filter.clone(), known, open: HashMap::new(), count: 0, waiting: Vec::new() },
+            show: Show {
+                filter: filter.clone(),
+                known,
+                open: KernelMap::default(),
+                count: 0,
+                waiting: Vec::new(),
+            },
             style: LogStyle::default(),
             netns,
             epoch_ns: clock::epoch_ns(),
