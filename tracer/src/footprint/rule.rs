@@ -8,7 +8,7 @@ use crate::filter::classic::Instruction;
 use crate::filter::{Filter, Form, LinkType};
 use crate::netfilter::Family;
 use crate::sys::iptables::{Missing, Program, Tool};
-use crate::sys::process::Process;
+use crate::sys::process::{self, Process};
 use crate::sys::program::{self, Witness};
 use std::fmt::Write as _;
 use std::fs;
@@ -169,11 +169,12 @@ fn rules(family: Family) -> Result<Vec<String>, String> {
 
 /// Whether the raw table exists in the calling thread's namespace.
 pub(super) fn table_exists(family: Family) -> bool {
-    let path = match family {
-        Family::Ipv4 => "/proc/thread-self/net/ip_tables_names",
-        Family::Ipv6 => "/proc/thread-self/net/ip6_tables_names",
+    let name = match family {
+        Family::Ipv4 => "net/ip_tables_names",
+        Family::Ipv6 => "net/ip6_tables_names",
     };
-    fs::read_to_string(path).unwrap_or_default().lines().any(|name| name == "raw")
+    let names = fs::read_to_string(process::thread_file(name)).unwrap_or_default();
+    names.lines().any(|name| name == "raw")
 }
 
 fn find(family: Family, tool: Tool) -> Result<Program, String> {
