@@ -55,7 +55,7 @@ fn diagnosis() -> Diagnosis {
 
 fn usability(plan: Plan) -> Usability {
     let (obstacle, footprint) = match listen::attempt(plan) {
-        Ok(footprint) => (None, Some(footprint)),
+        Ok(footprint) => (None, footprint),
         Err(failure) => {
             let remedy = failure.remedy().map(str::to_owned);
             (Some(Obstacle { reason: failure.reason(), remedy }), None)

@@ -16,6 +16,7 @@ use crate::footprint::{self, Footprint};
 use crate::netfilter::Family;
 use crate::sink::{Output, Start};
 use crate::sys::kernel::LOAD_TABLES;
+use crate::sys::privilege::{Capability, Privileges};
 use crate::sys::{clock, module, netns, pcap, ready, sysctl};
 use crate::trace_line::LogStyle;
 use anyhow::{Context as _, anyhow};
@@ -40,12 +41,12 @@ enum Source {
     Log(Log),
 }
 
-/// A trace that listens. The fields are dropped in this order: what was changed is undone while the source still has
-/// its group.
+/// A trace that listens. The fields are dropped in this order: a source that is still open keeps modules busy that were
+/// loaded for it.
 pub(super) struct Listening {
-    footprint: Option<Footprint>,
-    source: Source,
     waiter: Option<AsyncFd<OwnedFd>>,
+    source: Source,
+    footprint: Footprint,
     rows: Rows,
 }
 
@@ -54,6 +55,8 @@ impl Listening {
     pub(super) fn start(wish: &Wish<'_>, plan: Plan) -> Result<(Self, Start), Failure> {
         let namespaces = namespaces(&wish.config.netns, plan)?;
         namespaces.iter().try_for_each(|namespace| check_namespace(namespace, plan))?;
+        // What keeps doctor from trying is said as it says it.
+        absent_modules(plan)?;
         let sink = wish.sink()?;
         let initial = initial_namespace(&namespaces, plan)?;
         let touched: Vec<&File> = namespaces.iter().chain(&initial).collect();
@@ -91,7 +94,7 @@ impl Listening {
             .complaints()
             .for_each(|(table, reason)| say(&format!("{} table {}: {reason}", table.family, table.name)));
         let rows = Rows::new((sink, wish.config.output), wish.config.count, wish.filter, known, known_netns);
-        Ok((Self { footprint: Some(footprint), source, waiter, rows }, start))
+        Ok((Self { waiter, source, footprint, rows }, start))
     }
 }
 
@@ -112,18 +115,17 @@ fn namespaces(wanted: &Netns, plan: Plan) -> Result<Vec<File>, Failure> {
     }
 }
 
-/// Tries a way of tracing in a namespace that is thrown away, without loading a module. Says what it would change.
-pub(in crate::command) fn attempt(plan: Plan) -> Result<String, Failure> {
+/// Tries a way of tracing in a namespace that is thrown away, without loading a module. Says what it would change, where
+/// that is known.
+pub(in crate::command) fn attempt(plan: Plan) -> Result<Option<String>, Failure> {
     let here = netns::current().map_err(Failure::running)?;
     check_namespace(&here, plan)?;
     let absent = absent_modules(plan)?;
     if !absent.is_empty() {
-        return Ok(absent.iter().map(|name| format!("module {name} loaded")).collect::<Vec<_>>().join(", "));
+        return Ok(Some(absent.join(", ")));
     }
-    let scratch = netns::scratch().map_err(|error| {
-        let context = format!("cannot trace with {}", plan.backend());
-        Failure::unusable(anyhow::Error::from(error).context(context)).with_remedy("run it as root")
-    })?;
+    // Who may not make one can be asked for its source only.
+    let Ok(scratch) = netns::scratch() else { return source_alone(&here, plan).map(|()| None) };
     let everything = filter::compile("", &pcap::compile).map_err(Failure::running)?;
     let mut footprint = Footprint::new(&[&scratch]).map_err(|error| refused(plan, error))?;
     let _source = match plan {
@@ -137,11 +139,25 @@ pub(in crate::command) fn attempt(plan: Plan) -> Result<String, Failure> {
     };
     let _ =
         mark(&mut footprint, &scratch, plan.marking(), &everything).map_err(|error| unmarked(plan, error))?;
-    Ok(footprint.preview())
+    Ok(Some(footprint.preview()))
+}
+
+/// Tries whether rows can be had here, without having any sent: nothing is changed.
+fn source_alone(here: &File, plan: Plan) -> Result<(), Failure> {
+    match plan {
+        Plan::Log(_) => {
+            open_log(None, plan).and_then(|_| initial_namespace(std::slice::from_ref(here), plan)).map(drop)
+        }
+        _ => open_netlink(here, plan).map(drop),
+    }
 }
 
 /// What keeps a namespace from being traced, whatever marks its packets.
 fn check_namespace(namespace: &File, plan: Plan) -> Result<(), Failure> {
+    if !Privileges::gather().has(Capability::NetAdmin) {
+        let reason = format!("cannot trace with {}: {} is missing", plan.backend(), Capability::NetAdmin);
+        return Err(Failure::unusable(anyhow!(reason)).with_remedy("run it as root"));
+    }
     if !fetch::has_legacy(namespace).map_err(Failure::running)? {
         let reason = format!("cannot trace with {}: the kernel has no legacy tables yet", plan.backend());
         return Err(Failure::unusable(anyhow!(reason)).with_remedy(LOAD_TABLES));
@@ -153,23 +169,22 @@ fn check_namespace(namespace: &File, plan: Plan) -> Result<(), Failure> {
 }
 
 /// Modules that this way of tracing would load. Those of which there is nothing to load make it unusable.
-fn absent_modules(plan: Plan) -> Result<Vec<&'static str>, Failure> {
-    let of_source: &[&[&'static str]] = match plan {
-        Plan::Log(_) => &[&log::modules(Family::Ipv4), &log::modules(Family::Ipv6)],
-        _ => &[&netlink::MODULES],
+fn absent_modules(plan: Plan) -> Result<Vec<String>, Failure> {
+    let of_source = match plan {
+        Plan::Log(_) => loggers(),
+        _ => vec![netlink::MODULES.to_vec()],
     };
-    let of_marking: &[&[&'static str]] = match plan.marking() {
-        Marking::None => &[],
-        Marking::Nft => &[&["nf_tables"]],
-        Marking::Rule => &[&["iptable_raw"], &["ip6table_raw"], &["xt_TRACE"]],
+    let of_tables = match plan.marking() {
+        Marking::Rule => footprint::RAW_MODULES.map(|name| vec![name]).to_vec(),
+        _ => Vec::new(),
     };
     let mut absent = Vec::new();
-    for alternatives in of_source.iter().chain(of_marking) {
+    for alternatives in [of_source, of_marking(plan.marking()), of_tables].concat() {
         if alternatives.iter().any(|name| module::is_there(name)) {
             continue;
         }
-        match alternatives.iter().find(|name| module::can_be_loaded(name)) {
-            Some(name) => absent.push(*name),
+        match alternatives.iter().find_map(|name| module::with_dependencies(name).ok()) {
+            Some(names) => absent.extend(names.into_iter().filter(|name| !module::is_there(name))),
             None => {
                 let names = alternatives.join(" nor ");
                 let reason = format!("cannot trace with {}: this kernel has no {names}", plan.backend());
@@ -178,8 +193,27 @@ fn absent_modules(plan: Plan) -> Result<Vec<&'static str>, Failure> {
             }
         }
     }
+    absent.sort();
     absent.dedup();
-    Ok(absent)
+    let said = |name: &String| match footprint::RAW_MODULES.contains(&name.as_str()) {
+        true => footprint::raw_module_loaded(name),
+        false => format!("module {name} loaded"),
+    };
+    Ok(absent.iter().map(said).collect())
+}
+
+/// The modules of the kernel's log, of both families.
+fn loggers() -> Vec<Vec<&'static str>> {
+    [Family::Ipv4, Family::Ipv6].map(|family| log::modules(family).to_vec()).to_vec()
+}
+
+/// What has to be there before packets can be marked. A TRACE rule is accepted only where it could be logged.
+fn of_marking(marking: Marking) -> Vec<Vec<&'static str>> {
+    match marking {
+        Marking::None => Vec::new(),
+        Marking::Nft => vec![vec!["nf_tables"]],
+        Marking::Rule => [vec![vec!["xt_comment"], vec!["xt_TRACE"]], loggers()].concat(),
+    }
 }
 
 impl Source {
@@ -230,9 +264,7 @@ impl Session for Listening {
     }
 
     fn look(&mut self) -> Result<Next, Failure> {
-        if let Some(footprint) = &mut self.footprint {
-            footprint.renew().map_err(Failure::running)?;
-        }
+        self.footprint.renew().map_err(Failure::running)?;
         let rows = &mut self.rows;
         let lost = self.source.lost();
         let taken = match &mut self.source {
@@ -254,9 +286,9 @@ impl Session for Listening {
         })
     }
 
-    fn end(mut self) -> Result<(), Failure> {
-        let rows = &mut self.rows;
-        if let Source::Netlink(netlink) = &mut self.source {
+    fn end(self) -> Result<(), Failure> {
+        let Self { waiter, mut source, footprint, mut rows } = self;
+        if let Source::Netlink(netlink) = &mut source {
             let lost = netlink.lost();
             netlink.close(|row| rows.row(&row)).map_err(Failure::running)?;
             if netlink.lost() != lost {
@@ -264,8 +296,10 @@ impl Session for Listening {
             }
         }
         rows.give_out_rest();
-        let undone = self.footprint.take().map_or(Ok(()), Footprint::end);
-        let totals = self.rows.finish(self.source.lost()).context("cannot write")?;
+        let lost = source.lost();
+        drop((waiter, source));
+        let undone = footprint.end();
+        let totals = rows.finish(lost).context("cannot write")?;
         eprintln!("{totals}");
         undone.map_err(|error| Failure::running(error).with_remedy("`nftracer doctor --clean`"))
     }
@@ -299,13 +333,16 @@ fn initial_namespace(namespaces: &[File], plan: Plan) -> Result<Option<File>, Fa
 
 fn netlink_source(namespace: &File, footprint: &mut Footprint, plan: Plan) -> Result<Source, Failure> {
     footprint.module(&netlink::MODULES).map_err(|error| refused(plan, error))?;
-    let netlink =
-        Netlink::open(namespace, buffer_bytes(BUFFER_BYTES) as usize).map_err(|error| taken(plan, error))?;
+    let netlink = open_netlink(namespace, plan)?;
     for number in [2, 10] {
         let name = format!("net/netfilter/nf_log/{number}");
         footprint.set(namespace, &name, netlink::LOGGER, &[]).map_err(|error| refused(plan, error))?;
     }
     Ok(Source::Netlink(netlink))
+}
+
+fn open_netlink(namespace: &File, plan: Plan) -> Result<Netlink, Failure> {
+    Netlink::open(namespace, buffer_bytes(BUFFER_BYTES) as usize).map_err(|error| taken(plan, error))
 }
 
 /// The group cannot be had.
@@ -316,6 +353,15 @@ fn taken(plan: Plan, error: netlink::Error) -> Failure {
     remedy.into_iter().fold(failure, Failure::with_remedy)
 }
 
+fn open_log(file: Option<&Path>, plan: Plan) -> Result<Log, Failure> {
+    Log::open(file).map_err(|error| {
+        let remedy = error.remedy();
+        let context = format!("cannot trace with {}", plan.backend());
+        let failure = Failure::unusable(anyhow::Error::from(error).context(context));
+        remedy.into_iter().fold(failure, Failure::with_remedy)
+    })
+}
+
 fn log_source(
     file: Option<&Path>,
     namespaces: &[File],
@@ -323,13 +369,7 @@ fn log_source(
     footprint: &mut Footprint,
     plan: Plan,
 ) -> Result<Source, Failure> {
-    let log = Log::open(file).map_err(|error| {
-        let remedy = error.remedy();
-        let failure = Failure::unusable(
-            anyhow::Error::from(error).context(format!("cannot trace with {}", plan.backend())),
-        );
-        remedy.into_iter().fold(failure, Failure::with_remedy)
-    })?;
+    let log = open_log(file, plan)?;
     for namespace in namespaces {
         for (family, number) in [(Family::Ipv4, 2), (Family::Ipv6, 10)] {
             let name = format!("net/netfilter/nf_log/{number}");
@@ -350,10 +390,15 @@ fn mark(
     marking: Marking,
     filter: &Filter,
 ) -> Result<bool, footprint::Error> {
+    of_marking(marking).iter().try_for_each(|names| footprint.module(names))?;
     match marking {
         Marking::None => Ok(false),
         Marking::Nft => footprint.mark_by_table(namespace, filter).map(|()| false),
-        Marking::Rule => footprint.mark_by_rules(namespace, filter),
+        Marking::Rule => {
+            // Without it they have no end of their own.
+            let _ = footprint.module(&["xt_time"]);
+            footprint.mark_by_rules(namespace, filter)
+        }
     }
 }
 
