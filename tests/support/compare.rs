@@ -406,6 +406,8 @@ mod tests {
                 identity: identity(*length),
                 mark: 0,
                 doubt: false,
+                verdict: None,
+                text: None,
             }));
             let path = owned(steps);
             trace.packets.insert(

@@ -37,6 +37,10 @@ pub struct Step {
     pub mark: u32,
     /// Says itself that it is not sure how the packet looked.
     pub doubt: bool,
+    /// What the rule did with the packet, where that is known.
+    pub verdict: Option<Box<str>>,
+    /// The rule's text.
+    pub text: Option<Box<str>>,
 }
 
 /// How sure nftracer is.
@@ -139,6 +143,14 @@ impl Tracer {
         let words: Vec<&str> = std::iter::once("trace").chain(arguments.iter().copied()).collect();
         let mut tracer = Self::spawn(&words, environment)?;
         tracer.ready().with_context(|| format!("nftracer {}", words.join(" ")))?;
+        Ok(tracer)
+    }
+
+    /// Starts a command whose output is that of `nftracer trace`, and waits until it says that it traces.
+    pub fn start_command(command: Command) -> Result<Self> {
+        let words = format!("{command:?}");
+        let mut tracer = Self::spawn_command(command)?;
+        tracer.ready().context(words)?;
         Ok(tracer)
     }
 
@@ -364,6 +376,8 @@ struct StepRow<'a> {
     #[serde(default)]
     netns: u64,
     doubt: Option<serde::de::IgnoredAny>,
+    verdict: Option<std::borrow::Cow<'a, str>>,
+    text: Option<std::borrow::Cow<'a, str>>,
 }
 
 impl StepRow<'_> {
@@ -386,6 +400,8 @@ impl StepRow<'_> {
             },
             mark: self.mark,
             doubt: self.doubt.is_some(),
+            verdict: self.verdict.as_deref().map(Box::from),
+            text: self.text.as_deref().map(Box::from),
         })
     }
 }
