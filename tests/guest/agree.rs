@@ -26,7 +26,7 @@ const AT_ONCE: usize = 4;
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 /// Looks without a new row, after which the next packets may come; and after which none will.
 const SHORT_SILENCE: u32 = 4;
-const LONG_SILENCE: u32 = 200;
+const LONG_SILENCE: u32 = 700;
 
 fn backends_agree(options: &Options) -> Result<Outcome> {
     let session = Session::new(&[], Spread::SameCpu)?;
@@ -42,7 +42,8 @@ fn backends_agree(options: &Options) -> Result<Outcome> {
                 session.load(Place::R, family, &without_trace(&ruleset.text(family)))?;
             }
             let arguments = ["--netns", netns, "--backend", backend, "--mark", "nft", "-o", "json"];
-            let listener = Tracer::start(&arguments, &[])?;
+            // A machine whose host has much to do stands still now and then.
+            let listener = Tracer::start(&arguments, &[("NFTRACER_PATIENCE_MS", "3000")])?;
             let both = [&probes, &listener];
             both.iter().for_each(|tracer| drop(tracer.take()));
             let mut shots = Family::ALL.map(|family| planner.shots(family, SHOTS)).concat();

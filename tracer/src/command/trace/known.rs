@@ -7,7 +7,7 @@ use crate::fetch::{self, Fetched};
 use crate::footprint;
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::path::Action;
-use crate::path::group::Met;
+use crate::path::group::{Met, Row, goes_on};
 use crate::ruleset::{Rule, Table, Target};
 use crate::trace_line::{StepName, parse_prefix};
 use foldhash::fast::RandomState;
@@ -86,6 +86,16 @@ impl Known {
             let hooks = table.chains.iter().filter_map(|chain| chain.hook);
             hooks.for_each(|hook| place(table.family, &table.name, hook));
         }
+    }
+
+    /// Whether a packet that is let go on after a row meets another table.
+    pub(super) fn goes_on(&self, row: &Row, hook: Option<Hook>) -> bool {
+        let family = row.packet.family;
+        let mut places = Vec::new();
+        self.each_place(|of, table, hook| places.extend((of == family).then(|| (table.to_owned(), hook))));
+        let places = places.iter().map(|(table, hook)| (table.as_str(), *hook));
+        let on_loopback = row.packet.outdev.as_deref() == Some(b"lo");
+        hook.is_none_or(|hook| goes_on((&row.met.table, hook), on_loopback, places))
     }
 
     /// What a row names by `table:chain:kind:number`.

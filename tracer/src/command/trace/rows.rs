@@ -7,7 +7,7 @@ use crate::command::choice::matches;
 use crate::filter::Filter;
 use crate::hash::KernelMap;
 use crate::kernel_log::{Record, Time};
-use crate::netfilter::Verdict;
+use crate::netfilter::{Hook, Verdict};
 use crate::packet::Packet;
 use crate::path::group::{Grouped, Grouper, Hold, Placed, Row};
 use crate::path::{Action, Certainty, Path, Step};
@@ -19,7 +19,13 @@ use std::num::NonZeroU64;
 use std::rc::Rc;
 
 /// How long a packet may be silent before its path is given out.
-const PATIENCE_NS: u64 = 500_000_000;
+const PATIENCE_MS: u64 = 500;
+
+/// The same in nanoseconds; the environment variable is for tests on machines that stand still for longer.
+fn patience_ns() -> u64 {
+    let wanted = std::env::var("NFTRACER_PATIENCE_MS").ok().and_then(|ms| ms.parse::<u32>().ok());
+    wanted.map_or(PATIENCE_MS, u64::from) * 1_000_000
+}
 
 /// Everything that turns rows into output.
 pub(super) struct Rows {
@@ -53,6 +59,8 @@ struct Show {
 struct Shown {
     /// What the last rule did with it, where that is known.
     last: Option<Last>,
+    /// The last row and its hook, where that is known.
+    at: Option<(Row, Option<Hook>)>,
 }
 
 /// What the last rule that a packet met did with it.
@@ -74,7 +82,7 @@ impl Rows {
     ) -> Self {
         // A line needs nothing of what later rows tell.
         let hold = if output == Output::Trace { Hold::Never } else { Hold::UntilKnown };
-        let mut grouper = Grouper::new(hold).with_patience(PATIENCE_NS);
+        let mut grouper = Grouper::new(hold).with_patience(patience_ns());
         known.each_place(|family, table, hook| grouper.loaded(netns, family, table, hook));
         Self {
             outlet: Outlet::new(sink, limit),
@@ -227,6 +235,7 @@ impl Show {
             Some((rule, Does::Depends)) => (rule, placed.action.clone()),
             None => (met.rule(packet.family), placed.action.clone()),
         };
+        shown.at = Some((placed.row.clone(), placed.hook));
         shown.last = match &action {
             Some(Action::Verdict(verdict)) => Some(Last::Verdict(*verdict)),
             Some(_) => Some(Last::GoesOn),
@@ -248,13 +257,23 @@ impl Show {
     fn path(&mut self, mut path: Path) {
         let Some(Some(shown)) = self.open.remove(&path.packet) else { return };
         match shown.last {
-            Some(Last::Verdict(verdict)) => path.verdict = path.verdict.or(Some(verdict)),
+            Some(Last::Verdict(verdict)) if verdict != Verdict::Accept => {
+                path.verdict = path.verdict.or(Some(verdict));
+            }
             Some(Last::GoesOn) => {
                 let end = path.steps.last().map_or("?", |name| name);
                 let why = format!("nothing came after {end}: a match dropped the packet, or rows were lost");
                 doubt(&mut path, &why);
             }
-            None => {}
+            accepted => {
+                path.verdict = path.verdict.or(accepted.map(|_| Verdict::Accept));
+                // Nothing tells those apart.
+                if shown.at.is_some_and(|(row, hook)| self.known.goes_on(&row, hook)) {
+                    let end = path.steps.last().map_or("?", |name| name);
+                    let why = format!("nothing came after {end}: it was dropped elsewhere, or was held up");
+                    doubt(&mut path, &why);
+                }
+            }
         }
         self.waiting.push(path);
     }

@@ -116,6 +116,18 @@ impl Met {
     }
 }
 
+/// Whether a packet that a table lets go on at a hook, there or later, meets one of `places`: tables at hooks. Those of nat do
+/// not count, for it is not asked about every packet.
+pub fn goes_on<'a>(
+    (table, hook): (&str, Hook),
+    on_loopback: bool,
+    mut places: impl Iterator<Item = (&'a str, Hook)>,
+) -> bool {
+    let Some(from) = Place::new(table, hook) else { return false };
+    let later = |to: Place| !to.is_nat() && from.between(to, on_loopback).is_some();
+    places.any(|(table, hook)| Place::new(table, hook).is_some_and(later))
+}
+
 /// A step as the kernel told of it.
 #[derive(Clone, Debug)]
 pub struct Row {
