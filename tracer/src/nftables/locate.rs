@@ -62,7 +62,8 @@ impl Ruleset {
         let same = old.table.handle == new.table.handle
             && old.chain.handle == new.chain.handle
             && old.chain.base == new.chain.base
-            && old.number == new.number;
+            && old.number == new.number
+            && old.rule.map(|rule| rule.content) == new.rule.map(|rule| rule.content);
         (same && next.generation == self.generation.wrapping_add(1)).then_some(new)
     }
 }

@@ -6,8 +6,9 @@ mod devices;
 mod holder;
 
 use crate::netfilter::{Family, Hook};
-use crate::netlink::messages;
 use crate::netlink::nflog::{self, Logged};
+use crate::netlink::{Message, messages};
+use crate::nftables::{decode, trace};
 use crate::packet::{Link, Owner, PacketView};
 use crate::sys::netlink::{self, NETFILTER, Received, Socket};
 use crate::sys::netns;
@@ -16,6 +17,7 @@ pub use holder::Holder;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::rc::Rc;
 
 /// The modules that bring it.
 pub const MODULES: [&str; 1] = ["nfnetlink_log"];
@@ -42,6 +44,9 @@ pub enum Error {
     /// Not permitted.
     #[error("cannot take group 0 of nfnetlink_log")]
     Bind(#[source] netlink::Error),
+    /// Not permitted.
+    #[error("cannot join the group of nftables' trace messages")]
+    Join(#[source] io::Error),
     /// The socket failed.
     #[error("cannot receive from nfnetlink_log")]
     Receive(#[source] io::Error),
@@ -66,9 +71,19 @@ impl Error {
             Self::Bind(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 Some("run it as root, or with CAP_NET_ADMIN in the namespace")
             }
+            Self::Join(_) => Some("run it as root, or with CAP_NET_ADMIN in the namespace"),
             _ => None,
         }
     }
+}
+
+/// What comes, in the order in which the kernel sent it.
+#[derive(Debug)]
+pub enum Arrival<'a> {
+    /// A row of a legacy table.
+    Row(Row<'a>),
+    /// A message of nftables: about a packet, or about a change of the rules.
+    Nftables(Message<'a>),
 }
 
 /// One row of TRACE.
@@ -84,7 +99,7 @@ pub struct Row<'a> {
     pub time_ns: Option<u64>,
 }
 
-/// The group of one namespace.
+/// What of one namespace is listened to, all with one socket: what it gets of one packet is in the order of its way.
 #[derive(Debug)]
 pub struct Netlink {
     socket: Socket,
@@ -95,6 +110,8 @@ pub struct Netlink {
     lost: u64,
     /// The kernel said that messages were lost, and none has come since that tells how many.
     overrun: bool,
+    /// Nftables tells of packets as well.
+    nftables: bool,
 }
 
 impl Netlink {
@@ -106,32 +123,63 @@ impl Netlink {
     /// Takes the group in a namespace, with room for so many bytes of messages that wait; less where only root may have
     /// so much. Nothing comes until TRACE is sent there.
     pub fn open(namespace: &File, buffer_bytes: usize) -> Result<Self, Error> {
-        let mut socket = Socket::open(Some(namespace), NETFILTER).map_err(Error::Bind)?;
-        // Best effort: a small buffer loses more, and says so.
-        let _ = socket.set_receive_buffer(buffer_bytes);
-        let sequence = socket.next_sequence();
+        let mut netlink = Self::deaf(namespace, buffer_bytes)?;
+        let sequence = netlink.socket.next_sequence();
         let ask = |request: crate::netlink::Builder| {
-            socket.request(request.as_bytes(), &[sequence], |_| ()).map(drop)
+            netlink.socket.request(request.as_bytes(), &[sequence], |_| ()).map(drop)
         };
         ask(nflog::bind(sequence, GROUP)).map_err(|error| refused(namespace, error))?;
         ask(nflog::configure(sequence, GROUP, COPY_BYTES, MESSAGE_BYTES)).map_err(Error::Bind)?;
-        let devices = Devices::of(namespace)?;
-        Ok(Self { socket, devices, buffer: Vec::new(), next: None, lost: 0, overrun: false })
+        Ok(netlink)
     }
 
-    /// Gives waiting rows to `receive`, of at most `limit` datagrams. Says how many there were.
-    pub fn drain(&mut self, limit: usize, mut receive: impl FnMut(Row<'_>)) -> Result<usize, Error> {
-        let Self { socket, devices, buffer, next, lost, overrun } = self;
+    /// The same without the group: for kernels without legacy tables.
+    pub fn deaf(namespace: &File, buffer_bytes: usize) -> Result<Self, Error> {
+        let socket = Socket::open(Some(namespace), NETFILTER).map_err(Error::Bind)?;
+        // Best effort: a small buffer loses more, and says so.
+        let _ = socket.set_receive_buffer(buffer_bytes);
+        let devices = Devices::of(namespace)?;
+        Ok(Self { socket, devices, buffer: Vec::new(), next: None, lost: 0, overrun: false, nftables: false })
+    }
+
+    /// Has nftables tell of traced packets and of changes of the rules as well.
+    pub fn hear_nftables(&mut self) -> Result<(), Error> {
+        for group in [trace::GROUP, decode::GROUP] {
+            self.socket.join_group(group).map_err(Error::Join)?;
+        }
+        self.nftables = true;
+        Ok(())
+    }
+
+    /// Whether nftables tells of packets as well.
+    pub fn hears_nftables(&self) -> bool {
+        self.nftables
+    }
+
+    /// The name of a device of the namespace.
+    pub fn device(&mut self, index: u32) -> Rc<[u8]> {
+        self.devices.name(index)
+    }
+
+    /// Gives what waits to `receive`, of at most `limit` datagrams. Says how many there were.
+    pub fn drain(&mut self, limit: usize, mut receive: impl FnMut(Arrival<'_>)) -> Result<usize, Error> {
+        let Self { socket, devices, buffer, next, lost, overrun, nftables } = self;
         for taken in 0..limit {
             let datagram = match socket.recv(buffer).map_err(Error::Receive)? {
                 Received::Datagram(datagram) => datagram,
                 Received::Empty => return Ok(taken),
                 Received::Overrun => {
-                    *overrun = true;
+                    // Messages of nftables have no numbers.
+                    *lost += u64::from(*nftables);
+                    *overrun = !*nftables;
                     continue;
                 }
             };
             for message in messages(datagram) {
+                if message.subsystem() == decode::SUBSYSTEM {
+                    receive(Arrival::Nftables(message));
+                    continue;
+                }
                 let Some(logged) = message.netfilter().and_then(|message| Logged::parse(&message)) else {
                     continue;
                 };
@@ -140,7 +188,7 @@ impl Netlink {
                     *next = Some(sequence.wrapping_add(1));
                     *overrun = false;
                 }
-                row(&logged, devices, &mut receive);
+                row(&logged, devices, &mut |row| receive(Arrival::Row(row)));
             }
         }
         Ok(limit)

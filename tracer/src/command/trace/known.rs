@@ -61,6 +61,11 @@ impl Known {
         Ok(Self { namespace, fetched, names, looked: Instant::now() })
     }
 
+    /// Whose rules these are.
+    pub(super) fn namespace(&self) -> &File {
+        &self.namespace
+    }
+
     /// Why the rules of a table have no text.
     pub(super) fn complaints(&self) -> impl Iterator<Item = (&Table, &str)> {
         self.fetched.iter().filter_map(|found| Some((&found.table, found.text_reason.as_deref()?)))

@@ -13,6 +13,7 @@
 //! in.
 
 mod identity;
+pub mod join;
 mod open;
 mod place;
 #[cfg(test)]
@@ -195,8 +196,8 @@ impl Grouper {
         place.is_some_and(|place| place.can_be_first(*loaded))
     }
 
-    /// Takes a step.
-    pub fn add(&mut self, row: Row, give: &mut impl FnMut(Grouped)) {
+    /// Takes a step. Says of which packet it is.
+    pub fn add(&mut self, row: Row, give: &mut impl FnMut(Grouped)) -> u64 {
         self.rows += 1;
         self.clock_ns = row.clock_ns.or(self.clock_ns);
         if self.rows.is_multiple_of(ROWS_PER_LOOK) {
@@ -245,6 +246,7 @@ impl Grouper {
         if self.open.len() > MOST_OPEN {
             self.close_least_recent(number, give);
         }
+        number
     }
 
     /// Takes a line of the LOG target. Says whether it is about a packet on its way.
