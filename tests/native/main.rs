@@ -4,6 +4,9 @@
 mod crash;
 mod doctor;
 mod flood;
+mod monitor;
+mod nft_changes;
+mod nft_oracle;
 mod paths;
 mod refused;
 mod several;
@@ -28,8 +31,16 @@ struct Test {
     run: fn() -> Result<String>,
 }
 
-const TESTS: &[&[Test]] =
-    &[refused::TESTS, paths::TESTS, several::TESTS, doctor::TESTS, flood::TESTS, crash::TESTS];
+const TESTS: &[&[Test]] = &[
+    refused::TESTS,
+    paths::TESTS,
+    nft_oracle::TESTS,
+    nft_changes::TESTS,
+    several::TESTS,
+    doctor::TESTS,
+    flood::TESTS,
+    crash::TESTS,
+];
 
 fn main() -> ExitCode {
     let options = Options::parse();
