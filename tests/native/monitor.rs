@@ -275,7 +275,7 @@ pub(crate) fn of_nftracer(program: Program, trace: &Trace) -> Vec<(u64, Traversa
             all.push((step.packet, Traversal { packet, table: table.clone(), steps: Vec::new() }));
             all.len() - 1
         });
-        let text = step.text.as_deref().unwrap_or_default();
+        let text = nft.text.as_deref().unwrap_or_default();
         let said = match (kind, program) {
             // Neither shows the end of a chain.
             ("return", _) => None,

@@ -52,6 +52,8 @@ pub struct Nft {
     pub handle: Option<u64>,
     /// What it decided.
     pub verdict: String,
+    /// As nft prints it.
+    pub text: Option<String>,
 }
 
 /// How sure nftracer is.
@@ -370,6 +372,7 @@ struct StepRow<'a> {
     engine: &'a str,
     family: &'a str,
     handle: Option<u64>,
+    nft: Option<std::borrow::Cow<'a, str>>,
     verdict: Option<std::borrow::Cow<'a, str>>,
     hook: Option<&'a str>,
     table: &'a str,
@@ -422,6 +425,7 @@ impl StepRow<'_> {
                 family: self.family.to_owned(),
                 handle: self.handle,
                 verdict: self.verdict.as_deref().unwrap_or_default().to_owned(),
+                text: self.nft.as_deref().or(self.text.as_deref()).map(str::to_owned),
             }),
         })
     }

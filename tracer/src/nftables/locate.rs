@@ -80,6 +80,7 @@ impl<'r> Located<'r> {
             number: Some(self.number),
             handle: self.rule.map(|rule| rule.handle),
             text: self.rule.and_then(|rule| rule.text.as_ref()),
+            nft: self.rule.and_then(|rule| rule.nft.as_ref().filter(|nft| Some(*nft) != rule.text.as_ref())),
             owner: self.owner(),
         }
     }

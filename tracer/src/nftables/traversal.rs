@@ -288,6 +288,7 @@ fn unlocated<'a>(event: &'a TraceEvent<'a>) -> ruleset::Rule<'a> {
         number: None,
         handle: event.handle,
         text: None,
+        nft: None,
         owner: None,
     }
 }

@@ -201,6 +201,7 @@ pub(super) struct Kept {
     number: Option<u32>,
     handle: Option<u64>,
     text: Option<Arc<str>>,
+    nft: Option<Arc<str>>,
     owner: Option<Box<str>>,
     name: Rc<str>,
     action: Option<RuleVerdict<'static>>,
@@ -209,7 +210,7 @@ pub(super) struct Kept {
 
 impl Kept {
     pub(super) fn of(step: &Step<'_>) -> Self {
-        let Rule { engine, family, table, chain, kind, number, handle, text, owner } = step.rule;
+        let Rule { engine, family, table, chain, kind, number, handle, text, nft, owner } = step.rule;
         Self {
             time_ns: step.time_ns,
             hook: step.hook,
@@ -221,6 +222,7 @@ impl Kept {
             number,
             handle,
             text: text.cloned(),
+            nft: nft.cloned(),
             owner: owner.map(Into::into),
             name: step.name.into(),
             action: step.action.as_ref().map(owned),
@@ -268,6 +270,7 @@ impl Kept {
                 number: self.number,
                 handle: self.handle,
                 text: self.text.as_ref(),
+                nft: self.nft.as_ref(),
                 owner: self.owner.as_deref(),
             },
             name: &self.name,

@@ -65,6 +65,7 @@ impl Met {
             number: Some(self.number),
             handle: None,
             text: None,
+            nft: None,
             owner: None,
         }
     }
