@@ -6,6 +6,7 @@ mod doctor;
 mod flood;
 mod monitor;
 mod nft_changes;
+mod nft_corpus;
 mod nft_oracle;
 mod paths;
 mod refused;
@@ -36,6 +37,7 @@ const TESTS: &[&[Test]] = &[
     paths::TESTS,
     nft_oracle::TESTS,
     nft_changes::TESTS,
+    nft_corpus::TESTS,
     several::TESTS,
     doctor::TESTS,
     flood::TESTS,

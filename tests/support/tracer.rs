@@ -412,7 +412,8 @@ impl StepRow<'_> {
             identity: Identity {
                 src: self.src?,
                 dst: self.dst?,
-                protocol: number(self.proto.as_deref()?)?,
+                // What follows extension headers is not told of all packets.
+                protocol: self.proto.as_deref().map_or(Some(0), number)?,
                 ports: [self.sport.unwrap_or(0), self.dport.unwrap_or(0)],
                 length: self.length?,
                 id: self.id,

@@ -208,7 +208,8 @@ impl Open {
             hook: base.and_then(|base| base.hook),
             stack: vec![Frame { chain: chain.clone(), number: 0 }],
         });
-        if base.is_some() {
+        // Where the rules are not known, it most likely began there: headers come in the first message.
+        if base.is_some() || located.is_none() && event.packet.is_some() {
             self.met.push((event.family, (&*event.table).into(), chain));
         }
     }

@@ -109,7 +109,8 @@ impl Both {
         self.join.close(Half::Legacy(path.packet), path)
     }
 
-    /// Takes a message of nftables: its kind and what follows the header.
+    /// Takes a message of nftables: its kind and what follows the header. Gives the packet of legacy tables that has
+    /// ended by it.
     pub(super) fn message(
         &mut self,
         (kind, payload): (u16, &[u8]),
@@ -117,13 +118,13 @@ impl Both {
         netns: Option<u32>,
         device: &mut dyn FnMut(u32) -> Rc<[u8]>,
         finish: &mut dyn FnMut(Joined<Kept>),
-    ) {
+    ) -> Option<u64> {
         let message = Message { kind, flags: 0, sequence: 0, port: 0, payload };
-        let Some(message) = message.netfilter() else { return };
+        let message = message.netfilter()?;
         if let Some(generation) = decode::generation(&message) {
             self.live.announce(generation);
         }
-        let Some(event) = trace::decode(&message) else { return };
+        let event = trace::decode(&message)?;
         let Self { live, assembler, join, .. } = self;
         let located = live.locate(&event);
         let mut name = |index| Some(device(index));
@@ -137,6 +138,7 @@ impl Both {
         if let Some(step) = added.step.filter(|_| !footprint::is_table_of_ours(&event.table)) {
             join.keep(half, clock_ns, Kept::of(&step));
         }
+        join.gone(half)
     }
 
     /// Gives out the packets of which nftables told nothing since a time.

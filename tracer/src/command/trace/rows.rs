@@ -128,9 +128,12 @@ impl Rows {
                     self.add_half(&mut both, &name, packet, time_ns, clock_ns);
                 }
                 Pending::Message { kind, payload, time_ns } => {
-                    let Self { show, outlet, netns, .. } = self;
+                    let Self { show, outlet, netns, grouper, .. } = self;
                     let finish = &mut |joined| show.joined(outlet, joined);
-                    both.message((kind, &payload), (time_ns, clock_ns), *netns, device, finish);
+                    let over = both.message((kind, &payload), (time_ns, clock_ns), *netns, device, finish);
+                    if let Some(number) = over {
+                        grouper.over(number, &mut |grouped| show.take_half(outlet, &mut both, grouped));
+                    }
                 }
             }
         }

@@ -224,6 +224,12 @@ impl<S> Join<S> {
         number
     }
 
+    /// The packet of legacy tables whose other half says that it is gone.
+    pub fn gone(&self, half: Half) -> Option<u64> {
+        let open = self.open.get(&self.by_half.get(&half)?.0)?;
+        open.legacy.filter(|_| open.gone)
+    }
+
     /// Keeps a step of a half until the packet is done. `clock_ns` is that of the message that told of it.
     pub fn keep(&mut self, half: Half, clock_ns: u64, step: S) {
         let number = self.by_half.get(&half).map(|(number, _)| *number);

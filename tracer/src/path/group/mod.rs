@@ -261,6 +261,11 @@ impl Grouper {
         true
     }
 
+    /// Closes a packet that is known to have ended.
+    pub fn over(&mut self, number: u64, give: &mut impl FnMut(Grouped)) {
+        self.close(number, give);
+    }
+
     /// Steps may have been lost here: all packets on their way are in doubt.
     pub fn lost(&mut self, why: &str) {
         self.open.values_mut().for_each(|open| open.doubt(why.to_owned()));
