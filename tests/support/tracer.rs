@@ -353,7 +353,7 @@ impl Trace {
 enum Row<'a> {
     Start {},
     #[serde(borrow)]
-    Step(StepRow<'a>),
+    Step(Box<StepRow<'a>>),
     Packet {
         packet: u64,
         path: Vec<String>,

@@ -359,9 +359,13 @@ impl<S> Open<S> {
 
     fn moves(&mut self, half: Half, seen: Seen<'_>, facts: Option<Facts>, stands: &Rc<Stands>) {
         let other = || "a message of another packet may be among those of this one".to_owned();
-        let inside = self.inside && seen.begins.is_some() || self.inside && matches!(half, Half::Legacy(_));
+        let elsewhere = seen.begins.is_some() || matches!(half, Half::Legacy(_));
         let same = self.facts.zip(facts).is_none_or(|(old, new)| old.identity == new.identity);
-        if self.gone || inside || !same || !self.leads_to(seen.at) || !self.ends_fit(seen.at, facts.as_ref())
+        if self.gone
+            || self.inside && elsewhere
+            || !same
+            || !self.leads_to(seen.at)
+            || !self.ends_fit(seen.at, facts.as_ref())
         {
             self.doubt(other());
         }
@@ -429,3 +433,6 @@ fn shortened(view: PacketView<'_>) -> PacketView<'_> {
     let bytes = if header <= NETWORK_BYTES { header + TRANSPORT_BYTES } else { NETWORK_BYTES };
     PacketView { bytes: &view.bytes[..bytes.min(view.bytes.len())], ..view }
 }
+
+#[cfg(test)]
+mod tests;
