@@ -3,6 +3,7 @@
 mod both;
 #[doc(hidden)]
 pub mod interpreter;
+mod kept;
 mod known;
 pub(super) mod listen;
 mod nft;

@@ -1,7 +1,8 @@
 //! From rows of the kernel's TRACE to steps and paths.
 
 use super::super::outlet::Outlet;
-use super::both::{Both, Kept, Pending};
+use super::both::{Both, Pending};
+use super::kept::Kept;
 use super::known::{Checked, Does, Known, Named};
 use super::nft::Live;
 use crate::backend::netlink::{self, Arrival};

@@ -56,7 +56,9 @@ fn paths(rows: impl IntoIterator<Item = Row>) -> String {
             text += &steps.remove(&path.packet).unwrap_or_default();
         }
     };
-    rows.into_iter().for_each(|row| drop(grouper.add(row, &mut give)));
+    rows.into_iter().for_each(|row| {
+        let _ = grouper.add(row, &mut give);
+    });
     grouper.finish(&mut give);
     assert!(steps.is_empty());
     text
@@ -351,7 +353,9 @@ proptest! {
         let mut grouper = Grouper::new(Hold::UntilKnown);
         let mut found = Vec::new();
         let mut give = |grouped| if let Grouped::Path(path) = grouped { found.push(path) };
-        rows.into_iter().for_each(|row| drop(grouper.add(row, &mut give)));
+        rows.into_iter().for_each(|row| {
+        let _ = grouper.add(row, &mut give);
+    });
         grouper.finish(&mut give);
         prop_assert_eq!(found.len(), 5);
         for path in &found {
@@ -391,7 +395,9 @@ proptest! {
             Grouped::Path(path) => assert_eq!(steps.remove(&path.packet), Some(path.steps)),
             Grouped::Logged { .. } => {}
         };
-        rows.into_iter().for_each(|row| drop(grouper.add(row, &mut give)));
+        rows.into_iter().for_each(|row| {
+        let _ = grouper.add(row, &mut give);
+    });
         grouper.finish(&mut give);
         prop_assert_eq!(given, count);
     }

@@ -1,7 +1,7 @@
 //! Halves and the packets that they give.
 
 use super::*;
-use crate::netfilter::{TableFamily, Verdict};
+use crate::netfilter::{Hook, TableFamily, Verdict};
 use crate::packet::Link;
 use expect_test::{Expect, expect};
 use std::fmt::Write as _;
