@@ -142,13 +142,16 @@ impl Netlink {
         Ok(Self { socket, devices, buffer: Vec::new(), next: None, lost: 0, overrun: false, nftables: false })
     }
 
-    /// Has nftables tell of traced packets and of changes of the rules as well.
+    /// Has nftables tell of changes of its rules as well.
+    pub fn hear_changes(&self) -> Result<(), Error> {
+        self.socket.join_group(decode::GROUP).map_err(Error::Join)
+    }
+
+    /// Has nftables tell of traced packets and of changes of its rules as well.
     pub fn hear_nftables(&mut self) -> Result<(), Error> {
-        for group in [trace::GROUP, decode::GROUP] {
-            self.socket.join_group(group).map_err(Error::Join)?;
-        }
+        self.socket.join_group(trace::GROUP).map_err(Error::Join)?;
         self.nftables = true;
-        Ok(())
+        self.hear_changes()
     }
 
     /// Whether nftables tells of packets as well.

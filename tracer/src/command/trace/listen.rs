@@ -34,6 +34,9 @@ const BATCH: usize = 4096;
 /// Room for rows that wait to be taken.
 const BUFFER_BYTES: u32 = 64 << 20;
 
+/// What is in doubt where nftables is not listened to.
+const UNSEEN: &str = "packets meet rules of nftables as well, which this trace does not show";
+
 enum Source {
     Netlink(Netlink),
     Log(Log),
@@ -89,7 +92,7 @@ impl Listening {
         let mut rows =
             Rows::new((sink, wish.config.output), wish.config.count, wish.filter, (known, live), known_netns);
         if unseen {
-            rows.doubt_all("packets meet rules of nftables as well, which this way of tracing does not show");
+            rows.doubt_all(UNSEEN);
         }
         Ok((Self { footprint: Some(footprint), source, waiter, rows }, start))
     }
@@ -258,6 +261,11 @@ impl Session for Listening {
             }
         };
         let taken = taken.map_err(Failure::running)?;
+        if let Some(namespace) = rows.nft_changed()
+            && base_chains(namespace)?
+        {
+            rows.doubt_all(UNSEEN);
+        }
         rows.expire(clock::monotonic_ns());
         rows.flush().context("cannot write")?;
         Ok(match taken {
@@ -320,6 +328,8 @@ fn netlink_source(
     // A TRACE rule does not have the kernel tell of nftables.
     if (chains || !has_legacy) && plan.marking() != Marking::Rule {
         netlink.hear_nftables().map_err(|error| taken(plan, error))?;
+    } else if has_nftables() {
+        netlink.hear_changes().map_err(|error| taken(plan, error))?;
     }
     Ok(Source::Netlink(netlink))
 }

@@ -19,6 +19,7 @@ use crate::sink::{Output, Sink, Start, Totals};
 use crate::sys::clock;
 use crate::trace_line::{self, LogStyle};
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 use std::rc::Rc;
@@ -41,6 +42,8 @@ pub(super) struct Rows {
     last: Option<Rc<Packet>>,
     /// What is needed where packets meet nftables as well.
     both: Option<Both>,
+    /// Rules of nftables have changed, or may have, that are not followed.
+    nft_changed: bool,
 }
 
 /// Which packets are shown, and what is known about them.
@@ -93,6 +96,7 @@ impl Rows {
             unreadable: 0,
             last: None,
             both: live.map(|live| Both::new(live, netns)),
+            nft_changed: false,
         }
     }
 
@@ -112,11 +116,17 @@ impl Rows {
             Arrival::Row(row) => self.row(row),
             Arrival::Nftables(message) => {
                 let time_ns = self.epoch_ns.wrapping_add(clock::monotonic_ns());
-                if let Some(both) = &mut self.both {
-                    both.wait(Pending::message(message, time_ns));
+                match &mut self.both {
+                    Some(both) => both.wait(Pending::message(message, time_ns)),
+                    None => self.nft_changed = true,
                 }
             }
         }
+    }
+
+    /// The namespace whose rules of nftables have changed since the last call, and are not followed.
+    pub(super) fn nft_changed(&mut self) -> Option<&File> {
+        std::mem::take(&mut self.nft_changed).then(|| self.show.known.namespace())
     }
 
     /// All that came has been taken.
@@ -210,6 +220,7 @@ impl Rows {
 
     /// Rows were lost.
     pub(super) fn lost(&mut self) {
+        self.nft_changed = self.both.is_none();
         self.grouper.lost(LOST);
         if let Some(both) = &mut self.both {
             both.lost(LOST);
