@@ -3,7 +3,9 @@
 
 mod crash;
 mod doctor;
+mod everywhere;
 mod flood;
+mod marks;
 mod monitor;
 mod nft_changes;
 mod nft_corpus;
@@ -40,6 +42,8 @@ const TESTS: &[&[Test]] = &[
     nft_corpus::TESTS,
     several::TESTS,
     doctor::TESTS,
+    everywhere::TESTS,
+    marks::TESTS,
     flood::TESTS,
     crash::TESTS,
 ];

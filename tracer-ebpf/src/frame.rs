@@ -87,9 +87,21 @@ pub struct Frame {
     pub inner: Cell<u32>,
     pub replace_count: Cell<u32>,
     pub doubts: Cell<u32>,
+    /// Of a small table: the rules that can be met.
+    pub rules: Cell<Rules>,
+    /// Of these, by bits from the table's first rule on: those whose target may change packets.
+    pub changers: Cell<u64>,
 }
 
 const _: () = assert!(size_of::<Frame>() == 128);
+
+/// Rules of a small table that follow one another.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Rules {
+    pub first: u32,
+    pub count: u32,
+}
 
 /// What a CPU knows about a table: it stays true as long as the table is not replaced or registered anew.
 #[repr(C)]
@@ -101,9 +113,18 @@ pub struct KnownTable {
     pub replace_count: Cell<u32>,
     pub number: Cell<u32>,
     pub size: Cell<u32>,
-    pub reserved: Cell<u32>,
+    /// Of a small table: the first entry behind all policies, of the first user chain if there is one.
+    pub user_first: Cell<u32>,
     pub name: Cell<[u64; 4]>,
+    /// Of a small table: where the chain of each hook begins, and where its policy is.
+    pub hook_first: UnsafeCell<[u32; HOOKS]>,
+    pub hook_last: UnsafeCell<[u32; HOOKS]>,
+    /// Of a small table, by bits: the rules whose target may change packets.
+    pub changers: Cell<u64>,
 }
+
+/// Room for each hook number.
+pub const HOOKS: usize = 8;
 
 /// Counters of a small table, packets and bytes.
 pub type SmallBlock = [u64; SMALL as usize * 2];
@@ -164,6 +185,14 @@ impl State {
         let depth = crate::snapshot::mask::<{ DEPTH - 1 }>(u64::from(depth)) as usize;
         // SAFETY: the mask keeps the index in range.
         unsafe { self.small.get().cast::<SmallBlock>().add(depth) }
+    }
+}
+
+impl KnownTable {
+    /// Whether there is more behind the last policy than the entry that ends the table.
+    #[inline(always)]
+    pub fn has_user_chains(&self) -> bool {
+        self.user_first.get().wrapping_add(1) < self.number.get()
     }
 }
 

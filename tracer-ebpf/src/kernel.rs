@@ -159,6 +159,8 @@ pub trait Access {
 
     /// A field of a structure.
     fn field<T: Copy>(structure: u64, offset: u64) -> Option<T>;
+    /// The name of a `struct net_device`.
+    fn device_name(device: u64) -> Option<[u64; 2]>;
     /// Hook number of a `struct nf_hook_state`.
     fn hook(state: u64) -> Option<u8>;
     /// The rest of a hook state that a traced packet needs.
@@ -192,6 +194,12 @@ impl Access for Typed {
         }
         // SAFETY: the kernel catches faults of such loads.
         Some(unsafe { core::ptr::read_volatile((structure + offset) as *const T) })
+    }
+
+    #[inline(always)]
+    fn device_name(device: u64) -> Option<[u64; 2]> {
+        let name = offset!(dev_name);
+        Some([Self::field(device, name)?, Self::field(device, name + 8)?])
     }
 
     #[inline(always)]
@@ -240,6 +248,11 @@ impl Access for Probed {
     #[inline(always)]
     fn field<T: Copy>(structure: u64, offset: u64) -> Option<T> {
         read(structure + offset)
+    }
+
+    #[inline(always)]
+    fn device_name(device: u64) -> Option<[u64; 2]> {
+        read(device + offset!(dev_name))
     }
 
     /// Hook numbers are below 256 and the machine is little endian: the first byte is enough where the field has four.

@@ -114,18 +114,6 @@ pub fn empty_leave(_ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// The floor of any fentry and fexit pair, for measurements.
-#[fentry]
-pub fn empty_enter_typed(_ctx: FEntryContext) -> i32 {
-    0
-}
-
-/// The floor of any fentry and fexit pair, for measurements.
-#[fexit]
-pub fn empty_leave_typed(_ctx: FExitContext) -> i32 {
-    0
-}
-
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

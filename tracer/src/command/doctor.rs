@@ -9,10 +9,11 @@ use crate::command::trace::plan::{Marking, Plan};
 use crate::doctor::{Diagnosis, Obstacle, Usability, diagnose};
 use crate::error::Failure;
 use crate::fetch;
+use crate::filter;
 use crate::footprint;
-use crate::sys::kernel::Host;
+use crate::sys::kernel::{Fentry, Host};
 use crate::sys::tracefs::Tracefs;
-use crate::sys::{module, netns, nftables};
+use crate::sys::{module, netns, nftables, pcap};
 use crate::text;
 use anyhow::{Context as _, anyhow};
 use std::io::{self, Write as _};
@@ -37,6 +38,7 @@ pub fn run(config: DoctorConfig) -> Result<(), Failure> {
 /// All that is known, with the ways of tracing without probes tried.
 fn diagnosis() -> Diagnosis {
     let mut host = host();
+    host.fentry = fentry(&host);
     // Who may not look has left nothing.
     host.leftovers.extend(footprint::leftovers().unwrap_or_default());
     if let Ok(namespace) = netns::current() {
@@ -87,6 +89,21 @@ fn layout() -> Vec<String> {
         }
         Err(error @ kernel::Error::Btf { .. }) => vec![error.to_string()],
         Ok(_) | Err(_) => Vec::new(),
+    }
+}
+
+/// Has the kernel look at the programs that need no kprobes. None of them is placed.
+fn fentry(host: &Host) -> Fentry {
+    if diagnose(host, Vec::new()).obstacle("ebpf").is_some() {
+        return Fentry::NotTried;
+    }
+    let everything = match filter::compile("", &pcap::compile) {
+        Ok(everything) => everything,
+        Err(error) => return Fentry::Refused(error.to_string()),
+    };
+    match ebpf::try_fentry(&everything) {
+        Ok(()) => Fentry::Works,
+        Err(error) => Fentry::Refused(error.to_string()),
     }
 }
 

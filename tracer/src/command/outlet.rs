@@ -52,6 +52,19 @@ impl Outlet {
         self.doubt = Some(why.to_owned());
     }
 
+    /// Gives out a step whose view is that of the step before, if its name is enough for the sink.
+    pub(super) fn step_again(&mut self, name: &str) -> bool {
+        if self.failed.is_some() {
+            return false;
+        }
+        let enough = self.sink.step_again(name).unwrap_or_else(|error| {
+            self.failed = Some(error);
+            true
+        });
+        self.totals.steps += u64::from(enough);
+        enough
+    }
+
     /// Gives out a line that the LOG target wrote about a packet.
     pub(super) fn logged(&mut self, packet: u64, logged: &Logged) {
         if self.failed.is_none() {

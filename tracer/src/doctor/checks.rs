@@ -1,7 +1,7 @@
 //! The checks, in the order in which what they ask for is needed.
 
 use super::{Finding, Status};
-use crate::sys::kernel::{Answer, Host, LOAD_TABLES, TABLE_FUNCTIONS, TABLE_MODULES, VARIABLES};
+use crate::sys::kernel::{Answer, Fentry, Host, LOAD_TABLES, TABLE_FUNCTIONS, TABLE_MODULES, VARIABLES};
 use crate::sys::privilege::Capability;
 
 /// A question about the host.
@@ -30,6 +30,7 @@ pub(super) const ALL: &[Check] = &[
     Check { name: "symbols", ask: symbols },
     Check { name: "layout", ask: layout },
     Check { name: "kprobes", ask: kprobes },
+    Check { name: "fentry", ask: fentry },
     Check { name: "ftrace", ask: ftrace },
     Check { name: "ring buffer", ask: ring_buffer },
     Check { name: "cpus", ask: cpus },
@@ -214,6 +215,16 @@ fn kprobes(host: &Host) -> Outcome {
         (false, false) => fail("this kernel has no kprobes")
             .because("neither the perf PMU `kprobe` nor tracefs/kprobe_events is there")
             .remedy("use a kernel with CONFIG_KPROBE_EVENTS; if it has it, `mount -t tracefs tracefs /sys/kernel/tracing`"),
+    }
+}
+
+/// Kprobes do instead, so that this never stands in the way.
+fn fentry(host: &Host) -> Outcome {
+    match &host.fentry {
+        Fentry::NotTried => ok("not tried"),
+        Fentry::Works => ok("the table functions are probed by fentry and fexit"),
+        Fentry::Refused(reason) => warn("the table functions are probed by kprobes")
+            .because(format!("a packet costs about twice as much as with fentry, and {reason}")),
     }
 }
 

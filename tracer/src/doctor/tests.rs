@@ -1,7 +1,7 @@
 //! Hosts as they are met, and what is said about them.
 
 use super::{Obstacle, Status, Usability, diagnose};
-use crate::sys::kernel::{Answer, Host, Symbols};
+use crate::sys::kernel::{Answer, Fentry, Host, Symbols};
 use crate::sys::privilege::{Capability, Privileges};
 use expect_test::{Expect, expect, expect_file};
 
@@ -14,6 +14,7 @@ fn good() -> Host {
     Host {
         programs: true,
         layout: Vec::new(),
+        fentry: Fentry::Works,
         release: "6.1.0-18-amd64".to_owned(),
         arch: "x86_64".to_owned(),
         privileges: Privileges { effective: Capability::ALL.to_vec(), whole_host: true },
@@ -135,6 +136,18 @@ fn in_a_container() {
           the kernel lets nobody attach probes from a container's own user namespace
           remedy: run it on the host
         backend ebpf: not usable: privileges: root of a user namespace only"#]],
+    );
+}
+
+#[test]
+fn without_fentry() {
+    let fentry = Fentry::Refused("no BTF describes `ipt_do_table`".to_owned());
+    check(
+        Host { fentry, ..good() },
+        expect![[r#"
+        warn: fentry: the table functions are probed by kprobes
+          a packet costs about twice as much as with fentry, and no BTF describes `ipt_do_table`
+        backend ebpf: usable"#]],
     );
 }
 

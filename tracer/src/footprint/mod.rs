@@ -220,29 +220,38 @@ impl Footprint {
         Ok(())
     }
 
-    /// Has packets marked by TRACE rules in the raw tables: all that the filter matches, and maybe more.
-    pub fn mark_by_rules(&mut self, namespace: &File, filter: &Filter) -> Result<(), Error> {
+    /// Has packets marked by TRACE rules in the raw tables: all that the filter matches, and maybe more. Says whether it
+    /// may be more because rules cannot ask all of this filter here.
+    pub fn mark_by_rules(&mut self, namespace: &File, filter: &Filter) -> Result<bool, Error> {
         let netns = netns::inode(namespace)?;
         let until = self.rules_end();
         let all = selections(filter);
+        let bytecode = rule::bytecode(filter);
+        let mut more = false;
+        if bytecode.is_some() {
+            // The kernel may have it, or load it by itself, where this cannot be seen.
+            let _ = self.module(&["xt_bpf"]);
+        }
         for family in [Family::Ipv4, Family::Ipv6] {
             let ours: Vec<&Selection> = all.iter().filter(|selection| selection.family == family).collect();
             if ours.is_empty() {
                 continue;
             }
             self.write_down(&Change::Rules { netns, family })?;
+            let bytecode = bytecode.as_deref();
+            let wanted = rule::Wanted { family, selections: &ours, bytecode, until: &until };
             let insert = || {
                 let made = !rule::table_exists(family);
-                rule::insert(self.owner, (family, &ours), &until, self.guard.witness())
-                    .map(|count| (count, made))
+                rule::insert(self.owner, &wanted, self.guard.witness()).map(|inserted| (inserted, made))
             };
             let inserted = netns::inside(namespace, insert)?;
-            let (count, made) = inserted.map_err(|reason| Error::Rules { family, reason })?;
-            let made = if made { MADE } else { "" };
+            let (inserted, made) = inserted.map_err(|reason| Error::Rules { family, reason })?;
+            more |= !filter.text.trim().is_empty() && !inserted.by_bytecode;
+            let (count, made) = (inserted.count, if made { MADE } else { "" });
             self.said.push(format!("{count} TRACE rules first in the {family} table raw{made}"));
             self.rules.push((netns, family));
         }
-        Ok(())
+        Ok(more)
     }
 
     /// Gives TRACE rules another end when half of their time is over.
@@ -268,7 +277,17 @@ impl Footprint {
 
     /// What has been changed so far, in words; `none`.
     pub fn describe(&self) -> String {
-        if self.said.is_empty() { "none".to_owned() } else { self.said.join(", ") }
+        let mut words: Vec<String> = Vec::new();
+        for (at, said) in self.said.iter().enumerate() {
+            if self.said[..at].contains(said) {
+                continue;
+            }
+            words.push(match self.said.iter().filter(|other| *other == said).count() {
+                1 => said.clone(),
+                times => format!("{said} in {times} namespaces"),
+            });
+        }
+        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
     }
 
     /// The same for another run, whose names are not known.

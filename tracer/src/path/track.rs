@@ -7,7 +7,7 @@ use crate::history::Loaded;
 use crate::netfilter::{Family, Hook, Verdict};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use tracer_common::legacy::{SkbState, Traversal, fact, rank, table_class};
+use tracer_common::legacy::{ENTRY_BYTES, EXIT_BYTES, SkbState, Traversal, fact, rank, table_class};
 
 /// How long a packet may be silent before its path is given out.
 const IDLE_NS: u64 = 250_000_000;
@@ -20,6 +20,7 @@ const USUAL_STEPS: usize = 16;
 /// The loopback device of every namespace.
 const LOOPBACK: &[u8] = b"lo\0";
 
+const IPV4_DONT_FRAGMENT: u8 = 0x40;
 const IP_MORE: u16 = 0x2000;
 const IP_OFFSET: u16 = 0x1fff;
 const IPV6_MORE: u16 = 1;
@@ -81,6 +82,17 @@ struct Open {
     loaded: Loaded,
 }
 
+/// What a packet waits for.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    /// Its path is done.
+    Nothing,
+    /// A verdict from user space.
+    Verdict,
+    /// Its next table.
+    Table,
+}
+
 /// What identifies a packet by its header. But for the addresses nothing of it is ever translated: another packet at
 /// the same place in memory differs in it.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +139,16 @@ impl Header {
                 Self { id: label, len: pair(4)?, protocol, piece, addresses }
             }
         })
+    }
+
+    /// As [`of`](Self::of) at the end of a traversal that began with `entry`. Few targets change a header.
+    fn at_exit(family: Family, entry: Option<Self>, traversal: &Traversal) -> Option<Self> {
+        const FIXED: usize = 48;
+        let Traversal { entry: before, exit: after, entry_bytes, exit_bytes, .. } = traversal;
+        let same = traversal.facts & fact::SAME_BYTES != 0
+            || entry_bytes.first_chunk::<FIXED>() == exit_bytes.first_chunk::<FIXED>()
+                && before.copied.min(ENTRY_BYTES as u32) == after.copied.min(EXIT_BYTES as u32);
+        if same { entry } else { Self::of(family, after, exit_bytes) }
     }
 
     /// Whether this can be the same packet some time later.
@@ -218,11 +240,18 @@ impl Tracker {
         self.notice(traversal);
         let place = Place::of(family, traversal);
         let first = traversal.facts & fact::FIRST != 0;
-        let open = self.open.get_mut(&traversal.packet).filter(|_| !first);
-        let fate = open.and_then(|open| {
-            open.path.outcome = Some(open.becomes(traversal)?.to_owned());
-            Some(())
-        });
+        let mut fate = None;
+        if let Some(open) = self.open.get_mut(&traversal.packet).filter(|_| !first) {
+            fate = open.becomes(traversal);
+            if fate.is_none() {
+                open.loaded = loaded;
+                open.add(part, place, traversal);
+                let next = open.next();
+                self.wait(traversal, next, give);
+                return;
+            }
+            open.path.outcome = fate.map(str::to_owned);
+        }
         if first || fate.is_some() {
             self.give(traversal.packet, give);
         }
@@ -256,12 +285,16 @@ impl Tracker {
         }
         open.loaded = loaded;
         open.add(part, place, traversal);
-        if open.is_done() {
-            self.give(traversal.packet, give);
-        } else if open.path.verdict == Some(Verdict::Queue) {
-            self.queued.push_back((traversal.entry_ns, traversal.packet));
-        } else {
-            self.silent.push_back((traversal.entry_ns, traversal.packet));
+        let next = open.next();
+        self.wait(traversal, next, give);
+    }
+
+    /// Gives a packet out, or waits for what comes next of it.
+    fn wait(&mut self, traversal: &Traversal, next: Next, give: &mut impl FnMut(Path)) {
+        match next {
+            Next::Nothing => self.give(traversal.packet, give),
+            Next::Verdict => self.queued.push_back((traversal.entry_ns, traversal.packet)),
+            Next::Table => self.silent.push_back((traversal.entry_ns, traversal.packet)),
         }
     }
 
@@ -330,10 +363,10 @@ impl Place {
 impl Connection {
     fn of(family: Family, traversal: &Traversal) -> Self {
         let (info, status) = (traversal.ctinfo, u64::from(traversal.ct_status));
-        let protocol =
-            Header::of(family, &traversal.entry, &traversal.entry_bytes).map(|header| header.protocol);
+        let header = || Header::of(family, &traversal.entry, &traversal.entry_bytes);
         let icmp = if family == Family::Ipv4 { IPPROTO_ICMP } else { IPPROTO_ICMPV6 };
-        let is_error = [info::RELATED, info::RELATED_REPLY].contains(&info) && protocol == Some(icmp);
+        let is_error = [info::RELATED, info::RELATED_REPLY].contains(&info)
+            && header().is_some_and(|header| header.protocol == icmp);
         Self { info, status, is_error }
     }
 
@@ -407,6 +440,9 @@ impl Open {
     }
 
     fn not_seen(&mut self, hook: u8, ranks: u8) {
+        if ranks == 0 {
+            return;
+        }
         for rank in (1..7u8).filter(|rank| ranks & 1 << rank != 0) {
             let chain = Hook::from_number(hook).map_or("?", Hook::chain);
             self.doubt(format!("{}:{chain} was not seen", TABLES[usize::from(rank)]));
@@ -435,8 +471,19 @@ impl Open {
     /// What has become of this packet, if what is seen now is another one in its memory: the whole packet takes the skb
     /// of the fragment that came last, and the first fragment takes that of the packet that is cut.
     fn becomes(&self, traversal: &Traversal) -> Option<&'static str> {
+        let before = self.header.as_ref()?;
+        if before.piece == Piece::Whole && !self.last.loopback {
+            return None;
+        }
+        let is_whole = self.path.family == Family::Ipv4
+            && matches!(traversal.entry_bytes[6..8], [high, 0] if high & !IPV4_DONT_FRAGMENT == 0);
+        if before.piece == Piece::Whole && is_whole {
+            return None;
+        }
         let later = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes)?;
-        let before = self.header.filter(|it| (it.id, it.protocol) == (later.id, later.protocol))?;
+        if (before.id, before.protocol) != (later.id, later.protocol) {
+            return None;
+        }
         match (before.piece, later.piece) {
             // Without conntrack between PREROUTING and INPUT: `ip_local_deliver` in `net/ipv4/ip_input.c`.
             (Piece::First | Piece::Later, Piece::Whole) if self.path.family == Family::Ipv4 => {
@@ -496,9 +543,11 @@ impl Open {
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }
-        self.header = (traversal.facts & fact::EXIT != 0)
-            .then(|| Header::of(self.path.family, &traversal.exit, &traversal.exit_bytes))
-            .flatten();
+        self.header = if traversal.facts & fact::EXIT != 0 {
+            Header::at_exit(self.path.family, entry, traversal)
+        } else {
+            None
+        };
         self.last = place;
         self.exit_ns = traversal.entry_ns;
         self.path.steps.extend_from_slice(part.steps);
@@ -536,12 +585,13 @@ impl Open {
         }
     }
 
-    /// Whether nothing more can be seen of the packet.
-    fn is_done(&self) -> bool {
+    /// What can be seen of the packet after its last table.
+    fn next(&self) -> Next {
         match self.path.verdict {
-            Some(Verdict::Drop | Verdict::Stolen) => true,
-            Some(Verdict::Accept) => !self.is_unfinished(),
-            _ => false,
+            Some(Verdict::Drop | Verdict::Stolen) => Next::Nothing,
+            Some(Verdict::Accept) if !self.is_unfinished() => Next::Nothing,
+            Some(Verdict::Queue) => Next::Verdict,
+            _ => Next::Table,
         }
     }
 

@@ -125,6 +125,7 @@ impl Table {
     }
 
     /// What a step says of an entry; `None` for one that is in no chain.
+    #[inline]
     pub fn rule(&self, entry: usize) -> Option<Rule<'_>> {
         let (Entry { kind, number, text, .. }, chain) = (self.entries.get(entry)?, self.chain_of(entry)?);
         Some(Rule {

@@ -192,12 +192,38 @@ impl Probes {
     }
 }
 
+/// Has the kernel look at the programs that need no kprobe, at all functions that exist. Nothing is placed. No map may
+/// have been taken out of `programs` before.
+pub fn try_typed(object: &[u8], programs: &aya::Ebpf, kernel: &Kernel) -> Result<(), typed::Error> {
+    let present = PROBES.iter().filter(|probe| exists(&kernel.symbols, probe.symbol)).collect::<Vec<_>>();
+    let load = typed::Programs::load;
+    each_typed(object, programs, kernel, &present, load).map(drop)
+}
+
 /// Places the programs that need no kprobe; all of them, or none.
 fn place_typed(
     object: &[u8],
     programs: &aya::Ebpf,
     kernel: &Kernel,
     present: &[&Probe],
+) -> Result<Vec<OwnedFd>, typed::Error> {
+    each_typed(object, programs, kernel, present, typed::Programs::attach)
+}
+
+type Work = fn(
+    &typed::Programs,
+    &'static str,
+    &'static str,
+    Point,
+    &kernel::TypedTarget,
+) -> Result<OwnedFd, typed::Error>;
+
+fn each_typed(
+    object: &[u8],
+    programs: &aya::Ebpf,
+    kernel: &Kernel,
+    present: &[&Probe],
+    work: Work,
 ) -> Result<Vec<OwnedFd>, typed::Error> {
     let wanted: Vec<(&Probe, &'static str, &kernel::TypedTarget)> = present
         .iter()
@@ -210,7 +236,7 @@ fn place_typed(
     let typed = typed::Programs::of(object, programs)?;
     wanted
         .into_iter()
-        .map(|(probe, program, target)| typed.attach(program, probe.symbol, probe.point, target))
+        .map(|(probe, program, target)| work(&typed, program, probe.symbol, probe.point, target))
         .collect()
 }
 

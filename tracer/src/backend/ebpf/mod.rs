@@ -175,9 +175,15 @@ const ETHERNET_HEADER: u32 = 14;
 /// Records in one counter snapshot page.
 const PAGE_ENTRIES: u32 = tracer_common::legacy::RULES_PER_BLOCK;
 
-impl Ebpf {
-    /// Loads the programs and places the probes.
-    pub fn attach(options: &Options<'_>) -> Result<Self, Error> {
+/// The programs with their maps, before any of them is placed.
+struct Loaded {
+    object: Cow<'static, [u8]>,
+    programs: aya::Ebpf,
+    kernel: kernel::Kernel,
+}
+
+impl Loaded {
+    fn of(options: &Options<'_>) -> Result<Self, Error> {
         if !object_embedded() {
             return Err(Error::NoObject);
         }
@@ -201,14 +207,35 @@ impl Ebpf {
             reserved_after_offsets: [0; Config::OFFSETS_PADDING],
             filter: *filter.program,
         });
-        let mut programs = EbpfLoader::new()
+        let programs = EbpfLoader::new()
             // The programs carry no relocations against the kernel's types: no need to read them all once more.
             .btf(None)
             .override_global("CONFIG", &config, true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .load(&filter.object)?;
-        let probes = attach::Probes::place(&filter.object, &mut programs, &kernel, options.method)?;
+        Ok(Self { object: filter.object, programs, kernel })
+    }
+}
+
+/// Whether the kernel takes the programs that need no kprobes. Loads them for a trace of all packets, and places none.
+pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
+    let options = Options {
+        filter: everything,
+        netns: None,
+        ring_bytes: 1 << 16,
+        table_entries: PAGE_ENTRIES,
+        method: attach::Method::Fentry,
+    };
+    let Loaded { object, programs, kernel } = Loaded::of(&options)?;
+    attach::try_typed(&object, &programs, &kernel).map_err(|error| Error::Attach(error.into()))
+}
+
+impl Ebpf {
+    /// Loads the programs and places the probes.
+    pub fn attach(options: &Options<'_>) -> Result<Self, Error> {
+        let Loaded { object, mut programs, kernel } = Loaded::of(options)?;
+        let probes = attach::Probes::place(&object, &mut programs, &kernel, options.method)?;
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
         let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));

@@ -6,7 +6,7 @@ mod devices;
 mod holder;
 
 use crate::netfilter::{Family, Hook};
-use crate::netlink::nflog::{self, Logged};
+use crate::netlink::nflog::{self, Delivery, Logged};
 use crate::netlink::{Message, messages};
 use crate::nftables::{decode, trace};
 use crate::packet::{Link, Owner, PacketView};
@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// The modules that bring it.
 pub const MODULES: [&str; 1] = ["nfnetlink_log"];
@@ -27,8 +28,16 @@ pub const LOGGER: &str = "nfnetlink_log";
 const GROUP: u16 = 0;
 /// Bytes of each packet: the longest headers, and those of a packet that an ICMP error quotes.
 const COPY_BYTES: u32 = 256;
-/// What the kernel sets aside for a message. It takes more for one that needs more.
-const MESSAGE_BYTES: u32 = 768;
+/// Each row at once, so that its time is that of the packet.
+const SINGLY: Delivery = Delivery { together: 1, bytes: 768 };
+/// As many rows as fit into four pages with what the kernel puts behind them: many rows cost the host and us less then,
+/// and the same room holds more of them.
+const TOGETHER: Delivery = Delivery { together: 64, bytes: 16 * 1024 - 512 };
+/// How often it is decided how rows are to come.
+const DECIDE: Duration = Duration::from_millis(100);
+/// Rows in that time from which on they come together, and up to which singly.
+const MANY: u64 = 1000;
+const FEW: u64 = 500;
 const ARPHRD_SIT: u16 = 776;
 const ETH_HLEN: usize = 14;
 
@@ -112,6 +121,36 @@ pub struct Netlink {
     overrun: bool,
     /// Nftables tells of packets as well.
     nftables: bool,
+    pace: Pace,
+}
+
+/// How rows come, and how many there were since that was decided.
+#[derive(Debug)]
+struct Pace {
+    delivery: Delivery,
+    rows: u64,
+    decided: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { delivery: SINGLY, rows: 0, decided: Instant::now() }
+    }
+
+    /// How rows are to come from now on, when it is time to decide and that is another way.
+    fn decide(&mut self, now: Instant) -> Option<Delivery> {
+        if now.duration_since(self.decided) < DECIDE {
+            return None;
+        }
+        let delivery = match self.rows {
+            MANY.. => TOGETHER,
+            ..=FEW => SINGLY,
+            _ => self.delivery,
+        };
+        let changed = delivery != self.delivery;
+        *self = Self { delivery, rows: 0, decided: now };
+        changed.then_some(delivery)
+    }
 }
 
 impl Netlink {
@@ -129,7 +168,7 @@ impl Netlink {
             netlink.socket.request(request.as_bytes(), &[sequence], |_| ()).map(drop)
         };
         ask(nflog::bind(sequence, GROUP)).map_err(|error| refused(namespace, error))?;
-        ask(nflog::configure(sequence, GROUP, COPY_BYTES, MESSAGE_BYTES)).map_err(Error::Bind)?;
+        ask(nflog::configure(sequence, GROUP, COPY_BYTES, SINGLY)).map_err(Error::Bind)?;
         Ok(netlink)
     }
 
@@ -139,7 +178,16 @@ impl Netlink {
         // Best effort: a small buffer loses more, and says so.
         let _ = socket.set_receive_buffer(buffer_bytes);
         let devices = Devices::of(namespace)?;
-        Ok(Self { socket, devices, buffer: Vec::new(), next: None, lost: 0, overrun: false, nftables: false })
+        Ok(Self {
+            socket,
+            devices,
+            buffer: Vec::new(),
+            next: None,
+            lost: 0,
+            overrun: false,
+            nftables: false,
+            pace: Pace::new(),
+        })
     }
 
     /// Has nftables tell of changes of its rules as well.
@@ -161,13 +209,20 @@ impl Netlink {
 
     /// The name of a device of the namespace.
     pub fn device(&mut self, index: u32) -> Rc<[u8]> {
-        self.devices.name(index)
+        self.devices.name(index, Instant::now())
     }
 
-    /// Gives what waits to `receive`, of at most `limit` datagrams. Says how many there were.
+    /// Gives what waits to `receive`, about `limit` at most. Says how much there was, losses counted as rows.
     pub fn drain(&mut self, limit: usize, mut receive: impl FnMut(Arrival<'_>)) -> Result<usize, Error> {
-        let Self { socket, devices, buffer, next, lost, overrun, nftables } = self;
-        for taken in 0..limit {
+        // Rows that wait for each other would come after what nftables told later.
+        if let Some(delivery) = self.pace.decide(Instant::now()).filter(|_| !self.nftables) {
+            let sequence = self.socket.next_sequence();
+            // Best effort: rows come in either way.
+            let _ = self.socket.send(nflog::deliver(sequence, GROUP, delivery).as_bytes());
+        }
+        let Self { socket, devices, buffer, next, lost, overrun, pace, nftables } = self;
+        let mut taken = 0;
+        while taken < limit {
             let datagram = match socket.recv(buffer).map_err(Error::Receive)? {
                 Received::Datagram(datagram) => datagram,
                 Received::Empty => return Ok(taken),
@@ -175,11 +230,14 @@ impl Netlink {
                     // Messages of nftables have no numbers.
                     *lost += u64::from(*nftables);
                     *overrun = !*nftables;
+                    taken += 1;
                     continue;
                 }
             };
+            let now = Instant::now();
             for message in messages(datagram) {
                 if message.subsystem() == decode::SUBSYSTEM {
+                    taken += 1;
                     receive(Arrival::Nftables(message));
                     continue;
                 }
@@ -191,10 +249,20 @@ impl Netlink {
                     *next = Some(sequence.wrapping_add(1));
                     *overrun = false;
                 }
-                row(&logged, devices, &mut |row| receive(Arrival::Row(row)));
+                taken += 1;
+                pace.rows += 1;
+                row(&logged, (&mut *devices, now), &mut |row| receive(Arrival::Row(row)));
             }
         }
-        Ok(limit)
+        Ok(taken)
+    }
+
+    /// Gives the group up, and what is still there to `receive`.
+    pub fn close(&mut self, receive: impl FnMut(Arrival<'_>)) -> Result<(), Error> {
+        let sequence = self.socket.next_sequence();
+        // When it does not go, what waits in the kernel comes too late to be shown; nothing else is wrong.
+        let _ = self.socket.send(nflog::unbind(sequence, GROUP).as_bytes());
+        self.drain(usize::MAX, receive).map(drop)
     }
 
     /// Messages that were lost so far. When none has come after the last loss, it counts as one.
@@ -228,13 +296,13 @@ fn refused(namespace: &File, error: netlink::Error) -> Error {
 }
 
 /// Gives a row, unless a rule logged it for another reason.
-fn row(logged: &Logged<'_>, devices: &mut Devices, receive: &mut impl FnMut(Row<'_>)) {
+fn row(logged: &Logged<'_>, (devices, now): (&mut Devices, Instant), receive: &mut impl FnMut(Row<'_>)) {
     let (Some(name), Some(family), Some(hook)) =
         (logged.step(), Family::from_nfproto(logged.family), Hook::from_number(logged.hook))
     else {
         return;
     };
-    let mut device = |index: Option<u32>| index.map(|index| devices.name(index));
+    let mut device = |index: Option<u32>| index.map(|index| devices.name(index, now));
     let (indev, outdev) = (device(logged.indev), device(logged.outdev));
     let physin = device(logged.physindev.filter(|port| Some(*port) != logged.indev));
     let physout = device(logged.physoutdev.filter(|port| Some(*port) != logged.outdev));

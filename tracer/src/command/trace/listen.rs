@@ -36,6 +36,9 @@ const BUFFER_BYTES: u32 = 64 << 20;
 
 /// What is in doubt where nftables is not listened to.
 const UNSEEN: &str = "packets meet rules of nftables as well, which this trace does not show";
+/// What is said where the kernel cannot ask a filter itself.
+const MARKS_MORE: &str = "rules cannot ask all of this filter here (no match bpf in iptables or the kernel, or a filter that it \
+                          does not take): more packets are marked than are shown";
 
 enum Source {
     Netlink(Netlink),
@@ -54,36 +57,47 @@ pub(super) struct Listening {
 impl Listening {
     /// Has the kernel's TRACE come here, and packets marked for it.
     pub(super) fn start(wish: &Wish<'_>, plan: Plan) -> Result<(Self, Start), Failure> {
-        if wish.config.netns == Netns::All {
-            let failure = Failure::unusable(anyhow!("cannot trace all namespaces with {}", plan.backend()));
-            return Err(failure.with_remedy("name one with --netns, or trace with --backend ebpf"));
-        }
-        let namespace = command::open_namespace(&wish.config.netns)?;
-        let netns = netns::inode(&namespace).map_err(Failure::running)?;
-        check_namespace(&namespace, plan)?;
+        let namespaces = namespaces(&wish.config.netns, plan)?;
+        namespaces.iter().try_for_each(|namespace| check_namespace(namespace, plan))?;
         let sink = wish.sink()?;
-        let initial = initial_namespace(&namespace, plan)?;
-        let namespaces: Vec<&File> = std::iter::once(&namespace).chain(&initial).collect();
-        let mut footprint = Footprint::new(&namespaces).map_err(|error| refused(plan, error))?;
-        let chains = base_chains(&namespace)?;
-        let (source, backend) = match plan {
-            Plan::Log(_) => (
-                {
-                    let file = wish.config.log_file.as_deref();
-                    log_source(file, &namespace, initial.as_ref(), &mut footprint, plan)?
-                },
-                "log",
-            ),
-            _ => (netlink_source(&namespace, &mut footprint, plan, chains)?, "netlink"),
+        let initial = initial_namespace(&namespaces, plan)?;
+        let touched: Vec<&File> = namespaces.iter().chain(&initial).collect();
+        let mut footprint = Footprint::new(&touched).map_err(|error| refused(plan, error))?;
+        let mut chains = false;
+        for namespace in &namespaces {
+            chains |= base_chains(namespace)?;
+        }
+        let (source, backend) = match (plan, namespaces.as_slice()) {
+            (Plan::Netlink(_), [namespace]) => {
+                (netlink_source(namespace, &mut footprint, plan, chains)?, "netlink")
+            }
+            _ => {
+                let file = wish.config.log_file.as_deref();
+                (log_source(file, &namespaces, initial.as_ref(), &mut footprint, plan)?, "log")
+            }
         };
-        mark(&mut footprint, &namespace, plan.marking(), wish.filter)
-            .map_err(|error| unmarked(plan, error))?;
-        let known_netns = source.namespace(&namespace, initial.is_none()).then_some(netns);
+        let mut more = false;
+        for namespace in &namespaces {
+            more |= mark(&mut footprint, namespace, plan.marking(), wish.filter)
+                .map_err(|error| unmarked(plan, error))?;
+        }
+        if more && wish.config.verbose {
+            say(MARKS_MORE);
+        }
+        let known_netns = match namespaces.as_slice() {
+            [only] if source.namespace(only, initial.is_none()) => {
+                Some(netns::inode(only).map_err(Failure::running)?)
+            }
+            _ => None,
+        };
         let style = log_style(wish.config.output);
         let start = wish.start(backend, footprint.describe(), style);
         let waiter = source.waiter()?;
         // After the rules of our own are there.
-        let known = Known::read(namespace).map_err(Failure::running)?;
+        let known = match <[File; 1]>::try_from(namespaces) {
+            Ok([namespace]) => Known::read(namespace).map_err(Failure::running)?,
+            Err(_) => Known::nothing(),
+        };
         known
             .complaints()
             .for_each(|(table, reason)| say(&format!("{} table {}: {reason}", table.family, table.name)));
@@ -95,6 +109,23 @@ impl Listening {
             rows.doubt_all(UNSEEN);
         }
         Ok((Self { footprint: Some(footprint), source, waiter, rows }, start))
+    }
+}
+
+/// The namespaces to trace. In all of them there is one log, and no telling of which a row is: where rules of our own
+/// stand before others, these would be counted wrong.
+fn namespaces(wanted: &Netns, plan: Plan) -> Result<Vec<File>, Failure> {
+    match (wanted, plan) {
+        (Netns::All, Plan::Log(Marking::None | Marking::Nft)) => {
+            Ok(netns::list().iter().filter_map(|found| found.open().ok()).collect())
+        }
+        (Netns::All, _) => {
+            let failure = Failure::unusable(anyhow!("cannot trace all namespaces with {}", plan.words()));
+            let remedy =
+                "name one with --netns, or trace with --backend ebpf, or with --backend log and --mark nft";
+            Err(failure.with_remedy(remedy))
+        }
+        (one, _) => Ok(vec![command::open_namespace(one)?]),
     }
 }
 
@@ -114,14 +145,15 @@ pub(in crate::command) fn attempt(plan: Plan) -> Result<String, Failure> {
     let mut footprint = Footprint::new(&[&scratch]).map_err(|error| refused(plan, error))?;
     let _source = match plan {
         Plan::Log(_) => {
-            let outside = initial_namespace(&here, plan)?;
-            let source = log_source(None, &scratch, None, &mut footprint, plan)?;
+            let outside = initial_namespace(std::slice::from_ref(&here), plan)?;
+            let source = log_source(None, std::slice::from_ref(&scratch), None, &mut footprint, plan)?;
             outside.iter().for_each(|_| footprint.would_set(log::ALL_NETNS, "1"));
             source
         }
         _ => netlink_source(&scratch, &mut footprint, plan, false)?,
     };
-    mark(&mut footprint, &scratch, plan.marking(), &everything).map_err(|error| unmarked(plan, error))?;
+    let _ =
+        mark(&mut footprint, &scratch, plan.marking(), &everything).map_err(|error| unmarked(plan, error))?;
     Ok(footprint.preview())
 }
 
@@ -148,7 +180,8 @@ fn base_chains(namespace: &File) -> Result<bool, Failure> {
 
 /// The rules of nftables, from now on.
 fn live(known: &Known) -> Result<Option<Live>, Failure> {
-    let Some((live, complaints)) = Live::read(known.namespace()).map_err(Failure::running)? else {
+    let Some(namespace) = known.namespace() else { return Ok(None) };
+    let Some((live, complaints)) = Live::read(namespace).map_err(Failure::running)? else {
         return Ok(None);
     };
     complaints.iter().for_each(|reason| say(reason));
@@ -270,13 +303,22 @@ impl Session for Listening {
         rows.flush().context("cannot write")?;
         Ok(match taken {
             _ if self.rows.enough() => Next::End,
-            BATCH => Next::LookAgain,
+            BATCH.. => Next::LookAgain,
             _ => Next::Wait,
         })
     }
 
     fn end(mut self) -> Result<(), Failure> {
-        self.rows.give_out_rest();
+        let rows = &mut self.rows;
+        if let Source::Netlink(netlink) = &mut self.source {
+            let lost = netlink.lost();
+            netlink.close(|arrival| rows.arrival(&arrival)).map_err(Failure::running)?;
+            if netlink.lost() != lost {
+                rows.lost();
+            }
+            rows.settle(&mut |index| netlink.device(index));
+        }
+        rows.give_out_rest();
         let undone = self.footprint.take().map_or(Ok(()), Footprint::end);
         let totals = self.rows.finish(self.source.lost()).context("cannot write")?;
         eprintln!("{totals}");
@@ -293,8 +335,8 @@ fn log_style(output: Output) -> LogStyle {
 }
 
 /// The initial namespace, where the log of another one has to be allowed.
-fn initial_namespace(namespace: &File, plan: Plan) -> Result<Option<File>, Failure> {
-    if !matches!(plan, Plan::Log(_)) || log::is_initial(namespace) {
+fn initial_namespace(namespaces: &[File], plan: Plan) -> Result<Option<File>, Failure> {
+    if !matches!(plan, Plan::Log(_)) || namespaces.iter().all(log::is_initial) {
         return Ok(None);
     }
     let here = netns::current().map_err(Failure::running)?;
@@ -355,7 +397,7 @@ fn taken(plan: Plan, error: netlink::Error) -> Failure {
 
 fn log_source(
     file: Option<&Path>,
-    namespace: &File,
+    namespaces: &[File],
     initial: Option<&File>,
     footprint: &mut Footprint,
     plan: Plan,
@@ -367,10 +409,12 @@ fn log_source(
         );
         remedy.into_iter().fold(failure, Failure::with_remedy)
     })?;
-    for (family, number) in [(Family::Ipv4, 2), (Family::Ipv6, 10)] {
-        let name = format!("net/netfilter/nf_log/{number}");
-        let set = footprint.set(namespace, &name, log::logger(family), &log::modules(family));
-        set.map_err(|error| refused(plan, error))?;
+    for namespace in namespaces {
+        for (family, number) in [(Family::Ipv4, 2), (Family::Ipv6, 10)] {
+            let name = format!("net/netfilter/nf_log/{number}");
+            let set = footprint.set(namespace, &name, log::logger(family), &log::modules(family));
+            set.map_err(|error| refused(plan, error))?;
+        }
     }
     if let Some(initial) = initial {
         footprint.set(initial, log::ALL_NETNS, "1", &[]).map_err(|error| refused(plan, error))?;
@@ -378,15 +422,16 @@ fn log_source(
     Ok(Source::Log(log))
 }
 
+/// Whether more packets may be marked than match because rules cannot ask the filter here.
 fn mark(
     footprint: &mut Footprint,
     namespace: &File,
     marking: Marking,
     filter: &Filter,
-) -> Result<(), footprint::Error> {
+) -> Result<bool, footprint::Error> {
     match marking {
-        Marking::None => Ok(()),
-        Marking::Nft => footprint.mark_by_table(namespace, filter),
+        Marking::None => Ok(false),
+        Marking::Nft => footprint.mark_by_table(namespace, filter).map(|()| false),
         Marking::Rule => footprint.mark_by_rules(namespace, filter),
     }
 }
@@ -397,7 +442,7 @@ fn refused(plan: Plan, error: footprint::Error) -> Failure {
 }
 
 fn unmarked(plan: Plan, error: footprint::Error) -> Failure {
-    unusable(format!("cannot trace with {} and mark {}", plan.backend(), plan.marking().name()), error)
+    unusable(format!("cannot trace with {}", plan.words()), error)
 }
 
 fn unusable(context: String, error: footprint::Error) -> Failure {

@@ -10,6 +10,7 @@ mod nft;
 pub(super) mod plan;
 mod probes;
 mod rows;
+mod shown;
 
 use crate::cli::trace::TraceConfig;
 use crate::error::{Failure, Kind};

@@ -9,6 +9,7 @@ use crate::backend::netlink::{self, Arrival};
 use crate::command::choice::matches;
 use crate::filter::Filter;
 use crate::footprint;
+use crate::hash::KernelMap;
 use crate::kernel_log::{Record, Time};
 use crate::netfilter::{Family, Verdict};
 use crate::packet::Packet;
@@ -18,7 +19,6 @@ use crate::path::{Action, Certainty, Path, Step};
 use crate::sink::{Output, Sink, Start, Totals};
 use crate::sys::clock;
 use crate::trace_line::{self, LogStyle};
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
@@ -51,7 +51,7 @@ struct Show {
     filter: Filter,
     known: Known,
     /// Packets on their way; `None` is not shown.
-    open: HashMap<u64, Option<Shown>>,
+    open: KernelMap<u64, Option<Shown>>,
     /// Packets that are or were shown.
     count: u64,
     /// Paths that are given out when it is known that the rules were the same all the time.
@@ -89,7 +89,13 @@ impl Rows {
         Self {
             outlet: Outlet::new(sink, limit),
             grouper,
-            show: Show { filter: filter.clone(), known, open: HashMap::new(), count: 0, waiting: Vec::new() },
+            show: Show {
+                filter: filter.clone(),
+                known,
+                open: KernelMap::default(),
+                count: 0,
+                waiting: Vec::new(),
+            },
             style: LogStyle::default(),
             netns,
             epoch_ns: clock::epoch_ns(),
@@ -126,7 +132,7 @@ impl Rows {
 
     /// The namespace whose rules of nftables have changed since the last call, and are not followed.
     pub(super) fn nft_changed(&mut self) -> Option<&File> {
-        std::mem::take(&mut self.nft_changed).then(|| self.show.known.namespace())
+        self.show.known.namespace().filter(|_| std::mem::take(&mut self.nft_changed))
     }
 
     /// All that came has been taken.

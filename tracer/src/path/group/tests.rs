@@ -6,20 +6,13 @@ use crate::path::Certainty;
 use crate::trace_line::{self, LogStyle};
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
+use std::collections::HashMap;
 
 fn row(text: &str, clock_ns: Option<u64>) -> Row {
     let line = format!("TRACE: {text}");
     let found = trace_line::trace_line(&line).expect(text);
     let packet = trace_line::packet(found.content, &mut LogStyle::default()).expect(text);
-    let step = found.step;
-    let met = Met {
-        name: found.name.into(),
-        table: step.table.into(),
-        chain: step.chain.into(),
-        kind: step.kind,
-        number: step.number,
-    };
-    Row { met: Rc::new(met), packet: Rc::new(packet), time_ns: None, clock_ns, netns: None }
+    Row { met: Rc::new(found.step.into()), packet: Rc::new(packet), time_ns: None, clock_ns, netns: None }
 }
 
 /// `IN OUT SRC DST ID` of a UDP packet.
@@ -308,6 +301,26 @@ fn long_gone() {
             .expire(clock_ns + 1, &mut |grouped| paths += usize::from(matches!(grouped, Grouped::Path(_))));
     }
     assert_eq!(paths, 1);
+}
+
+/// A packet that a program in user space decides on may be away for longer than others.
+#[test]
+fn queued() {
+    let paths_after = |waits: bool| {
+        let mut grouper = Grouper::new(Hold::Never);
+        let mut paths = 0;
+        for (clock_ns, name) in [(0, "raw:PREROUTING:rule:1"), (8_000_000_000, "filter:INPUT:rule:1")] {
+            let mut row = row(&udp(name, IN), Some(clock_ns));
+            row.met = Rc::new(Met::clone(&row.met).waiting(waits));
+            grouper
+                .expire(clock_ns, &mut |grouped| paths += usize::from(matches!(grouped, Grouped::Path(_))));
+            grouper.add(row, &mut |_| {});
+        }
+        grouper
+            .expire(30_000_000_000, &mut |grouped| paths += usize::from(matches!(grouped, Grouped::Path(_))));
+        paths
+    };
+    assert_eq!((paths_after(true), paths_after(false)), (1, 2));
 }
 
 /// A way that a packet may go, as names and fields.

@@ -1,7 +1,7 @@
 //! Where packets meet something: hooks and priorities.
 
 use crate::netfilter::Hook;
-use crate::path::group::place::builtin;
+use crate::path::group::place::Table;
 
 /// NAT is at these priorities, whatever those of the chains are (`NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`).
 const NAT_DESTINATION: i32 = -100;
@@ -19,13 +19,14 @@ pub struct At {
 impl At {
     /// The place of a legacy table; `None` for a chain that is not a built-in one.
     pub fn of_legacy(table: &str, chain: &str) -> Option<Self> {
-        let hook = builtin(table, chain)?;
+        let table = Table::named(table)?;
+        let hook = table.builtin(chain)?;
         let priority = match table {
-            "raw" => -300,
-            "mangle" => -150,
-            "nat" => nat_priority(hook),
-            "security" => 50,
-            _ => 0,
+            Table::Raw => -300,
+            Table::Mangle => -150,
+            Table::Nat => nat_priority(hook),
+            Table::Filter => 0,
+            Table::Security => 50,
         };
         Some(Self { hook, priority })
     }
