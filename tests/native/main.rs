@@ -5,6 +5,10 @@ mod crash;
 mod everywhere;
 mod flood;
 mod marks;
+mod monitor;
+mod nft_changes;
+mod nft_corpus;
+mod nft_oracle;
 mod paths;
 mod refused;
 mod several;
@@ -33,6 +37,9 @@ struct Test {
 const TESTS: &[&[Test]] = &[
     refused::TESTS,
     paths::TESTS,
+    nft_oracle::TESTS,
+    nft_changes::TESTS,
+    nft_corpus::TESTS,
     several::TESTS,
     DOCTOR,
     everywhere::TESTS,

@@ -19,6 +19,7 @@ pub mod kmsg;
 pub mod lab;
 pub mod netns;
 pub mod nflog;
+pub mod nft_rules;
 pub mod packet;
 pub mod paths;
 pub mod random;

@@ -364,6 +364,11 @@ pub fn is_rule_of_ours(text: &str) -> bool {
     rule::owner(text).is_some()
 }
 
+/// Whether a table of nftables is one that marks packets for a run.
+pub fn is_table_of_ours(name: &str) -> bool {
+    table::owner(name).is_some()
+}
+
 /// Undoes what a run changed that has just ended: the guard's work.
 pub fn undo_after(owner: Process, namespaces: &[File]) -> Result<(), Error> {
     undo::undo(&Folder::of_host(), owner, Namespaces(namespaces), None).map(drop)

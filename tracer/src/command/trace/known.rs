@@ -6,8 +6,9 @@
 use crate::fetch::{self, Fetched};
 use crate::footprint;
 use crate::netfilter::{Family, Hook, Verdict};
+use crate::packet::Packet;
 use crate::path::Action;
-use crate::path::group::{Met, Row, goes_on};
+use crate::path::group::{Met, goes_on};
 use crate::ruleset::{Rule, Table, Target};
 use crate::trace_line::{StepName, parse_prefix};
 use foldhash::fast::RandomState;
@@ -75,6 +76,11 @@ impl Known {
         Self { namespace: None, fetched: Vec::new(), names: Names::default(), looked: Instant::now() }
     }
 
+    /// Whose rules these are.
+    pub(super) fn namespace(&self) -> Option<&File> {
+        self.namespace.as_ref()
+    }
+
     /// Why the rules of a table have no text.
     pub(super) fn complaints(&self) -> impl Iterator<Item = (&Table, &str)> {
         self.fetched.iter().filter_map(|found| Some((&found.table, found.text_reason.as_deref()?)))
@@ -88,14 +94,14 @@ impl Known {
         }
     }
 
-    /// Whether a packet that is let go on after a row meets another table.
-    pub(super) fn goes_on(&self, row: &Row, hook: Option<Hook>) -> bool {
-        let family = row.packet.family;
+    /// Whether a packet that a table lets go on meets another one.
+    pub(super) fn goes_on(&self, packet: &Packet, table: &str, hook: Option<Hook>) -> bool {
+        let family = packet.family;
         let mut places = Vec::new();
         self.each_place(|of, table, hook| places.extend((of == family).then(|| (table.to_owned(), hook))));
         let places = places.iter().map(|(table, hook)| (table.as_str(), *hook));
-        let on_loopback = row.packet.outdev.as_deref() == Some(b"lo");
-        hook.is_none_or(|hook| goes_on((&row.met.table, hook), on_loopback, places))
+        let on_loopback = packet.outdev.as_deref() == Some(b"lo");
+        hook.is_none_or(|hook| goes_on((table, hook), on_loopback, places))
     }
 
     /// What a row names by `table:chain:kind:number`.

@@ -1,6 +1,7 @@
 //! Tracing by listening: the kernel's own TRACE, over netlink or in its log, of packets that are marked for it.
 
 use super::known::Known;
+use super::nft::Live;
 use super::plan::{Marking, Plan};
 use super::rows::Rows;
 use super::{Next, Session, Wish, buffer_bytes, say};
@@ -11,11 +12,13 @@ use crate::cli::netns::Netns;
 use crate::command;
 use crate::error::Failure;
 use crate::fetch;
+use crate::fetch::nft::Nftables;
 use crate::filter::{self, Filter};
 use crate::footprint::{self, Footprint};
 use crate::netfilter::Family;
+use crate::nftables::stands::Stands;
 use crate::sink::{Output, Start};
-use crate::sys::kernel::LOAD_TABLES;
+use crate::sys::kernel::{LOAD_TABLES, has_nftables};
 use crate::sys::privilege::{Capability, Privileges};
 use crate::sys::{clock, module, netns, pcap, ready, sysctl};
 use crate::trace_line::LogStyle;
@@ -32,6 +35,8 @@ const BATCH: usize = 4096;
 /// Room for rows that wait to be taken.
 const BUFFER_BYTES: u32 = 64 << 20;
 
+/// What is in doubt where nftables is not listened to.
+const UNSEEN: &str = "packets meet rules of nftables as well, which this trace does not show";
 /// What is said where the kernel cannot ask a filter itself.
 const MARKS_MORE: &str = "rules cannot ask all of this filter here (no match bpf in iptables or the kernel, or a filter that it \
                           does not take): more packets are marked than are shown";
@@ -61,8 +66,14 @@ impl Listening {
         let initial = initial_namespace(&namespaces, plan)?;
         let touched: Vec<&File> = namespaces.iter().chain(&initial).collect();
         let mut footprint = Footprint::new(&touched).map_err(|error| refused(plan, error))?;
+        let mut chains = false;
+        for namespace in &namespaces {
+            chains |= base_chains(namespace)?;
+        }
         let (source, backend) = match (plan, namespaces.as_slice()) {
-            (Plan::Netlink(_), [namespace]) => (netlink_source(namespace, &mut footprint, plan)?, "netlink"),
+            (Plan::Netlink(_), [namespace]) => {
+                (netlink_source(namespace, &mut footprint, plan, chains)?, "netlink")
+            }
             _ => {
                 let file = wish.config.log_file.as_deref();
                 (log_source(file, &namespaces, initial.as_ref(), &mut footprint, plan)?, "log")
@@ -93,7 +104,13 @@ impl Listening {
         known
             .complaints()
             .for_each(|(table, reason)| say(&format!("{} table {}: {reason}", table.family, table.name)));
-        let rows = Rows::new((sink, wish.config.output), wish.config.count, wish.filter, known, known_netns);
+        let live = if source.hears_nftables() { live(&known)? } else { None };
+        let unseen = chains && live.is_none();
+        let mut rows =
+            Rows::new((sink, wish.config.output), wish.config.count, wish.filter, (known, live), known_netns);
+        if unseen {
+            rows.doubt_all(UNSEEN);
+        }
         Ok((Self { waiter, source, footprint, rows }, start))
     }
 }
@@ -135,7 +152,7 @@ pub(in crate::command) fn attempt(plan: Plan) -> Result<Option<String>, Failure>
             outside.iter().for_each(|_| footprint.would_set(log::ALL_NETNS, "1"));
             source
         }
-        _ => netlink_source(&scratch, &mut footprint, plan)?,
+        _ => netlink_source(&scratch, &mut footprint, plan, false)?,
     };
     let _ =
         mark(&mut footprint, &scratch, plan.marking(), &everything).map_err(|error| unmarked(plan, error))?;
@@ -148,7 +165,7 @@ fn source_alone(here: &File, plan: Plan) -> Result<(), Failure> {
         Plan::Log(_) => {
             open_log(None, plan).and_then(|_| initial_namespace(std::slice::from_ref(here), plan)).map(drop)
         }
-        _ => open_netlink(here, plan).map(drop),
+        _ => open_netlink(here, plan, buffer_bytes(BUFFER_BYTES) as usize).map(drop),
     }
 }
 
@@ -158,14 +175,33 @@ fn check_namespace(namespace: &File, plan: Plan) -> Result<(), Failure> {
         let reason = format!("cannot trace with {}: {} is missing", plan.backend(), Capability::NetAdmin);
         return Err(Failure::unusable(anyhow!(reason)).with_remedy("run it as root"));
     }
-    if !fetch::has_legacy(namespace).map_err(Failure::running)? {
-        let reason = format!("cannot trace with {}: the kernel has no legacy tables yet", plan.backend());
-        return Err(Failure::unusable(anyhow!(reason)).with_remedy(LOAD_TABLES));
-    }
+    let has_legacy = fetch::has_legacy(namespace).map_err(Failure::running)?;
     match plan {
-        Plan::Netlink(_) => Netlink::check(namespace).map_err(|error| taken(plan, error)),
-        _ => Ok(()),
+        Plan::Netlink(_) if has_legacy => Netlink::check(namespace).map_err(|error| taken(plan, error)),
+        Plan::Netlink(Marking::Nft | Marking::None) if has_nftables() => Ok(()),
+        _ if has_legacy => Ok(()),
+        _ => {
+            let reason = format!("cannot trace with {}: the kernel has no legacy tables yet", plan.backend());
+            Err(Failure::unusable(anyhow!(reason)).with_remedy(LOAD_TABLES))
+        }
     }
+}
+
+/// Whether packets of a namespace come to base chains of nftables that are not ours.
+fn base_chains(namespace: &File) -> Result<bool, Failure> {
+    let Some(mut nftables) = Nftables::open(namespace).map_err(Failure::running)? else { return Ok(false) };
+    let ruleset = nftables.structure().map_err(Failure::running)?;
+    Ok(!Stands::of(&ruleset, footprint::is_table_of_ours).is_empty())
+}
+
+/// The rules of nftables, from now on.
+fn live(known: &Known) -> Result<Option<Live>, Failure> {
+    let Some(namespace) = known.namespace() else { return Ok(None) };
+    let Some((live, complaints)) = Live::read(namespace).map_err(Failure::running)? else {
+        return Ok(None);
+    };
+    complaints.iter().for_each(|reason| say(reason));
+    Ok(Some(live))
 }
 
 /// Modules that this way of tracing would load. Those of which there is nothing to load make it unusable.
@@ -239,6 +275,11 @@ impl Source {
         }
     }
 
+    /// Whether nftables tells of packets as well.
+    fn hears_nftables(&self) -> bool {
+        matches!(self, Self::Netlink(netlink) if netlink.hears_nftables())
+    }
+
     fn lost(&self) -> u64 {
         match self {
             Self::Netlink(netlink) => netlink.lost(),
@@ -268,14 +309,27 @@ impl Session for Listening {
         let rows = &mut self.rows;
         let lost = self.source.lost();
         let taken = match &mut self.source {
-            Source::Netlink(netlink) => netlink.drain(BATCH, |row| rows.row(&row)),
+            Source::Netlink(netlink) => {
+                let taken = netlink.drain(BATCH, |arrival| rows.arrival(&arrival));
+                if netlink.lost() != lost {
+                    rows.lost();
+                }
+                rows.settle(&mut |index| netlink.device(index));
+                taken
+            }
             Source::Log(log) => {
-                Ok(log.drain(BATCH, |record| rows.record(&record)).map_err(Failure::running)?)
+                let taken = log.drain(BATCH, |record| rows.record(&record)).map_err(Failure::running)?;
+                if log.lost() != lost {
+                    rows.lost();
+                }
+                Ok(taken)
             }
         };
         let taken = taken.map_err(Failure::running)?;
-        if self.source.lost() != lost {
-            rows.lost();
+        if let Some(namespace) = rows.nft_changed()
+            && base_chains(namespace)?
+        {
+            rows.doubt_all(UNSEEN);
         }
         rows.expire(clock::monotonic_ns());
         rows.flush().context("cannot write")?;
@@ -290,10 +344,11 @@ impl Session for Listening {
         let Self { waiter, mut source, footprint, mut rows } = self;
         if let Source::Netlink(netlink) = &mut source {
             let lost = netlink.lost();
-            netlink.close(|row| rows.row(&row)).map_err(Failure::running)?;
+            netlink.close(|arrival| rows.arrival(&arrival)).map_err(Failure::running)?;
             if netlink.lost() != lost {
                 rows.lost();
             }
+            rows.settle(&mut |index| netlink.device(index));
         }
         rows.give_out_rest();
         let lost = source.lost();
@@ -331,18 +386,43 @@ fn initial_namespace(namespaces: &[File], plan: Plan) -> Result<Option<File>, Fa
     first.map(Some).ok_or_else(unusable)
 }
 
-fn netlink_source(namespace: &File, footprint: &mut Footprint, plan: Plan) -> Result<Source, Failure> {
-    footprint.module(&netlink::MODULES).map_err(|error| refused(plan, error))?;
-    let netlink = open_netlink(namespace, plan)?;
-    for number in [2, 10] {
-        let name = format!("net/netfilter/nf_log/{number}");
-        footprint.set(namespace, &name, netlink::LOGGER, &[]).map_err(|error| refused(plan, error))?;
+/// `chains` says whether packets come to base chains of nftables. Those that the kernel tells of are heard, before packets
+/// are marked.
+fn netlink_source(
+    namespace: &File,
+    footprint: &mut Footprint,
+    plan: Plan,
+    chains: bool,
+) -> Result<Source, Failure> {
+    let (has_legacy, bytes) =
+        (fetch::has_legacy(namespace).map_err(Failure::running)?, buffer_bytes(BUFFER_BYTES) as usize);
+    let mut netlink = if has_legacy {
+        logged(namespace, footprint, plan, bytes)?
+    } else {
+        Netlink::deaf(namespace, bytes).map_err(|error| taken(plan, error))?
+    };
+    // A TRACE rule does not have the kernel tell of nftables.
+    if (chains || !has_legacy) && plan.marking() != Marking::Rule {
+        netlink.hear_nftables().map_err(|error| taken(plan, error))?;
+    } else if has_nftables() {
+        netlink.hear_changes().map_err(|error| taken(plan, error))?;
     }
     Ok(Source::Netlink(netlink))
 }
 
-fn open_netlink(namespace: &File, plan: Plan) -> Result<Netlink, Failure> {
-    Netlink::open(namespace, buffer_bytes(BUFFER_BYTES) as usize).map_err(|error| taken(plan, error))
+/// The kernel's TRACE of legacy tables.
+fn logged(namespace: &File, footprint: &mut Footprint, plan: Plan, bytes: usize) -> Result<Netlink, Failure> {
+    footprint.module(&netlink::MODULES).map_err(|error| refused(plan, error))?;
+    let netlink = open_netlink(namespace, plan, bytes)?;
+    for number in [2, 10] {
+        let name = format!("net/netfilter/nf_log/{number}");
+        footprint.set(namespace, &name, netlink::LOGGER, &[]).map_err(|error| refused(plan, error))?;
+    }
+    Ok(netlink)
+}
+
+fn open_netlink(namespace: &File, plan: Plan, bytes: usize) -> Result<Netlink, Failure> {
+    Netlink::open(namespace, bytes).map_err(|error| taken(plan, error))
 }
 
 /// The group cannot be had.

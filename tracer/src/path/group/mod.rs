@@ -13,6 +13,7 @@
 //! were seen in.
 
 mod identity;
+pub mod join;
 mod open;
 mod place;
 #[cfg(test)]
@@ -111,6 +112,7 @@ impl Met {
             number: Some(self.number),
             handle: None,
             text: None,
+            nft: None,
             owner: None,
         }
     }
@@ -123,9 +125,11 @@ pub fn goes_on<'a>(
     on_loopback: bool,
     mut places: impl Iterator<Item = (&'a str, Hook)>,
 ) -> bool {
-    let Some(from) = Place::new(table, hook) else { return false };
-    let later = |to: Place| !to.is_nat() && from.between(to, on_loopback).is_some();
-    places.any(|(table, hook)| Place::new(table, hook).is_some_and(later))
+    let Some(from) = Table::named(table).map(|table| Place::new(table, hook)) else { return false };
+    let later = |to, hook| from.leads_to(Place::new(to, hook), on_loopback);
+    places.any(|(table, hook)| {
+        Table::named(table).is_some_and(|table| table != Table::Nat && later(table, hook))
+    })
 }
 
 /// A step as the kernel told of it.
@@ -255,8 +259,8 @@ impl Grouper {
         (!begins).then_some("its first steps are not there")
     }
 
-    /// Takes a step.
-    pub fn add(&mut self, row: Row, give: &mut impl FnMut(Grouped)) {
+    /// Takes a step. Says of which packet it is.
+    pub fn add(&mut self, row: Row, give: &mut impl FnMut(Grouped)) -> u64 {
         self.rows += 1;
         self.clock_ns = row.clock_ns.or(self.clock_ns);
         if self.rows.is_multiple_of(ROWS_PER_LOOK) {
@@ -305,6 +309,7 @@ impl Grouper {
         if self.open.len() > MOST_OPEN {
             self.close_least_recent(number, give);
         }
+        number
     }
 
     /// Takes a line of the LOG target. Says whether it is about a packet on its way.
@@ -316,6 +321,11 @@ impl Grouper {
             open.log(logged, self.hold, give);
         }
         true
+    }
+
+    /// Closes a packet that is known to have ended.
+    pub fn over(&mut self, number: u64, give: &mut impl FnMut(Grouped)) {
+        self.close(number, give);
     }
 
     /// Steps may have been lost here: all packets on their way are in doubt.

@@ -49,7 +49,9 @@ fn paths(rows: impl IntoIterator<Item = Row>) -> String {
             text += &steps.remove(&path.packet).unwrap_or_default();
         }
     };
-    rows.into_iter().for_each(|row| grouper.add(row, &mut give));
+    rows.into_iter().for_each(|row| {
+        let _ = grouper.add(row, &mut give);
+    });
     grouper.finish(&mut give);
     assert!(steps.is_empty());
     text
@@ -364,7 +366,9 @@ proptest! {
         let mut grouper = Grouper::new(Hold::UntilKnown);
         let mut found = Vec::new();
         let mut give = |grouped| if let Grouped::Path(path) = grouped { found.push(path) };
-        rows.into_iter().for_each(|row| grouper.add(row, &mut give));
+        rows.into_iter().for_each(|row| {
+        let _ = grouper.add(row, &mut give);
+    });
         grouper.finish(&mut give);
         prop_assert_eq!(found.len(), 5);
         for path in &found {
@@ -404,7 +408,9 @@ proptest! {
             Grouped::Path(path) => assert_eq!(steps.remove(&path.packet), Some(path.steps)),
             Grouped::Logged { .. } => {}
         };
-        rows.into_iter().for_each(|row| grouper.add(row, &mut give));
+        rows.into_iter().for_each(|row| {
+        let _ = grouper.add(row, &mut give);
+    });
         grouper.finish(&mut give);
         prop_assert_eq!(given, count);
     }
