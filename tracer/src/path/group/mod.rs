@@ -123,9 +123,11 @@ pub fn goes_on<'a>(
     on_loopback: bool,
     mut places: impl Iterator<Item = (&'a str, Hook)>,
 ) -> bool {
-    let Some(from) = Place::new(table, hook) else { return false };
-    let later = |to: Place| !to.is_nat() && from.between(to, on_loopback).is_some();
-    places.any(|(table, hook)| Place::new(table, hook).is_some_and(later))
+    let Some(from) = Table::named(table).map(|table| Place::new(table, hook)) else { return false };
+    let later = |to, hook| from.leads_to(Place::new(to, hook), on_loopback);
+    places.any(|(table, hook)| {
+        Table::named(table).is_some_and(|table| table != Table::Nat && later(table, hook))
+    })
 }
 
 /// A step as the kernel told of it.
