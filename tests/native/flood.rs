@@ -1,6 +1,7 @@
 //! More rows than can be read: each is shown, or counted as lost. And rules that outlive their time.
 
 use std::net::UdpSocket;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{env, fmt, fs, thread};
@@ -107,8 +108,10 @@ fn flood(environment: &[(&str, &str)]) -> Result<Flood> {
         }
         last
     });
-    // What comes after a loss tells how much was lost.
-    netns.enter(|| Ok(UdpSocket::bind("127.0.0.1:0")?.send_to(b"last", "127.0.0.1:4000")?))?;
+    // What comes after a loss tells how much was lost. As long as the tracer has not made room, it is lost, too.
+    let last = || netns.enter(|| Ok(UdpSocket::bind("127.0.0.1:0")?.send_to(LAST, "127.0.0.1:4000")?));
+    let came = || last().is_ok() && wait::until_steady(SETTLES_WITHIN, 4, size) && ends_with_last(&out);
+    wait::until(SETTLES_WITHIN, || came().then_some(())).context("the last datagram is not shown")?;
     wait::until_steady(SETTLES_WITHIN, 40, size);
     let ended = tracer.stop(Signal::INT)?;
     let lines = fs::read_to_string(&out)?.lines().count();
@@ -122,6 +125,17 @@ fn flood(environment: &[(&str, &str)]) -> Result<Flood> {
     check(shown + lost == offered, format!("the kernel counted {offered} rows: {totals}"))?;
     check(u64::try_from(lines)? == shown, format!("{lines} lines, {shown} steps"))?;
     Ok(Flood { offered, rate, shown, lost, took: shown_by - started })
+}
+
+/// Shorter than the others.
+const LAST: &[u8] = b"last";
+
+fn ends_with_last(out: &Path) -> bool {
+    let last = format!(" LEN={} ", 20 + 8 + LAST.len());
+    fs::read(out).is_ok_and(|text| {
+        let tail = &text[text.len().saturating_sub(4096)..];
+        String::from_utf8_lossy(tail).contains(&last)
+    })
 }
 
 fn send() -> Result<()> {

@@ -117,7 +117,7 @@ pub struct Netlink {
     /// The number that the next message has to have.
     next: Option<u32>,
     lost: u64,
-    /// The kernel said that messages were lost, and none has come since that tells how many.
+    /// The kernel said that messages were lost, and no gap has come since that tells how many.
     overrun: bool,
     /// Nftables tells of packets as well.
     nftables: bool,
@@ -245,9 +245,11 @@ impl Netlink {
                     continue;
                 };
                 if let Some(sequence) = logged.sequence {
-                    *lost += u64::from(next.map_or(0, |next| sequence.wrapping_sub(next)));
+                    let gap = next.map_or(0, |next| sequence.wrapping_sub(next));
+                    *lost += u64::from(gap);
                     *next = Some(sequence.wrapping_add(1));
-                    *overrun = false;
+                    // The kernel says that some were lost before it gives those that waited: the gap is behind them.
+                    *overrun &= gap == 0;
                 }
                 taken += 1;
                 pace.rows += 1;
