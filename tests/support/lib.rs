@@ -10,17 +10,29 @@
 //!                          └──► compare ◄──┘
 //! ```
 
+pub mod agree;
 pub mod bpf;
 pub mod compare;
+pub mod doctor;
 pub mod generate;
 pub mod kmsg;
 pub mod lab;
 pub mod netns;
 pub mod nflog;
+pub mod nft_rules;
 pub mod packet;
+pub mod paths;
 pub mod random;
 pub mod ruleset;
 pub mod state;
 pub mod tracer;
 pub mod traffic;
 pub mod wait;
+
+/// What a test says when its claim does not hold.
+pub fn check(holds: bool, claim: impl Into<String>) -> anyhow::Result<()> {
+    if !holds {
+        anyhow::bail!("{}", claim.into());
+    }
+    Ok(())
+}

@@ -50,21 +50,26 @@ fn diagnosis() -> Diagnosis {
     }
     let others =
         [Plan::Netlink, Plan::Log].into_iter().flat_map(|way| [Marking::Nft, Marking::Rule].map(way));
-    diagnose(&host, others.map(usability).collect())
+    let has_nft_rules = !host.nft_rules.is_empty();
+    diagnose(&host, others.map(|plan| usability(plan, has_nft_rules)).collect())
 }
 
-fn usability(plan: Plan) -> Usability {
+fn usability(plan: Plan, has_nft_rules: bool) -> Usability {
     let (obstacle, footprint) = match listen::attempt(plan) {
-        Ok(footprint) => (None, Some(footprint)),
+        Ok(footprint) => (None, footprint),
         Err(failure) => {
             let remedy = failure.remedy().map(str::to_owned);
             (Some(Obstacle { reason: failure.reason(), remedy }), None)
         }
     };
-    let degraded = matches!(plan, Plan::Log(_)).then(|| {
-        "every step is a line in the kernel's log, which costs ten times what netlink costs, and names no namespace"
-            .to_owned()
-    });
+    let in_log = matches!(plan, Plan::Log(_)).then_some(
+        "every step is a line in the kernel's log, which costs ten times what netlink costs, and names no namespace",
+    );
+    // The kernel tells of nftables over netlink alone, and only where a rule of nftables marks.
+    let shows_nft = plan == Plan::Netlink(Marking::Nft);
+    let legacy_only = (has_nft_rules && !shows_nft).then_some("rules of nftables are not shown");
+    let reasons: Vec<&str> = in_log.into_iter().chain(legacy_only).collect();
+    let degraded = (!reasons.is_empty()).then(|| reasons.join("; "));
     Usability { backend: plan.backend(), mark: Some(plan.marking().name()), obstacle, degraded, footprint }
 }
 

@@ -70,17 +70,14 @@ impl Outcome {
     }
 }
 
-/// Who looks into one kind of rules and does not know of the other looks in the wrong place.
+/// Who knows of one kind of rules and not of the other looks in the wrong place.
 fn rules(host: &Host) -> Outcome {
     let (legacy, nft) = (host.legacy_rules.join(", "), host.nft_rules.join(", "));
     match (legacy.is_empty(), nft.is_empty()) {
         (true, true) => ok("none in this network namespace"),
         (false, true) => ok(format!("legacy: {legacy}")),
-        (true, false) => warn(format!("nftables: {nft}")).because("this version traces legacy rules only"),
-        (false, false) => warn(format!("legacy: {legacy}; nftables: {nft}")).because(
-            "packets meet both, and this version traces legacy rules only: a packet that is accepted here may be dropped \
-             there",
-        ),
+        (true, false) => ok(format!("nftables: {nft}")),
+        (false, false) => ok(format!("legacy: {legacy}; nftables: {nft}; packets meet both")),
     }
 }
 
@@ -285,10 +282,9 @@ fn iptables(host: &Host) -> Outcome {
     let nft = |version: &str| version.contains("nf_tables");
     match (host.iptables_legacy_save.as_deref(), host.iptables_save.as_deref()) {
         (_, Some(version)) if !nft(version) => ok(version),
-        (Some(version), Some(_)) => warn(version).because(
-            "`iptables` on this host writes nftables rules, which this version does not trace; `iptables-legacy` writes \
-             those that it does",
-        ),
+        (Some(version), Some(_)) => ok(format!(
+            "{version}; `iptables` writes rules of nftables, `iptables-legacy` those of legacy tables"
+        )),
         (Some(version), None) => ok(version),
         (None, Some(version)) => warn(version)
             .because("it cannot show legacy rules, so steps come without the text of the rule")

@@ -231,8 +231,6 @@ fn nothing_but_nftables() {
         expect![[r#"
         warn: tables: no legacy table in this network namespace
           packets meet no rule of one here
-        warn: iptables: iptables-save v1.8.9 (legacy)
-          `iptables` on this host writes nftables rules, which this version does not trace; `iptables-legacy` writes those that it does
         backend ebpf: usable"#]],
     );
 }
@@ -262,8 +260,6 @@ fn two_kinds_of_rules() {
             ..good()
         },
         expect![[r#"
-            warn: rules: legacy: ip filter; nftables: inet firewalld
-              packets meet both, and this version traces legacy rules only: a packet that is accepted here may be dropped there
             warn: namespaces: in a container, there are others; `--netns` names one, `--all-netns` means all
               rules of the host and of other containers are in namespaces that may not be seen from here
               remedy: run it on the host, with --netns and a process of the container

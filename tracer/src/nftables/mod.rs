@@ -7,19 +7,23 @@
 mod assign;
 pub mod decode;
 pub mod display;
+mod inherit;
 mod listing;
 mod locate;
 mod save;
+pub mod stands;
 #[cfg(test)]
 mod tests;
 pub mod trace;
 pub mod traversal;
 
 pub use assign::{Mismatch, attach_listing, attach_save};
+pub use inherit::{inherit_texts, lacks_text};
 pub use locate::Located;
 
 use crate::netfilter::{Hook, TableFamily, Verdict};
 use crate::path::Action;
+use crate::path::group::join::{At, nat_priority};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -102,8 +106,10 @@ pub struct Base {
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Unique in its table, and not used again as long as the table is there. A rule never changes under its handle.
+    /// Unique in its table, and not used again as long as the table is there. `nft replace` keeps it.
     pub handle: u64,
+    /// A hash of all that it says, without what it has counted.
+    pub content: u64,
     /// What its owner says about it.
     pub comment: Option<String>,
     /// What ebtables-nft shows as the policy of a user's chain, which is its last rule.
@@ -208,6 +214,15 @@ impl Table {
             _ => return false,
         };
         *chain.name == *hook.chain() && *priority == expected
+    }
+}
+
+impl Base {
+    /// Where it stands among all that packets of its family meet; `None` at a hook that this program does not know.
+    pub fn at(&self) -> Option<At> {
+        let hook = self.hook?;
+        let priority = if self.kind == "nat" { nat_priority(hook) } else { self.priority };
+        Some(At { hook, priority })
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Rule<'a> {
     pub handle: Option<u64>,
     /// The rule as its owner's tool prints it; `None` where it is not known, and where no user wrote one.
     pub text: Option<&'a Arc<str>>,
+    /// The same as nft prints it, where that is another text.
+    pub nft: Option<&'a Arc<str>>,
     /// The program that made it, and for what; `None` where that cannot be told.
     pub owner: Option<&'a str>,
 }
@@ -135,6 +137,7 @@ impl Table {
             number: Some(*number),
             handle: None,
             text: text.as_ref(),
+            nft: None,
             owner: None,
         })
     }

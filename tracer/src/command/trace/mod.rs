@@ -1,9 +1,12 @@
 //! `nftracer trace`
 
+mod both;
 #[doc(hidden)]
 pub mod interpreter;
+mod kept;
 mod known;
 pub(super) mod listen;
+mod nft;
 pub(super) mod plan;
 mod probes;
 mod rows;

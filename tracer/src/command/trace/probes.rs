@@ -8,6 +8,7 @@ use crate::error::Failure;
 use crate::fetch;
 use crate::netfilter::Family;
 use crate::sink::{Sink, Start};
+use crate::sys::privilege::{Capability, Privileges};
 use crate::sys::{clock, netns};
 use anyhow::Context as _;
 use std::fs::File;
@@ -112,6 +113,12 @@ impl Probing {
     /// Places the probes.
     pub(super) fn start(wish: &Wish<'_>) -> Result<(Self, Start), Failure> {
         let config = wish.config;
+        // Probes could be placed without it, and no ruleset be read.
+        if !Privileges::gather().has(Capability::NetAdmin)
+            && let Some(obstacle) = command::ebpf_obstacle()
+        {
+            return Err(obstacle);
+        }
         let namespace = match config.netns.path() {
             Some(_) => Some(command::open_namespace(&config.netns)?),
             None => None,
