@@ -1,6 +1,9 @@
 //! What is kept for each CPU: one line that every traversal touches, and behind it the traversals that are followed.
 
+use crate::config::offset;
+use crate::kernel::copy;
 use crate::maps::STATE;
+use crate::snapshot::Policies;
 use core::cell::{Cell, UnsafeCell};
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 
@@ -136,6 +139,10 @@ pub struct State {
     tables: [KnownTable; TABLE_SLOTS as usize],
     /// Snapshots of small tables, by frame.
     small: UnsafeCell<[SmallBlock; DEPTH as usize]>,
+    /// What is asked about a table for the first time: see [`crate::snapshot::survey`].
+    pub policies: UnsafeCell<Policies>,
+    /// Where its chains begin, and where their policies are, by hook.
+    places: UnsafeCell<[u32; 10]>,
     /// The socket whose owner was asked for last, for which packet, and the owner: user id below, group id above.
     pub sock: Cell<u64>,
     pub sock_packet: Cell<u64>,
@@ -177,6 +184,18 @@ impl State {
         let slot = crate::snapshot::mask::<{ TABLE_SLOTS - 1 }>(u64::from(table_slot(table))) as usize;
         // SAFETY: the mask keeps the index in range.
         unsafe { &*(&raw const self.tables).cast::<KnownTable>().add(slot) }
+    }
+
+    /// Reads where a table's chains begin and where their policies are: five numbers each.
+    #[inline(always)]
+    pub fn places(&self, private: u64) -> Option<*const u32> {
+        let places = self.places.get().cast::<u8>();
+        // SAFETY: 20 bytes each, of 40.
+        let read = unsafe {
+            copy(places, 20, private + offset!(info_hook_entry))
+                && copy(places.add(20), 20, private + offset!(info_underflow))
+        };
+        read.then_some(places.cast_const().cast())
     }
 
     /// The snapshot of a frame whose table is small.

@@ -336,7 +336,10 @@ fn learn(known: &KnownTable, table: u64, private: u64, count: u32, family: u8, p
     known.number.set(number);
     known.first_block.set(snapshot::first_block(private, family, per_cpu)?);
     known.name.set(read(table + offset!(table_name))?);
-    if number <= SMALL && snapshot::survey(table, private, u32::from(family)) != 0 {
+    let family = u32::from(family);
+    if number <= SMALL
+        && (snapshot::find_policies(private, family) != 0 || snapshot::survey(table, private, family) != 0)
+    {
         return None;
     }
     known.private.set(private);

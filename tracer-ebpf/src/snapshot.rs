@@ -334,66 +334,89 @@ pub fn take(frame: &Frame, depth: u32) {
     apply(frame, depth, operation::TAKE);
 }
 
-/// Looks at each entry of a small table, for what [`KnownTable`] keeps of them. Returns 0, or 1 when they could not be
-/// read.
+/// What [`survey`] keeps in memory: what is in registers the verifier knows something about, other things on each way
+/// to a loop, and would look at the loop once for each.
+#[repr(C)]
+pub struct Policies {
+    /// The target of all policies, which is that of all verdicts.
+    target: u64,
+    /// The offset of the last one.
+    last: u32,
+    /// Fills to eight.
+    reserved: u32,
+}
+
+/// Finds the policies of a table. Returns 0, or 1 when they could not be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_policies(private: u64, family: u32) -> u32 {
+    let Some(state) = state() else { return 1 };
+    let policies = state.policies.get();
+    let entries = private + offset!(info_entries);
+    // SAFETY: a map value.
+    unsafe {
+        (&raw mut (*policies).last).write_volatile(0);
+        for hook in 0..5 {
+            let Some(policy) = read::<u32>(private + offset!(info_underflow) + hook * 4) else { return 1 };
+            if policy == u32::MAX {
+                continue;
+            }
+            let Some((target, _)) = target(entries + u64::from(policy), family) else { return 1 };
+            (&raw mut (*policies).target).write_volatile(target);
+            if policy > (&raw const (*policies).last).read_volatile() {
+                (&raw mut (*policies).last).write_volatile(policy);
+            }
+        }
+    }
+    0
+}
+
+/// Looks at each entry of a small table whose policies have been found, for what [`KnownTable`] keeps of them. Returns
+/// 0, or 1 when they could not be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn survey(table: u64, private: u64, family: u32) -> u32 {
     let Some(state) = state() else { return 1 };
     let known = state.table(table);
-    let target_offset = if family == NFPROTO_IPV6 { 140 } else { 88 };
     let entries = private + offset!(info_entries);
-    let Some(hook_entry) = read::<[u32; 5]>(private + offset!(info_hook_entry)) else { return 1 };
-    let Some(underflow) = read::<[u32; 5]>(private + offset!(info_underflow)) else { return 1 };
-    let Some(number) = read::<u32>(private + offset!(info_number)) else { return 1 };
+    let Some(places) = state.places(private) else { return 1 };
     let (first, last) = (known.hook_first.get().cast::<u32>(), known.hook_last.get().cast::<u32>());
-    // The target of a policy, as of all other verdicts.
-    let mut standard = 0;
-    let mut last_policy = 0;
-    for (hook, policy) in underflow.into_iter().enumerate() {
-        // SAFETY: fewer hooks than there is room for.
-        unsafe {
+    // SAFETY: map values, each with room for every hook.
+    unsafe {
+        let policies = state.policies.get();
+        let standard = (&raw const (*policies).target).read_volatile();
+        let last_policy = (&raw const (*policies).last).read_volatile();
+        for hook in 0..5 {
             first.add(hook).write_volatile(0);
             last.add(hook).write_volatile(0);
         }
-        if policy != u32::MAX {
-            match target(entries + u64::from(policy), target_offset) {
-                Some((target, _)) => standard = target,
-                None => return 1,
+        known.changers.set(0);
+        known.user_first.set(1);
+        let number = known.number.get();
+        let mut at = 0;
+        for rule in 0..SMALL {
+            if rule >= opaque(number) {
+                break;
             }
-            if policy > last_policy {
-                last_policy = policy;
+            let Some((target, length)) = target(entries + at, family) else { return 1 };
+            known.changers.set(known.changers.get() | is_nonzero(target ^ standard) << rule);
+            add_if_below(known.user_first.as_ptr(), at, last_policy);
+            for hook in 0..5 {
+                add_if_below(first.add(hook), at, places.add(hook).read_volatile());
+                add_if_below(last.add(hook), at, places.add(hook + 5).read_volatile());
             }
+            at = (at + u64::from(length)) & 0xffff_ffff;
         }
-    }
-    known.changers.set(0);
-    known.user_first.set(1);
-    let mut at = 0;
-    for rule in 0..SMALL {
-        if rule >= opaque(number) {
-            break;
-        }
-        let Some((target, length)) = target(entries + at, target_offset) else { return 1 };
-        known.changers.set(known.changers.get() | is_nonzero(target ^ standard) << rule);
-        // SAFETY: a valid number.
-        unsafe { add_if_below(known.user_first.as_ptr(), at, last_policy) };
-        for hook in 0..5 {
-            // SAFETY: as above.
-            unsafe {
-                add_if_below(first.add(hook), at, hook_entry[hook]);
-                add_if_below(last.add(hook), at, underflow[hook]);
-            }
-        }
-        at = (at + u64::from(length)) & 0xffff_ffff;
     }
     0
 }
 
 /// The target of an entry, and the entry's length. Both structures are part of the interface with user space.
 #[inline(always)]
-fn target(entry: u64, target_offset: u64) -> Option<(u64, u16)> {
+fn target(entry: u64, family: u32) -> Option<(u64, u16)> {
     /// `xt_entry_target.u.kernel.target`
     const TARGET: u64 = 8;
+    let target_offset = if family == NFPROTO_IPV6 { 140 } else { 88 };
     let [offset, length]: [u16; 2] = read(entry + target_offset)?;
     Some((read(entry + u64::from(offset) + TARGET)?, length))
 }
