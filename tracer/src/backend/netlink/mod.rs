@@ -245,9 +245,11 @@ impl Netlink {
                     continue;
                 };
                 if let Some(sequence) = logged.sequence {
-                    *lost += u64::from(next.map_or(0, |next| sequence.wrapping_sub(next)));
+                    // The kernel tells of a loss before it hands over what came before the loss.
+                    let missing = next.map_or(0, |next| sequence.wrapping_sub(next));
+                    *lost += u64::from(missing);
+                    *overrun &= missing == 0;
                     *next = Some(sequence.wrapping_add(1));
-                    *overrun = false;
                 }
                 taken += 1;
                 pace.rows += 1;
