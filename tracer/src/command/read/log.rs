@@ -268,17 +268,20 @@ fn give(outlet: &mut Outlet, choice: &mut Choice, grouped: Grouped) {
             if !choice.takes_step(step.packet, &view) {
                 return;
             }
-            outlet.step(&Step {
-                packet: step.packet,
-                time_ns: *time_ns,
-                hook: step.hook,
-                rule: met.rule(packet.family),
-                name: &met.name,
-                action: step.action.clone(),
-                view,
-                view_doubt: None,
-                netns: *netns,
-            });
+            outlet.step_of(
+                packet,
+                &Step {
+                    packet: step.packet,
+                    time_ns: *time_ns,
+                    hook: step.hook,
+                    rule: met.rule(packet.family),
+                    name: &met.name,
+                    action: step.action.clone(),
+                    view,
+                    view_doubt: None,
+                    netns: *netns,
+                },
+            );
         }
         Grouped::Logged { packet, logged } => {
             if choice.takes(packet) {

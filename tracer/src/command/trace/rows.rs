@@ -373,7 +373,7 @@ impl Show {
         let step = told(known, placed);
         shown.at = Some((placed.row.clone(), placed.hook));
         shown.last = last_of(step.action.as_ref());
-        outlet.step(&step);
+        outlet.step_of(&placed.row.packet, &step);
     }
 
     fn path(&mut self, mut path: Path) {
