@@ -13,6 +13,9 @@ use crate::ruleset;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+/// A packet in a queue for user space is waited for so much longer.
+const WAITS_NS: u64 = 9_500_000_000;
+
 /// Finds the name of a device by its index in the namespace.
 pub type DeviceName<'a> = &'a mut dyn FnMut(u32) -> Option<Rc<[u8]>>;
 
@@ -129,11 +132,14 @@ impl Assembler {
         }
     }
 
-    /// Gives out the packets of which nothing was heard since a time.
+    /// Gives out the packets of which nothing was heard since a time; those that wait for a program later.
     pub fn expire(&mut self, before_ns: u64, done: &mut dyn FnMut(Path)) {
         let mut silent: Vec<Path> = self
             .open
-            .extract_if(|_, open| open.seen_ns < before_ns)
+            .extract_if(|_, open| {
+                let waits_ns = if open.path.verdict == Some(Verdict::Queue) { WAITS_NS } else { 0 };
+                open.seen_ns.saturating_add(waits_ns) < before_ns
+            })
             .map(|(_, mut open)| {
                 open.cut_short();
                 open.path

@@ -42,11 +42,12 @@ pub(super) struct Both {
 
 impl Both {
     pub(super) fn new(live: Live, netns: Option<u32>) -> Self {
+        let is_marked = live.is_marked();
         Self {
             live,
             pending: Vec::new(),
             assembler: Assembler::default(),
-            join: Join::new(netns),
+            join: Join::new(netns, is_marked),
             clock_ns: 0,
         }
     }

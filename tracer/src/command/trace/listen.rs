@@ -104,7 +104,7 @@ impl Listening {
         known
             .complaints()
             .for_each(|(table, reason)| say(&format!("{} table {}: {reason}", table.family, table.name)));
-        let live = if source.hears_nftables() { live(&known)? } else { None };
+        let live = if source.hears_nftables() { live(&known, plan)? } else { None };
         let unseen = chains && live.is_none();
         let mut rows =
             Rows::new((sink, wish.config.output), wish.config.count, wish.filter, (known, live), known_netns);
@@ -195,9 +195,11 @@ fn base_chains(namespace: &File) -> Result<bool, Failure> {
 }
 
 /// The rules of nftables, from now on.
-fn live(known: &Known) -> Result<Option<Live>, Failure> {
+fn live(known: &Known, plan: Plan) -> Result<Option<Live>, Failure> {
     let Some(namespace) = known.namespace() else { return Ok(None) };
-    let Some((live, complaints)) = Live::read(namespace).map_err(Failure::running)? else {
+    let Some((live, complaints)) =
+        Live::read(namespace, plan.marking() == Marking::Nft).map_err(Failure::running)?
+    else {
         return Ok(None);
     };
     complaints.iter().for_each(|reason| say(reason));

@@ -31,14 +31,16 @@ pub(super) struct Live {
     announced: Option<u32>,
     /// When rules were first seen whose announcement may have been lost.
     unannounced: Option<Instant>,
+    /// This run marks packets by a table of nftables.
+    is_marked: bool,
     /// When rules were printed last, and how long that took.
     printed: (Instant, Duration),
 }
 
 impl Live {
     /// Reads the rules of a namespace, and why some have no text; `None` where the kernel has no nftables. Announcements
-    /// are to arrive from before on.
-    pub(super) fn read(namespace: &File) -> Result<Option<(Self, Vec<String>)>, nft::Error> {
+    /// are to arrive from before on. `is_marked` says whether this run marks packets by a table of nftables.
+    pub(super) fn read(namespace: &File, is_marked: bool) -> Result<Option<(Self, Vec<String>)>, nft::Error> {
         let Some(mut nftables) = Nftables::open(namespace)? else { return Ok(None) };
         let began = Instant::now();
         let Fetched { ruleset, text_reasons } = nftables.fetch()?;
@@ -51,9 +53,15 @@ impl Live {
             now: generation,
             announced: generation,
             unannounced: None,
+            is_marked,
             printed: (Instant::now(), began.elapsed()),
         };
         Ok(Some((live, text_reasons)))
+    }
+
+    /// Whether this run marks packets by a table of nftables.
+    pub(super) fn is_marked(&self) -> bool {
+        self.is_marked
     }
 
     /// What packets come to now.

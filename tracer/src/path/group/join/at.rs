@@ -6,6 +6,8 @@ use crate::path::group::place::Table;
 /// NAT is at these priorities, whatever those of the chains are (`NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`).
 const NAT_DESTINATION: i32 = -100;
 const NAT_SOURCE: i32 = 100;
+/// Where tables of ours mark packets: after fragments have been put together (-400), before the raw table (-300).
+pub const MARK: i32 = -350;
 
 /// Where in the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,12 @@ impl At {
             return to.priority >= self.priority;
         }
         later.contains(&to.hook) || loopback && self.leaves() && to.comes_in()
+    }
+
+    /// Whether packets that a table of ours marks are seen first here.
+    pub(super) fn can_be_first(self) -> bool {
+        let marked = matches!(self.hook, Hook::Prerouting | Hook::Output) && self.priority <= MARK;
+        marked || self.hook == Hook::Ingress
     }
 
     /// Whether the packet may be on its way out.

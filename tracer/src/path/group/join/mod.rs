@@ -10,7 +10,7 @@ mod open;
 #[cfg(test)]
 mod tests;
 
-pub use at::{At, nat_priority};
+pub use at::{At, MARK, nat_priority};
 
 use super::identity::{Facts, Identity};
 use crate::netfilter::Family;
@@ -73,6 +73,8 @@ pub struct Joined<S> {
 #[derive(Debug)]
 pub struct Join<S> {
     netns: Option<u32>,
+    /// A table of ours marks packets, so that all are seen from there on.
+    is_marked: bool,
     open: BTreeMap<u64, Open<S>>,
     by_half: HashMap<Half, (u64, u64)>,
     by_identity: HashMap<Identity, Vec<u64>>,
@@ -80,9 +82,16 @@ pub struct Join<S> {
 }
 
 impl<S> Join<S> {
-    /// Has seen nothing of a namespace yet.
-    pub fn new(netns: Option<u32>) -> Self {
-        Self { netns, open: BTreeMap::new(), by_half: HashMap::new(), by_identity: HashMap::new(), count: 0 }
+    /// Has seen nothing of a namespace yet. `is_marked` says whether a table of ours marks packets, at [`MARK`].
+    pub fn new(netns: Option<u32>, is_marked: bool) -> Self {
+        Self {
+            netns,
+            is_marked,
+            open: BTreeMap::new(),
+            by_half: HashMap::new(),
+            by_identity: HashMap::new(),
+            count: 0,
+        }
     }
 
     /// Takes what a message says about a half. `stands` is what stands at the hooks now.
@@ -166,7 +175,7 @@ impl<S> Join<S> {
         }
         let open = self.open.remove(&number)?;
         self.forget(open.facts.map(|facts| facts.identity), number);
-        Some(open.done(number))
+        Some(open.done(number, self.is_marked))
     }
 
     /// Something may have been lost: all packets on their way are in doubt.

@@ -21,8 +21,6 @@ pub(super) struct Open<S> {
     /// Halves that are not over.
     pub(super) halves: usize,
     at: Option<At>,
-    /// The place that it was first seen at.
-    began: Option<At>,
     /// It leaves by the loopback device.
     loopback: bool,
     indev: Option<Vec<u8>>,
@@ -60,7 +58,6 @@ impl<S> Open<S> {
             nft: None,
             halves: 0,
             at: None,
-            began: None,
             loopback: false,
             indev: None,
             inside: false,
@@ -136,7 +133,6 @@ impl<S> Open<S> {
         }
         self.facts = facts.or(self.facts);
         if let Some(at) = seen.at {
-            self.began.get_or_insert(at);
             self.places.push(at);
             self.at = Some(at);
         }
@@ -163,8 +159,8 @@ impl<S> Open<S> {
         }
     }
 
-    /// All that told of it, if all that it passed did.
-    pub(super) fn done(mut self, number: u64) -> Joined<S> {
+    /// All that told of it, and what is in doubt if not all that it passed did. `is_marked` is as for [`super::Join`].
+    pub(super) fn done(mut self, number: u64, is_marked: bool) -> Joined<S> {
         self.steps.sort_by_key(|(clock_ns, _)| *clock_ns);
         if self.first.is_some() {
             let indev = self.indev.as_deref();
@@ -176,6 +172,9 @@ impl<S> Open<S> {
                 indev,
             );
             silent.into_iter().for_each(|why| self.doubt(why));
+        }
+        if is_marked && self.first.is_some() && !self.places.first().is_some_and(|at| at.can_be_first()) {
+            self.doubt("its first steps are not there: packets are marked before all others".into());
         }
         let steps = self.steps.into_iter().map(|(_, step)| step).collect();
         Joined { number, first: self.first, steps, path: self.path }

@@ -28,7 +28,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let stands = Rc::new(Stands::of(&crate::nftables::Ruleset::default(), |_| false));
-        Self { join: Join::new(None), stands, clock_ns: 0, text: String::new() }
+        Self { join: Join::new(None, false), stands, clock_ns: 0, text: String::new() }
     }
 
     /// `gone` says that this was its last step.
@@ -150,6 +150,19 @@ fn the_id_changes_on_loopback() {
     fixture.check(expect![[r#"
         1 accept complete out in: 
         2 accept complete next: 
+    "#]]);
+}
+
+#[test]
+fn who_did_not_come_by_the_mark_is_in_doubt() {
+    let mut fixture = Fixture::new();
+    fixture.join = Join::new(None, true);
+    fixture.meet(Half::Nft(1), (PRE, MARK), &packet(1, [1, 2], 53), "mark", false);
+    fixture.meet(Half::Nft(2), (Hook::Forward, 0), &packet(2, [1, 2], 53), "forward", false);
+    (1..=2).for_each(|half| fixture.close(Half::Nft(half), Verdict::Accept));
+    fixture.check(expect![[r#"
+        1 accept complete mark: 
+        2 accept inexact forward: its first steps are not there: packets are marked before all others
     "#]]);
 }
 
