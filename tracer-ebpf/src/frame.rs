@@ -33,12 +33,20 @@ impl Shared {
     }
 }
 
+/// Keeps what is read and written on its side.
+#[inline(always)]
+fn barrier() {
+    // SAFETY: no instruction.
+    unsafe { core::arch::asm!("", options(nostack, preserves_flags)) };
+}
+
 /// State of one CPU that every traversal touches: one cache line.
 #[repr(C, align(64))]
 pub struct Cpu {
-    /// Programs at work on what is behind this line: kprobe programs exclude each other on a CPU, fentry and fexit
-    /// programs do not.
-    busy: Shared,
+    /// Whether a program is at work here. Another one that interrupts it leaves its traversal out, entry and exit alike:
+    /// kprobe programs exclude each other on a CPU anyway, and of fentry and fexit programs the kernel keeps only the
+    /// same one out, which would leave half traversals.
+    inside: UnsafeCell<u64>,
     /// Traversals open, followed or not; only roughly right when exits are lost.
     pub open: Shared,
     /// Outermost traversals seen since the checkpoint.
@@ -157,15 +165,21 @@ unsafe impl Sync for Cpu {}
 unsafe impl Sync for State {}
 
 impl Cpu {
-    /// Does something with what is behind the line, unless another program on this CPU is at it: then the traversal
-    /// is left out, and found missing by the next checkpoint.
+    /// Does something as the only program at work on this CPU. What cannot be done now is found missing by the next
+    /// checkpoint.
     #[inline(always)]
     pub fn alone(&self, work: impl FnOnce()) {
-        self.busy.add(1);
-        if self.busy.get() == 1 {
-            work();
+        let inside = self.inside.get();
+        // SAFETY: a valid number. Volatile, because programs interrupt each other; who does has put back what it found.
+        unsafe {
+            if inside.read_volatile() == 0 {
+                inside.write_volatile(1);
+                barrier();
+                work();
+                barrier();
+                inside.write_volatile(0);
+            }
         }
-        self.busy.add(1_u64.wrapping_neg());
     }
 }
 

@@ -58,15 +58,17 @@ pub struct End {
 
 /// A packet enters a table.
 #[inline(always)]
-pub fn enter<A: Access>(call: &Call) -> Option<()> {
+pub fn enter<A: Access>(call: &Call) {
     let cpu = cpu();
-    if cpu.depth.get() == 0 && Question::of::<A>(call)?.is_untraced() {
-        return pass(cpu);
-    }
-    // A copy, so that the short way above needs no memory.
-    let call = *call;
-    cpu.alone(|| follow::<A>(&call));
-    Some(())
+    cpu.alone(|| {
+        if cpu.depth.get() == 0 && Question::of::<A>(call).is_some_and(|question| question.is_untraced()) {
+            drop_none(pass(cpu));
+        } else {
+            // A copy, so that the short way needs no memory.
+            let call = *call;
+            follow::<A>(&call);
+        }
+    });
 }
 
 /// The way of a packet that is traced, has to be judged, or comes while another one is followed. Apart from the short
@@ -84,13 +86,9 @@ fn follow<A: Access>(call: &Call) {
 
 /// An ARP packet enters a table.
 #[inline(always)]
-pub fn enter_unselected<A: Access>(call: &Call) -> Option<()> {
+pub fn enter_unselected<A: Access>(call: &Call) {
     let cpu = cpu();
-    if cpu.depth.get() == 0 {
-        return pass(cpu);
-    }
-    cpu.alone(|| drop_none(push::<A>(cpu, call, None)));
-    Some(())
+    cpu.alone(|| drop_none(if cpu.depth.get() == 0 { pass(cpu) } else { push::<A>(cpu, call, None) }));
 }
 
 /// What could not be done is found missing later.
@@ -562,13 +560,15 @@ fn owner<A: Access>(sock: u64, net: u64) -> Option<u64> {
 #[inline(always)]
 pub fn leave<A: Access>(end: &End) {
     let cpu = cpu();
-    if cpu.open.get() != 0 {
-        cpu.open.add(1_u64.wrapping_neg());
-    }
-    if cpu.depth.get() != 0 {
-        let end = *end;
-        cpu.alone(|| end_frame::<A>(&end));
-    }
+    cpu.alone(|| {
+        if cpu.open.get() != 0 {
+            cpu.open.add(1_u64.wrapping_neg());
+        }
+        if cpu.depth.get() != 0 {
+            let end = *end;
+            end_frame::<A>(&end);
+        }
+    });
 }
 
 /// Apart from the short way, as [`follow`] is.

@@ -27,14 +27,14 @@ use legacy::{Call, End};
 /// Entry of `ipt_do_table` and `ip6t_do_table`.
 #[kprobe]
 pub fn ip_enter(ctx: ProbeContext) -> u32 {
-    let _ = legacy::enter::<Probed>(&probed(&ctx));
+    legacy::enter::<Probed>(&probed(&ctx));
     0
 }
 
 /// Entry of `arpt_do_table`: never traced, but it moves the same sequence count.
 #[kprobe]
 pub fn arp_enter(ctx: ProbeContext) -> u32 {
-    let _ = legacy::enter_unselected::<Probed>(&probed(&ctx));
+    legacy::enter_unselected::<Probed>(&probed(&ctx));
     0
 }
 
@@ -49,14 +49,14 @@ pub fn leave(ctx: RetProbeContext) -> u32 {
 /// As [`ip_enter`], without a kprobe, where the function is `(table, skb, state)`.
 #[fentry]
 pub fn ip_enter_typed(ctx: FEntryContext) -> i32 {
-    let _ = legacy::enter::<Typed>(&typed(&ctx));
+    legacy::enter::<Typed>(&typed(&ctx));
     0
 }
 
 /// As [`arp_enter`].
 #[fentry]
 pub fn arp_enter_typed(ctx: FEntryContext) -> i32 {
-    let _ = legacy::enter_unselected::<Typed>(&typed(&ctx));
+    legacy::enter_unselected::<Typed>(&typed(&ctx));
     0
 }
 
