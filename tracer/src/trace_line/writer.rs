@@ -11,6 +11,8 @@ pub struct Writer {
     style: LogStyle,
     devices: Recent<Devices>,
     contents: Recent<Content>,
+    /// What follows the name in the line that was written last.
+    rest: Vec<u8>,
 }
 
 impl Writer {
@@ -22,8 +24,11 @@ impl Writer {
     /// Appends the line for a packet at an entry, as [`write`](super::write) does.
     pub fn write(&mut self, out: &mut Vec<u8>, name: &str, packet: &PacketView<'_>) {
         let style = self.style;
-        self.devices.text(packet, |text| whole_line(text, |line| devices(line, packet, style)));
-        self.contents.text(packet, |text| whole_line(text, |line| content(line, packet, style)));
+        let devices = self.devices.text(packet, |text| whole_line(text, |line| devices(line, packet, style)));
+        let content = self.contents.text(packet, |text| whole_line(text, |line| content(line, packet, style)));
+        self.rest.clear();
+        self.rest.extend_from_slice(devices);
+        self.rest.extend_from_slice(content);
         if !self.write_again(out, name) {
             super::write(out, name, packet, style);
         }
@@ -32,17 +37,14 @@ impl Writer {
     /// Appends the line for the packet that was written last at another entry. Says whether that could be done: only
     /// the whole knows what to escape and where to cut.
     pub fn write_again(&mut self, out: &mut Vec<u8>, name: &str) -> bool {
-        let (Some(devices), Some(content)) = (self.devices.last(), self.contents.last()) else {
-            return false;
-        };
-        let parts = [PREFIX, name.as_bytes(), b" ", devices, content];
-        if !is_printable_text(name.as_bytes())
-            || parts.iter().map(|part| part.len()).sum::<usize>() >= LINE_MAX
-        {
+        let len = PREFIX.len() + name.len() + 1 + self.rest.len();
+        if self.rest.is_empty() || len >= LINE_MAX || !is_printable_text(name.as_bytes()) {
             return false;
         }
-        out.reserve(LINE_MAX);
-        parts.iter().for_each(|part| out.extend_from_slice(part));
+        out.extend_from_slice(PREFIX);
+        out.extend_from_slice(name.as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(&self.rest);
         true
     }
 }

@@ -131,7 +131,7 @@ impl Interpreter {
         let part = match self.version(traversal, family) {
             Ok(version) => self.steps(number, &version, hook, seen, &mut names),
             Err(unknown) => Part {
-                steps: &[],
+                steps: &mut names,
                 certainty: Certainty::Inexact,
                 why: Some(match doubts(traversal.doubts) {
                     Some(doubts) => format!("{unknown}, {doubts}"),
@@ -145,7 +145,6 @@ impl Interpreter {
         let loaded = self.history.loaded(traversal.netns, family);
         let Self { tracker, outlet, .. } = self;
         tracker.add(traversal, family, part, loaded, &mut |path| outlet.path(&path));
-        names.clear();
         self.names = names;
     }
 
