@@ -473,16 +473,21 @@ impl Open {
 
     /// What has become of this packet, if what is seen now is another one in its memory: the whole packet takes the skb
     /// of the fragment that came last, and the first fragment takes that of the packet that is cut.
+    #[inline]
     fn becomes(&self, traversal: &Traversal) -> Option<&'static str> {
         let before = self.header.as_ref()?;
-        if before.piece == Piece::Whole && !self.last.loopback {
+        let is_whole = || {
+            self.path.family == Family::Ipv4
+                && matches!(traversal.entry_bytes[6..8], [high, 0] if high & !IPV4_DONT_FRAGMENT == 0)
+        };
+        if before.piece == Piece::Whole && (!self.last.loopback || is_whole()) {
             return None;
         }
-        let is_whole = self.path.family == Family::Ipv4
-            && matches!(traversal.entry_bytes[6..8], [high, 0] if high & !IPV4_DONT_FRAGMENT == 0);
-        if before.piece == Piece::Whole && is_whole {
-            return None;
-        }
+        self.becomes_other(before, traversal)
+    }
+
+    /// The same where a packet was cut or put together, or may have been.
+    fn becomes_other(&self, before: &Header, traversal: &Traversal) -> Option<&'static str> {
         let later = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes)?;
         if (before.id, before.protocol) != (later.id, later.protocol) {
             return None;
@@ -541,8 +546,8 @@ impl Open {
             }
         }
         let entry = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes);
-        if let Some((last, entry)) = self.header.zip(entry)
-            && !last.stays(&entry)
+        if let (Some(last), Some(entry)) = (&self.header, &entry)
+            && !last.stays(entry)
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }
@@ -601,8 +606,8 @@ impl Open {
     /// Whether it was let through, and there are tables it can still meet.
     fn is_unfinished(&self) -> bool {
         let over = matches!(self.path.verdict, Some(Verdict::Drop | Verdict::Stolen));
-        let later = || self.hooks_ahead().iter().any(|hook| self.loaded.possible[*hook as usize] != 0);
-        !over && (self.ahead() != 0 || later())
+        let later = self.hooks_ahead().iter().any(|hook| self.loaded.possible[*hook as usize] != 0);
+        !over && (later || self.ahead() != 0)
     }
 
     /// The path as it is now. A packet that could have been seen again and was not may have been missed, if any

@@ -1,7 +1,7 @@
 //! Writing many lines: what is the same as a moment ago is copied.
 
 use super::text::{LINE_MAX, is_printable_text};
-use super::{LogStyle, PREFIX, content, devices, whole_line};
+use super::{LogStyle, PREFIX, devices, headers, owner_and_mark, whole_line};
 use crate::packet::PacketView;
 use crate::packet::recent::{Content, Devices, Recent};
 
@@ -10,9 +10,17 @@ use crate::packet::recent::{Content, Devices, Recent};
 pub struct Writer {
     style: LogStyle,
     devices: Recent<Devices>,
-    contents: Recent<Content>,
+    headers: Recent<Content, Headers>,
     /// What follows the name in the line that was written last.
     rest: Vec<u8>,
+}
+
+/// What a line says of a packet's headers.
+#[derive(Debug, Default)]
+struct Headers {
+    text: Vec<u8>,
+    /// Owner and mark follow.
+    goes_on: bool,
 }
 
 impl Writer {
@@ -25,10 +33,18 @@ impl Writer {
     pub fn write(&mut self, out: &mut Vec<u8>, name: &str, packet: &PacketView<'_>) {
         let style = self.style;
         let devices = self.devices.text(packet, |text| whole_line(text, |line| devices(line, packet, style)));
-        let content = self.contents.text(packet, |text| whole_line(text, |line| content(line, packet, style)));
+        // A packet that comes in over loopback has lost its owner, and is otherwise as it went out.
+        let bare = PacketView { owner: None, mark: 0, ..*packet };
+        let headers = self.headers.made(&bare, |made| {
+            made.text.clear();
+            whole_line(&mut made.text, |line| made.goes_on = headers(line, &bare, style).is_continue());
+        });
         self.rest.clear();
         self.rest.extend_from_slice(devices);
-        self.rest.extend_from_slice(content);
+        self.rest.extend_from_slice(&headers.text);
+        if headers.goes_on {
+            whole_line(&mut self.rest, |line| owner_and_mark(line, packet));
+        }
         if !self.write_again(out, name) {
             super::write(out, name, packet, style);
         }

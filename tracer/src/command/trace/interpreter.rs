@@ -151,12 +151,21 @@ impl Interpreter {
     /// The version of the table that the packet met. A new one is read at once, for the texts of its rules, unless the
     /// table is being changed all the time, or has been changed again meanwhile.
     fn version(&mut self, traversal: &Traversal, family: Family) -> Result<Rc<Version>, Unknown> {
-        let met = self.history.version(traversal);
-        match &met {
-            Ok(version) if version.read => return met,
-            Err(Unknown::OtherAddress(_)) => return met,
-            _ => {}
+        match self.history.version(traversal) {
+            Ok(version) if version.read => Ok(version),
+            Err(Unknown::OtherAddress(name)) => Err(Unknown::OtherAddress(name)),
+            met => self.read_again(traversal, family, met),
         }
+    }
+
+    /// Reads a table again, if it is time to.
+    #[cold]
+    fn read_again(
+        &mut self,
+        traversal: &Traversal,
+        family: Family,
+        met: Result<Rc<Version>, Unknown>,
+    ) -> Result<Rc<Version>, Unknown> {
         let key = (traversal.netns, family, crate::history::name_of(&traversal.table_name));
         let now = Instant::now();
         if self.last_read.get(&key).is_some_and(|last| now.duration_since(*last) < READ_AGAIN) {
