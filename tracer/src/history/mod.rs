@@ -556,6 +556,7 @@ impl Version {
 
 impl History {
     /// Which tables a packet of this namespace and family can meet.
+    #[inline]
     pub fn loaded(&mut self, netns: u32, family: Family) -> Loaded {
         let place = (netns, family);
         if let Some((_, loaded)) = self.said.filter(|(said, _)| *said == place) {

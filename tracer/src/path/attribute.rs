@@ -66,6 +66,7 @@ pub(super) fn can_change(table: &Table, steps: &[usize]) -> bool {
 }
 
 /// Whether nothing that was read differs at the exit, byte for byte.
+#[inline]
 pub fn same_bytes(entry: State<'_>, exit: State<'_>) -> bool {
     let common = entry.bytes.len().min(exit.bytes.len());
     let same = || ptr::eq(entry.bytes, exit.bytes) || entry.bytes[..common] == exit.bytes[..common];

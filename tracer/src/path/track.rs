@@ -208,6 +208,7 @@ pub struct Part<'a> {
 
 impl Tracker {
     /// The packet's number in this trace, from 1.
+    #[inline]
     pub fn number(&mut self, traversal: &Traversal) -> u64 {
         match self.open.get(&traversal.packet) {
             Some(open) if traversal.facts & fact::FIRST == 0 && open.becomes(traversal).is_none() => {
@@ -351,6 +352,7 @@ impl Tracker {
 }
 
 impl Place {
+    #[inline]
     fn of(family: Family, traversal: &Traversal) -> Self {
         let name = [0, 1, 2, 3].map(|index| traversal.table_name[index]);
         let connection = (traversal.facts & fact::CONNTRACK != 0).then(|| Connection::of(family, traversal));
@@ -594,6 +596,7 @@ impl Open {
     }
 
     /// What can be seen of the packet after its last table.
+    #[inline]
     fn next(&self) -> Next {
         match self.path.verdict {
             Some(Verdict::Drop | Verdict::Stolen) => Next::Nothing,
@@ -604,6 +607,7 @@ impl Open {
     }
 
     /// Whether it was let through, and there are tables it can still meet.
+    #[inline]
     fn is_unfinished(&self) -> bool {
         let over = matches!(self.path.verdict, Some(Verdict::Drop | Verdict::Stolen));
         let later = self.hooks_ahead().iter().any(|hook| self.loaded.possible[*hook as usize] != 0);

@@ -35,6 +35,7 @@ pub struct Known {
 
 impl Walks {
     /// As [`Walker::walk`].
+    #[inline]
     pub fn walk(
         &mut self,
         walker: &mut Walker,

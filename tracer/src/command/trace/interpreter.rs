@@ -299,7 +299,14 @@ impl Interpreter {
 }
 
 /// What is in doubt about a traversal, in words.
+#[inline]
 fn doubts(bits: u32) -> Option<String> {
+    if bits == 0 { None } else { in_words(bits) }
+}
+
+/// What these bits of [`doubt`] say.
+#[cold]
+fn in_words(bits: u32) -> Option<String> {
     const WORDS: [(u32, &str); 10] = [
         (doubt::REPLACED, "the table was replaced meanwhile"),
         (doubt::REPLACE_COUNT, "a table was replaced meanwhile"),
@@ -312,9 +319,6 @@ fn doubts(bits: u32) -> Option<String> {
         (doubt::TOO_MANY, "more rules matched than can be reported"),
         (doubt::ORPHAN, "a traversal from another CPU ended meanwhile"),
     ];
-    if bits == 0 {
-        return None;
-    }
     let words: Vec<&str> = WORDS.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, word)| *word).collect();
     (!words.is_empty()).then(|| words.join(", "))
 }
