@@ -52,6 +52,7 @@ impl Writer {
 
     /// Appends the line for the packet that was written last at another entry. Says whether that could be done: only
     /// the whole knows what to escape and where to cut.
+    #[inline]
     pub fn write_again(&mut self, out: &mut Vec<u8>, name: &str) -> bool {
         let len = PREFIX.len() + name.len() + 1 + self.rest.len();
         if self.rest.is_empty() || len >= LINE_MAX || !is_printable_text(name.as_bytes()) {
