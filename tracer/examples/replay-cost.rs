@@ -143,7 +143,9 @@ fn traversal(name: &str, hook: Hook) -> Traversal {
         table: 0xffff_8880_0000_0000 + u64::from(name.as_bytes()[0]) * 0x80,
         private: 0xffff_c900_0000_0000 + u64::from(name.as_bytes()[0]) * 0x1000,
         verdict: 1,
-        facts: fact::EXIT | if outgoing { fact::OUT | fact::OWNER } else { fact::IN | fact::MAC },
+        facts: fact::EXIT
+            | fact::SAME_BYTES
+            | if outgoing { fact::OUT | fact::OWNER } else { fact::IN | fact::MAC },
         netns: NETNS,
         uid: 1000,
         gid: 1000,

@@ -336,17 +336,22 @@ impl History {
     }
 
     /// The version that a traversal met.
+    #[inline]
     pub fn version(&mut self, traversal: &Traversal) -> Result<Rc<Version>, Unknown> {
+        let slot = *self.slots.at(table_slot(traversal.table));
+        match self.tables.get(&traversal.table).and_then(|line| line.same.as_ref()) {
+            Some(same) if same.is_met(traversal, slot, self.readings) => Ok(Rc::clone(&same.version)),
+            _ => self.find(traversal),
+        }
+    }
+
+    /// The same when it is not the version that the last traversal met.
+    fn find(&mut self, traversal: &Traversal) -> Result<Rc<Version>, Unknown> {
         self.running = true;
         let name = || name_of(&traversal.table_name);
         let number = table_slot(traversal.table);
         let slot = self.slots.at(number);
         let line = self.tables.entry(traversal.table).or_default();
-        if let Some(same) = &line.same
-            && same.is_met(traversal, *slot, self.readings)
-        {
-            return Ok(Rc::clone(&same.version));
-        }
         line.same = None;
         let namespace = namespace_of(traversal);
         if let Some((netns, family)) = namespace {
@@ -551,6 +556,7 @@ impl Version {
 
 impl History {
     /// Which tables a packet of this namespace and family can meet.
+    #[inline]
     pub fn loaded(&mut self, netns: u32, family: Family) -> Loaded {
         let place = (netns, family);
         if let Some((_, loaded)) = self.said.filter(|(said, _)| *said == place) {

@@ -61,10 +61,10 @@ impl Part for Content {
     }
 }
 
-/// The last few texts about one part of packets.
+/// The last few texts about one part of packets, or what else is made of it.
 #[derive(Debug, Default)]
-pub(crate) struct Recent<P> {
-    kept: Vec<(P, Vec<u8>)>,
+pub(crate) struct Recent<P, T = Vec<u8>> {
+    kept: Vec<(P, T)>,
     /// The one that was asked for last.
     last: usize,
     /// The oldest, once all places are taken.
@@ -72,13 +72,18 @@ pub(crate) struct Recent<P> {
 }
 
 impl<P: Part> Recent<P> {
-    /// The text that was asked for last.
-    pub(crate) fn last(&self) -> Option<&[u8]> {
-        self.kept.get(self.last).map(|(_, text)| text.as_slice())
-    }
-
     /// The text about a packet, by `make` if there is none yet.
     pub(crate) fn text(&mut self, packet: &PacketView<'_>, make: impl FnOnce(&mut Vec<u8>)) -> &[u8] {
+        self.made(packet, |text| {
+            text.clear();
+            make(text);
+        })
+    }
+}
+
+impl<P: Part, T: Default> Recent<P, T> {
+    /// What is made of a packet, by `make` in the place of something older if it has not been yet.
+    pub(crate) fn made(&mut self, packet: &PacketView<'_>, make: impl FnOnce(&mut T)) -> &T {
         if !self.kept.get(self.last).is_some_and(|(part, _)| part.is_of(packet)) {
             let found = self.kept.iter().position(|(part, _)| part.is_of(packet));
             self.last = found.unwrap_or_else(|| self.add(packet, make));
@@ -86,16 +91,15 @@ impl<P: Part> Recent<P> {
         &self.kept[self.last].1
     }
 
-    fn add(&mut self, packet: &PacketView<'_>, make: impl FnOnce(&mut Vec<u8>)) -> usize {
+    fn add(&mut self, packet: &PacketView<'_>, make: impl FnOnce(&mut T)) -> usize {
         let index = self.oldest;
         self.oldest = (self.oldest + 1) % KEPT;
         if self.kept.len() == index {
             self.kept.push(Default::default());
         }
-        let (part, text) = &mut self.kept[index];
+        let (part, made) = &mut self.kept[index];
         part.set(packet);
-        text.clear();
-        make(text);
+        make(made);
         index
     }
 }

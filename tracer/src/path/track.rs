@@ -5,6 +5,7 @@ use super::{Certainty, Path};
 use crate::hash::KernelMap;
 use crate::history::Loaded;
 use crate::netfilter::{Family, Hook, Verdict};
+use crate::packet::ip::{Ipv4, Ipv6};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use tracer_common::legacy::{ENTRY_BYTES, EXIT_BYTES, SkbState, Traversal, fact, rank, table_class};
@@ -22,7 +23,6 @@ const LOOPBACK: &[u8] = b"lo\0";
 
 const IPV4_DONT_FRAGMENT: u8 = 0x40;
 const IP_MORE: u16 = 0x2000;
-const IP_OFFSET: u16 = 0x1fff;
 const IPV6_MORE: u16 = 1;
 const IPV6_OFFSET: u16 = 0xfff8;
 
@@ -99,7 +99,7 @@ enum Next {
 struct Header {
     /// Identification, or flow label.
     id: u32,
-    len: u16,
+    len: u32,
     protocol: u8,
     piece: Piece,
     /// Source and destination.
@@ -117,26 +117,29 @@ enum Piece {
 impl Header {
     fn of(family: Family, state: &SkbState, bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.get(..usize::try_from(state.copied).ok()?.min(bytes.len()))?;
-        let byte = |at: usize| bytes.get(at).copied();
-        let pair = |at| Some(u16::from_be_bytes([byte(at)?, byte(at + 1)?]));
         let mut addresses = [0; 32];
-        let place = if family == Family::Ipv4 { 12..20 } else { 8..40 };
-        addresses[..place.len()].copy_from_slice(bytes.get(place)?);
         Some(match family {
             Family::Ipv4 => {
-                let piece = Piece::of(pair(6)? & IP_MORE != 0, pair(6)? & IP_OFFSET);
-                let (id, len, protocol) = (u32::from(pair(4)?), pair(2)?, byte(9)?);
-                Self { id, len, protocol, piece, addresses }
+                let ip = Ipv4(bytes.first_chunk()?);
+                addresses[..4].copy_from_slice(&ip.src());
+                addresses[4..8].copy_from_slice(&ip.dst());
+                let piece = Piece::of(ip.frag_off() & IP_MORE != 0, ip.fragment());
+                let (id, len) = (ip.id().into(), ip.total_len().into());
+                Self { id, len, protocol: ip.protocol(), piece, addresses }
             }
             Family::Ipv6 => {
-                let label = u32::from(byte(1)? & 0x0f) << 16 | u32::from(pair(2)?);
-                let (protocol, piece) = match byte(6)? {
+                let ip = Ipv6(bytes.first_chunk()?);
+                addresses[..16].copy_from_slice(&ip.src());
+                addresses[16..].copy_from_slice(&ip.dst());
+                let (protocol, piece) = match ip.next_header() {
                     IPPROTO_FRAGMENT => {
-                        (byte(40)?, Piece::of(pair(42)? & IPV6_MORE != 0, pair(42)? & IPV6_OFFSET))
+                        let &[protocol, _, high, low] = bytes[40..].first_chunk()?;
+                        let field = u16::from_be_bytes([high, low]);
+                        (protocol, Piece::of(field & IPV6_MORE != 0, field & IPV6_OFFSET))
                     }
                     protocol => (protocol, Piece::Whole),
                 };
-                Self { id: label, len: pair(4)?, protocol, piece, addresses }
+                Self { id: ip.flow_label(), len: ip.total_len(), protocol, piece, addresses }
             }
         })
     }
@@ -189,8 +192,8 @@ struct Connection {
 /// What one traversal adds to a path.
 #[derive(Debug)]
 pub struct Part<'a> {
-    /// `table:chain:kind:number` of its steps.
-    pub steps: &'a [Rc<str>],
+    /// `table:chain:kind:number` of its steps, to be taken.
+    pub steps: &'a mut Vec<Rc<str>>,
     /// How far they can be relied on.
     pub certainty: Certainty,
     /// Why not further.
@@ -205,6 +208,7 @@ pub struct Part<'a> {
 
 impl Tracker {
     /// The packet's number in this trace, from 1.
+    #[inline]
     pub fn number(&mut self, traversal: &Traversal) -> u64 {
         match self.open.get(&traversal.packet) {
             Some(open) if traversal.facts & fact::FIRST == 0 && open.becomes(traversal).is_none() => {
@@ -348,6 +352,7 @@ impl Tracker {
 }
 
 impl Place {
+    #[inline]
     fn of(family: Family, traversal: &Traversal) -> Self {
         let name = [0, 1, 2, 3].map(|index| traversal.table_name[index]);
         let connection = (traversal.facts & fact::CONNTRACK != 0).then(|| Connection::of(family, traversal));
@@ -470,16 +475,21 @@ impl Open {
 
     /// What has become of this packet, if what is seen now is another one in its memory: the whole packet takes the skb
     /// of the fragment that came last, and the first fragment takes that of the packet that is cut.
+    #[inline]
     fn becomes(&self, traversal: &Traversal) -> Option<&'static str> {
         let before = self.header.as_ref()?;
-        if before.piece == Piece::Whole && !self.last.loopback {
+        let is_whole = || {
+            self.path.family == Family::Ipv4
+                && matches!(traversal.entry_bytes[6..8], [high, 0] if high & !IPV4_DONT_FRAGMENT == 0)
+        };
+        if before.piece == Piece::Whole && (!self.last.loopback || is_whole()) {
             return None;
         }
-        let is_whole = self.path.family == Family::Ipv4
-            && matches!(traversal.entry_bytes[6..8], [high, 0] if high & !IPV4_DONT_FRAGMENT == 0);
-        if before.piece == Piece::Whole && is_whole {
-            return None;
-        }
+        self.becomes_other(before, traversal)
+    }
+
+    /// The same where a packet was cut or put together, or may have been.
+    fn becomes_other(&self, before: &Header, traversal: &Traversal) -> Option<&'static str> {
         let later = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes)?;
         if (before.id, before.protocol) != (later.id, later.protocol) {
             return None;
@@ -538,8 +548,8 @@ impl Open {
             }
         }
         let entry = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes);
-        if let Some((last, entry)) = self.header.zip(entry)
-            && !last.stays(&entry)
+        if let (Some(last), Some(entry)) = (&self.header, &entry)
+            && !last.stays(entry)
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }
@@ -550,7 +560,7 @@ impl Open {
         };
         self.last = place;
         self.exit_ns = traversal.entry_ns;
-        self.path.steps.extend_from_slice(part.steps);
+        self.path.steps.append(part.steps);
         self.path.verdict = part.verdict.or(self.path.verdict);
         self.path.certainty = self.path.certainty.max(part.certainty);
         self.path.outcome = part.outcome;
@@ -586,6 +596,7 @@ impl Open {
     }
 
     /// What can be seen of the packet after its last table.
+    #[inline]
     fn next(&self) -> Next {
         match self.path.verdict {
             Some(Verdict::Drop | Verdict::Stolen) => Next::Nothing,
@@ -596,10 +607,11 @@ impl Open {
     }
 
     /// Whether it was let through, and there are tables it can still meet.
+    #[inline]
     fn is_unfinished(&self) -> bool {
         let over = matches!(self.path.verdict, Some(Verdict::Drop | Verdict::Stolen));
-        let later = || self.hooks_ahead().iter().any(|hook| self.loaded.possible[*hook as usize] != 0);
-        !over && (self.ahead() != 0 || later())
+        let later = self.hooks_ahead().iter().any(|hook| self.loaded.possible[*hook as usize] != 0);
+        !over && (later || self.ahead() != 0)
     }
 
     /// The path as it is now. A packet that could have been seen again and was not may have been missed, if any

@@ -35,6 +35,7 @@ pub struct Known {
 
 impl Walks {
     /// As [`Walker::walk`].
+    #[inline]
     pub fn walk(
         &mut self,
         walker: &mut Walker,
@@ -53,6 +54,13 @@ impl Walks {
             return Rc::clone(known);
         }
         let walk = walker.walk(graph, hook, matches, verdict);
+        Rc::clone(slot.insert(Rc::new(Known::new(table, hook, matches, verdict, walk))))
+    }
+}
+
+impl Known {
+    #[cold]
+    fn new(table: &Table, hook: Hook, matches: &[Match], verdict: u32, walk: Walk) -> Self {
         let can_change = match &walk {
             // What the last step's target did, no step shows.
             Walk::Ordered(steps) | Walk::Cut(steps, _) => {
@@ -61,8 +69,7 @@ impl Walks {
             Walk::Unordered(steps) => can_change(table, steps),
             Walk::Inexact(_) => false,
         };
-        let known = Rc::new(Known { hook, verdict, matches: matches.into(), walk, can_change });
-        Rc::clone(slot.insert(known))
+        Self { hook, verdict, matches: matches.into(), walk, can_change }
     }
 }
 

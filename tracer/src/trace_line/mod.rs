@@ -108,13 +108,17 @@ fn whole_line(out: &mut Vec<u8>, fill: impl FnOnce(&mut Line)) {
 
 /// From the IP header on.
 fn content(line: &mut Line, packet: &PacketView<'_>, style: LogStyle) {
+    if headers(line, packet, style).is_continue() {
+        owner_and_mark(line, packet);
+    }
+}
+
+/// Breaks where the kernel ends the line.
+fn headers(line: &mut Line, packet: &PacketView<'_>, style: LogStyle) -> ControlFlow<()> {
     let data = Data::of(packet);
-    let flow = match packet.family {
+    match packet.family {
         Family::Ipv4 => ipv4::packet(line, data, 0, Level::Outer, style),
         Family::Ipv6 => ipv6::packet(line, data, 0, Level::Outer, style),
-    };
-    if flow.is_continue() {
-        owner_and_mark(line, packet);
     }
 }
 

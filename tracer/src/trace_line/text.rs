@@ -223,9 +223,9 @@ pub(crate) fn push_decimal(out: &mut Vec<u8>, mut value: u64) {
 
 /// Whether all of it is printable ASCII.
 pub(super) fn is_printable_text(text: &[u8]) -> bool {
-    let (eights, rest) = text.as_chunks();
-    let suspects = eights.iter().fold(0, |found, eight| found | unprintable_bits(*eight));
-    suspects == 0 && rest.iter().all(|&byte| is_printable(byte))
+    let Some(last) = text.last_chunk() else { return text.iter().all(|&byte| is_printable(byte)) };
+    let (eights, _) = text.as_chunks();
+    eights.iter().fold(unprintable_bits(*last), |found, eight| found | unprintable_bits(*eight)) == 0
 }
 
 fn is_printable(byte: u8) -> bool {

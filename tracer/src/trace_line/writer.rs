@@ -1,7 +1,7 @@
 //! Writing many lines: what is the same as a moment ago is copied.
 
 use super::text::{LINE_MAX, is_printable_text};
-use super::{LogStyle, PREFIX, content, devices, whole_line};
+use super::{LogStyle, PREFIX, devices, headers, owner_and_mark, whole_line};
 use crate::packet::PacketView;
 use crate::packet::recent::{Content, Devices, Recent};
 
@@ -10,7 +10,17 @@ use crate::packet::recent::{Content, Devices, Recent};
 pub struct Writer {
     style: LogStyle,
     devices: Recent<Devices>,
-    contents: Recent<Content>,
+    headers: Recent<Content, Headers>,
+    /// What follows the name in the line that was written last.
+    rest: Vec<u8>,
+}
+
+/// What a line says of a packet's headers.
+#[derive(Debug, Default)]
+struct Headers {
+    text: Vec<u8>,
+    /// Owner and mark follow.
+    goes_on: bool,
 }
 
 impl Writer {
@@ -22,8 +32,19 @@ impl Writer {
     /// Appends the line for a packet at an entry, as [`write`](super::write) does.
     pub fn write(&mut self, out: &mut Vec<u8>, name: &str, packet: &PacketView<'_>) {
         let style = self.style;
-        self.devices.text(packet, |text| whole_line(text, |line| devices(line, packet, style)));
-        self.contents.text(packet, |text| whole_line(text, |line| content(line, packet, style)));
+        let devices = self.devices.text(packet, |text| whole_line(text, |line| devices(line, packet, style)));
+        // A packet that comes in over loopback has lost its owner, and is otherwise as it went out.
+        let bare = PacketView { owner: None, mark: 0, ..*packet };
+        let headers = self.headers.made(&bare, |made| {
+            made.text.clear();
+            whole_line(&mut made.text, |line| made.goes_on = headers(line, &bare, style).is_continue());
+        });
+        self.rest.clear();
+        self.rest.extend_from_slice(devices);
+        self.rest.extend_from_slice(&headers.text);
+        if headers.goes_on {
+            whole_line(&mut self.rest, |line| owner_and_mark(line, packet));
+        }
         if !self.write_again(out, name) {
             super::write(out, name, packet, style);
         }
@@ -31,18 +52,16 @@ impl Writer {
 
     /// Appends the line for the packet that was written last at another entry. Says whether that could be done: only
     /// the whole knows what to escape and where to cut.
+    #[inline]
     pub fn write_again(&mut self, out: &mut Vec<u8>, name: &str) -> bool {
-        let (Some(devices), Some(content)) = (self.devices.last(), self.contents.last()) else {
-            return false;
-        };
-        let parts = [PREFIX, name.as_bytes(), b" ", devices, content];
-        if !is_printable_text(name.as_bytes())
-            || parts.iter().map(|part| part.len()).sum::<usize>() >= LINE_MAX
-        {
+        let len = PREFIX.len() + name.len() + 1 + self.rest.len();
+        if self.rest.is_empty() || len >= LINE_MAX || !is_printable_text(name.as_bytes()) {
             return false;
         }
-        out.reserve(LINE_MAX);
-        parts.iter().for_each(|part| out.extend_from_slice(part));
+        out.extend_from_slice(PREFIX);
+        out.extend_from_slice(name.as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(&self.rest);
         true
     }
 }

@@ -33,6 +33,7 @@ pub struct Seen<'a> {
 
 /// Decodes one record; `None` when it is too short or of an unknown kind, which a ring filled by our own programs
 /// never holds.
+#[inline]
 pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
     let (kind, _) = u32::ref_from_prefix(bytes).ok()?;
     match *kind {

@@ -131,7 +131,7 @@ impl Interpreter {
         let part = match self.version(traversal, family) {
             Ok(version) => self.steps(number, &version, hook, seen, &mut names),
             Err(unknown) => Part {
-                steps: &[],
+                steps: &mut names,
                 certainty: Certainty::Inexact,
                 why: Some(match doubts(traversal.doubts) {
                     Some(doubts) => format!("{unknown}, {doubts}"),
@@ -145,19 +145,27 @@ impl Interpreter {
         let loaded = self.history.loaded(traversal.netns, family);
         let Self { tracker, outlet, .. } = self;
         tracker.add(traversal, family, part, loaded, &mut |path| outlet.path(&path));
-        names.clear();
         self.names = names;
     }
 
     /// The version of the table that the packet met. A new one is read at once, for the texts of its rules, unless the
     /// table is being changed all the time, or has been changed again meanwhile.
     fn version(&mut self, traversal: &Traversal, family: Family) -> Result<Rc<Version>, Unknown> {
-        let met = self.history.version(traversal);
-        match &met {
-            Ok(version) if version.read => return met,
-            Err(Unknown::OtherAddress(_)) => return met,
-            _ => {}
+        match self.history.version(traversal) {
+            Ok(version) if version.read => Ok(version),
+            Err(Unknown::OtherAddress(name)) => Err(Unknown::OtherAddress(name)),
+            met => self.read_again(traversal, family, met),
         }
+    }
+
+    /// Reads a table again, if it is time to.
+    #[cold]
+    fn read_again(
+        &mut self,
+        traversal: &Traversal,
+        family: Family,
+        met: Result<Rc<Version>, Unknown>,
+    ) -> Result<Rc<Version>, Unknown> {
         let key = (traversal.netns, family, crate::history::name_of(&traversal.table_name));
         let now = Instant::now();
         if self.last_read.get(&key).is_some_and(|last| now.duration_since(*last) < READ_AGAIN) {
@@ -291,7 +299,14 @@ impl Interpreter {
 }
 
 /// What is in doubt about a traversal, in words.
+#[inline]
 fn doubts(bits: u32) -> Option<String> {
+    if bits == 0 { None } else { in_words(bits) }
+}
+
+/// What these bits of [`doubt`] say.
+#[cold]
+fn in_words(bits: u32) -> Option<String> {
     const WORDS: [(u32, &str); 10] = [
         (doubt::REPLACED, "the table was replaced meanwhile"),
         (doubt::REPLACE_COUNT, "a table was replaced meanwhile"),
@@ -304,9 +319,6 @@ fn doubts(bits: u32) -> Option<String> {
         (doubt::TOO_MANY, "more rules matched than can be reported"),
         (doubt::ORPHAN, "a traversal from another CPU ended meanwhile"),
     ];
-    if bits == 0 {
-        return None;
-    }
     let words: Vec<&str> = WORDS.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, word)| *word).collect();
     (!words.is_empty()).then(|| words.join(", "))
 }

@@ -31,6 +31,7 @@ impl Shown {
     }
 
     /// Whether a traversal shows the same. Bytes that it does not use may tell it apart, too.
+    #[inline]
     pub(super) fn is_of(&self, other: &Traversal) -> bool {
         const FACTS: u32 = fact::IN | fact::OUT | fact::MAC | fact::OWNER;
         let numbers = |of: &Traversal| {

@@ -102,7 +102,7 @@ fn set_header(traversal: &mut Traversal, id: u8) {
 
 fn part(verdict: Option<Verdict>) -> Part<'static> {
     Part {
-        steps: Box::leak(Box::new(["step".into()])),
+        steps: Box::leak(Box::new(vec!["step".into()])),
         certainty: Certainty::Complete,
         why: None,
         generation: None,
