@@ -13,4 +13,6 @@ pub mod config;
 pub mod counter;
 pub mod filter;
 pub mod legacy;
+pub mod nft;
 pub mod offsets;
+pub mod place;

@@ -24,6 +24,8 @@ pub struct Cpu {
     pub per_cpu_offset: Cell<u64>,
     /// Packets numbered on this CPU.
     pub packets: Cell<u64>,
+    /// Runs of nftables numbered on this CPU.
+    pub runs: Cell<u64>,
 }
 
 /// One open traversal that is followed: one that is traced, or one inside another that is.

@@ -52,6 +52,23 @@ pub fn first_arguments(context: *mut c_void) -> (u64, u64, u64) {
     }
 }
 
+/// The first five arguments of the probed function, read as those of [`first_arguments`].
+#[inline(always)]
+pub fn five_arguments(context: *mut c_void) -> [u64; 5] {
+    let registers = context.cast::<pt_regs>();
+    // SAFETY: the context of a kprobe program is a pt_regs.
+    #[cfg(bpf_target_arch = "x86_64")]
+    unsafe {
+        [
+            core::ptr::read_volatile(&raw const (*registers).rdi),
+            core::ptr::read_volatile(&raw const (*registers).rsi),
+            core::ptr::read_volatile(&raw const (*registers).rdx),
+            core::ptr::read_volatile(&raw const (*registers).rcx),
+            core::ptr::read_volatile(&raw const (*registers).r8),
+        ]
+    }
+}
+
 /// The stack pointer at entry of the probed function.
 #[inline(always)]
 pub fn stack_pointer(context: *mut c_void) -> u64 {

@@ -12,7 +12,7 @@ use crate::emit::{count, send, send_traversal};
 use crate::frame::{Cpu, Frame, cpu, frame};
 use crate::kernel::{self, Skb, copy, read, read_pair};
 use crate::maps::{DEPTH, KNOWN_TABLES, RECORDS, Record, replace_count};
-use crate::select::{NO_OWNER, Selected, select};
+use crate::select::{NO_OWNER, Selected, select_table};
 use crate::snapshot;
 use core::ffi::c_void;
 use tracer_common::counter::Counter;
@@ -64,7 +64,7 @@ pub fn enter(call: &Call) -> Option<()> {
     let cpu = cpu()?;
     cpu.generation.set(cpu.generation.get().wrapping_add(1));
     let (hook, family) = kernel::hook_and_family(call.state)?;
-    match select(cpu, call, hook) {
+    match select_table(cpu, call, hook) {
         Some(selected) => push(cpu, call, Some(&Traced { selected, hook, family })),
         None if cpu.depth.get() != 0 => push(cpu, call, None),
         None => pass(cpu),
@@ -395,7 +395,7 @@ fn clear(state: &mut SkbState) {
 
 /// Reads what the kernel's logger prints about a device; what was there is left where there is none.
 #[inline(always)]
-fn device(name: &mut [u8; 16], address: u64) -> bool {
+pub fn device(name: &mut [u8; 16], address: u64) -> bool {
     // SAFETY: the destination has 16 bytes.
     address != 0 && unsafe { copy(name.as_mut_ptr(), 16, address + offset!(dev_name)) }
 }
@@ -428,7 +428,7 @@ fn link(traversal: &mut Traversal, skb: &Skb) -> u32 {
 /// Owner of a socket, under the conditions of `nf_log_dump_sk_uid_gid` in `net/netfilter/nf_log_syslog.c`: user id in
 /// the low half, group id in the high one.
 #[inline(always)]
-fn owner(sock: u64, net: u64) -> Option<u64> {
+pub fn owner(sock: u64, net: u64) -> Option<u64> {
     let state: u8 = read(sock + offset!(sock_state))?;
     if state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV || read::<u64>(sock + offset!(sock_net))? != net {
         return None;

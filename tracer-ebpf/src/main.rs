@@ -12,6 +12,7 @@ mod frame;
 mod kernel;
 mod legacy;
 mod maps;
+mod nft;
 mod replace;
 mod select;
 mod snapshot;
@@ -59,6 +60,45 @@ pub fn table_replaced(ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub fn counters_added(_ctx: ProbeContext) -> u32 {
     let _ = legacy::counters_added();
+    0
+}
+
+/// Entry of `nft_do_chain(pkt, priv)`.
+#[kprobe]
+pub fn nft_enter(ctx: ProbeContext) -> u32 {
+    let (pkt, chain, _) = kernel::first_arguments(ctx.as_ptr());
+    let _ = nft::enter(pkt, chain, kernel::stack_pointer(ctx.as_ptr()));
+    0
+}
+
+/// Entry of `__nft_trace_packet`.
+#[kprobe]
+pub fn nft_traced(ctx: ProbeContext) -> u32 {
+    if let Some(traced) = nft::Traced::from_arguments(kernel::five_arguments(ctx.as_ptr())) {
+        let _ = nft::traced(traced);
+    }
+    0
+}
+
+/// Exit of `nft_do_chain`, where nothing else tells how a run ended.
+#[kretprobe]
+pub fn nft_leave(ctx: RetProbeContext) -> u32 {
+    let _ = nft::leave(kernel::return_stack_pointer(ctx.as_ptr()), ctx.ret::<u32>());
+    0
+}
+
+/// Entry of `nf_tables_commit(net, skb)`.
+#[kprobe]
+pub fn commit_enter(ctx: ProbeContext) -> u32 {
+    let (net, _, _) = kernel::first_arguments(ctx.as_ptr());
+    let _ = nft::commit_begins(net);
+    0
+}
+
+/// Exit of `nf_tables_commit`.
+#[kretprobe]
+pub fn commit_leave(_ctx: RetProbeContext) -> u32 {
+    let _ = nft::commit_ends();
     0
 }
 

@@ -2,6 +2,7 @@
 
 use crate::frame::{Cpu, Frame};
 use crate::kernel::SkbWindow;
+use crate::nft::{OpenRun, RUN_SLOTS};
 use crate::snapshot::mask;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
@@ -9,6 +10,7 @@ use core::cell::{Cell, UnsafeCell};
 use tracer_common::counter::Counter;
 use tracer_common::filter::Key;
 use tracer_common::legacy::{LongTail, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
+use tracer_common::nft::{COMMIT_SLOTS, Commits};
 
 /// Traversals that can be open on one CPU at once.
 pub const DEPTH: u32 = 8;
@@ -68,6 +70,8 @@ pub struct TracedPacket {
     pub net: u64,
     pub outdev: u64,
     pub position: u64,
+    /// Which tables and chains have seen it there, see `select`.
+    pub met: u64,
     /// The socket whose owner was asked for last, and the owner: user id below, group id above.
     pub sock: u64,
     pub owner: u64,
@@ -107,6 +111,16 @@ pub static SKB: PerCpuArray<SkbWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static FILTER: PerCpuArray<FilterInput> = PerCpuArray::with_max_entries(1, 0);
 
+/// Runs of nftables that are open, by a hash of their key.
+#[map]
+pub static OPEN_RUNS: Array<OpenRun> = Array::with_max_entries(RUN_SLOTS, 0);
+/// How often rules of nftables were committed, by the namespace's slot.
+#[map]
+pub static COMMITS: Array<Commits> = Array::with_max_entries(COMMIT_SLOTS, 0);
+/// The slot of the namespace whose rules a task is committing.
+#[map]
+pub static COMMITTING: LruHashMap<u64, u32> = LruHashMap::with_max_entries(256, 0);
+
 /// Words that all CPUs share. Global data instead of maps, because its address is part of the program: no look-up.
 pub struct Words<const N: usize>(UnsafeCell<[u64; N]>);
 
@@ -114,7 +128,8 @@ pub struct Words<const N: usize>(UnsafeCell<[u64; N]>);
 unsafe impl<const N: usize> Sync for Words<N> {}
 
 impl<const N: usize> Words<N> {
-    const fn new() -> Self {
+    /// No word is set.
+    pub const fn new() -> Self {
         Self(UnsafeCell::new([0; N]))
     }
 
@@ -141,6 +156,10 @@ pub static TABLE_CLASSES: Words<{ TABLE_SLOTS as usize }> = Words::new();
 /// Decisions about packets, by a hash of the skb's address; see `select`.
 #[unsafe(no_mangle)]
 pub static DECIDED: Words<{ DECISIONS as usize }> = Words::new();
+
+/// Which tables and chains have seen a packet where it was last, by the same hash; see `select`.
+#[unsafe(no_mangle)]
+pub static MET: Words<{ DECISIONS as usize }> = Words::new();
 
 /// How often the table was replaced so far.
 #[inline(always)]

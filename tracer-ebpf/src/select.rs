@@ -1,8 +1,9 @@
 //! Which packets are traced.
 //!
 //! A packet is judged once, at its first traversal in a namespace, and stays traced or not for its later hooks, also
-//! when NAT has changed it. Its skb's address tells it again, as long as hook and table go forward: addresses are
-//! reused within microseconds, so a packet that begins anew (PREROUTING, OUTPUT) or goes backward is another packet.
+//! when NAT has changed it. Its skb's address tells it again, as long as it goes forward, through hooks and what stands
+//! at them: addresses are reused within microseconds, so a packet that begins anew (PREROUTING, OUTPUT) or goes backward
+//! is another packet. Where several stand at the same place, each of them sees a packet once.
 //!
 //! The judgement sits in one 64-bit word in an array indexed by a hash of the address, so that asking again costs one
 //! look-up and no lock. What is lost there by a collision is found again in the map of traced packets.
@@ -12,10 +13,11 @@ use crate::emit::count;
 use crate::frame::Cpu;
 use crate::kernel::{HookState, Skb, copy, cpu_number, hook_state, read};
 use crate::legacy::Call;
-use crate::maps::{DECIDED, DECISIONS, FILTER, TABLE_CLASSES, TRACED, TracedPacket};
+use crate::maps::{DECIDED, DECISIONS, FILTER, MET, TABLE_CLASSES, TRACED, TracedPacket};
 use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
-use tracer_common::legacy::{TABLE_SLOTS, rank, table_class, table_slot};
+use tracer_common::legacy::{TABLE_SLOTS, table_class, table_slot};
+use tracer_common::place::{RANK_BITS, legacy_priority, rank};
 
 const PREROUTING: u64 = 0;
 const INPUT: u64 = 1;
@@ -36,20 +38,68 @@ pub struct Selected {
     pub known: *mut TracedPacket,
 }
 
-/// Hook and rank of the table in it as one number: the hook from bit 3 on.
-#[inline(always)]
-fn position(hook: u8, class: u8) -> u64 {
-    u64::from(((hook & 7) << 3) | rank(hook, class))
+/// A packet that comes to a table or to a base chain.
+pub struct Visit {
+    pub skb: u64,
+    /// Address of the `nf_hook_state`.
+    pub state: u64,
+    /// Address of the table or chain.
+    pub at: u64,
+    /// Where that stands: the hook and, in the lower [`RANK_BITS`], the rank.
+    pub position: u64,
+    /// Eight bits of the namespace's address.
+    pub namespace: u64,
+    /// Whether the namespace is traced.
+    pub is_traced: bool,
 }
 
-/// Whether a packet seen at `before` can be at `now` next, in one namespace.
+/// A hook and a rank as one number.
 #[inline(always)]
-fn follows(before: u64, now: u64) -> bool {
+pub fn position(hook: u8, rank: u32) -> u64 {
+    (u64::from(hook & 7) << RANK_BITS) | u64::from(rank)
+}
+
+/// The hook of a position.
+#[inline(always)]
+fn hook_of(position: u64) -> u64 {
+    position >> RANK_BITS
+}
+
+/// Which tables and chains have seen a packet at its place: fifteen bits of the address of each, the last one lowest.
+#[derive(Clone, Copy)]
+struct Met(u64);
+
+impl Met {
+    /// Never 0, which stands for none.
+    #[inline(always)]
+    fn tag(at: u64) -> u64 {
+        ((at >> 4) ^ (at >> 19)) & 0x7fff | 0x8000
+    }
+    #[inline(always)]
+    fn has(self, at: u64) -> bool {
+        let tag = Self::tag(at);
+        let is = |shift: u32| (self.0 >> shift) & 0xffff == tag;
+        is(0) || is(16) || is(32) || is(48)
+    }
+    /// After a visit at `now` of a packet last seen at `before`.
+    #[inline(always)]
+    fn after(self, before: u64, now: u64, at: u64) -> Self {
+        Self(if before == now { self.0 << 16 | Self::tag(at) } else { Self::tag(at) })
+    }
+}
+
+/// Whether a packet seen at `before`, where `met` saw it, can be at `now` next, in one namespace.
+#[inline(always)]
+fn follows(before: u64, met: Met, now: u64, at: u64) -> bool {
     // For each hook the set of hooks that come after it: PREROUTING → INPUT, FORWARD, and POSTROUTING where no table
     // stands at FORWARD; FORWARD and OUTPUT → POSTROUTING.
     const NEXT: u64 = 0b10110 | (0b10000 << 10) | (0b10000 << 15);
-    let (from, to) = (before >> 3, now >> 3);
-    if from == to { now > before } else { (NEXT >> (from * 5 + to)) & 1 == 1 }
+    let (from, to) = (hook_of(before), hook_of(now));
+    if from == to {
+        now > before || (now == before && !met.has(at))
+    } else {
+        (NEXT >> (from * 5 + to)) & 1 == 1
+    }
 }
 
 /// The judgement about one packet: address, namespace, where it was last, traced or not.
@@ -59,7 +109,7 @@ struct Decision(u64);
 impl Decision {
     #[inline(always)]
     fn new(identity: u64, position: u64, traced: bool) -> Self {
-        Self(identity | (position << 5) | u64::from(traced))
+        Self(identity | (position << 1) | u64::from(traced))
     }
     #[inline(always)]
     fn is_about(self, identity: u64) -> bool {
@@ -67,7 +117,7 @@ impl Decision {
     }
     #[inline(always)]
     fn position(self) -> u64 {
-        (self.0 >> 5) & 63
+        (self.0 & IDENTITY_BELOW) >> 1
     }
     #[inline(always)]
     fn traced(self) -> bool {
@@ -80,8 +130,14 @@ const IDENTITY_BELOW: u64 = (1 << 14) - 1;
 
 /// Which packet: 42 bits tell all skbs apart, as no two lie closer than 64 bytes; eight bits the namespace.
 #[inline(always)]
-fn identity(skb: u64, table: Table) -> u64 {
-    ((skb >> 6) << 22) | (table.namespace() << 14)
+fn identity(skb: u64, namespace: u64) -> u64 {
+    ((skb >> 6) << 22) | (namespace << 14)
+}
+
+/// Eight bits that tell most namespaces apart.
+#[inline(always)]
+pub fn namespace_bits(net: u64) -> u64 {
+    (net >> 6) & 0xff
 }
 
 /// What is remembered of a table, in one word: its class in the lowest three bits, its address up to bit 47, whether
@@ -104,9 +160,10 @@ impl Table {
         let net: u64 = read(call.state + offset!(state_net))?;
         let wanted = config!(netns);
         let traced = wanted == 0 || read::<u32>(net + offset!(net_inum)) == Some(wanted);
-        let namespace = (net >> 6) & 0xff;
-        let word =
-            (namespace << 49) | (u64::from(traced) << 48) | (call.table & Self::ADDRESS) | u64::from(class);
+        let word = (namespace_bits(net) << 49)
+            | (u64::from(traced) << 48)
+            | (call.table & Self::ADDRESS)
+            | u64::from(class);
         TABLE_CLASSES.set::<{ TABLE_SLOTS - 1 }>(slot, word);
         Some(Self(word))
     }
@@ -124,53 +181,77 @@ impl Table {
     }
 }
 
-/// Whether this traversal is to be traced, and as which packet's.
+/// Whether this traversal of a legacy table is to be traced, and as which packet's.
 #[inline(always)]
-pub fn select(cpu: &Cpu, call: &Call, hook: u8) -> Option<Selected> {
+pub fn select_table(cpu: &Cpu, call: &Call, hook: u8) -> Option<Selected> {
     let table = Table::of(call)?;
-    let now = position(hook, table.class());
-    let slot = (call.skb >> 8) ^ (call.skb >> 20);
-    let identity = identity(call.skb, table);
+    select(
+        cpu,
+        &Visit {
+            skb: call.skb,
+            state: call.state,
+            at: call.table,
+            position: position(hook, rank(legacy_priority(hook, table.class()))),
+            namespace: table.namespace(),
+            is_traced: table.is_traced(),
+        },
+    )
+}
+
+/// Whether this visit is to be traced, and as which packet's.
+#[inline(always)]
+pub fn select(cpu: &Cpu, visit: &Visit) -> Option<Selected> {
+    let &Visit { skb, at, position: now, .. } = visit;
+    let slot = (skb >> 8) ^ (skb >> 20);
+    let identity = identity(skb, visit.namespace);
     let decided = Decision(DECIDED.get::<{ DECISIONS - 1 }>(slot));
-    let remember = |traced| DECIDED.set::<{ DECISIONS - 1 }>(slot, Decision::new(identity, now, traced).0);
+    let met = Met(MET.get::<{ DECISIONS - 1 }>(slot));
+    let remember = |traced, met: Met| {
+        DECIDED.set::<{ DECISIONS - 1 }>(slot, Decision::new(identity, now, traced).0);
+        MET.set::<{ DECISIONS - 1 }>(slot, met.0);
+    };
+    let alone = Met(Met::tag(at));
 
     let same = decided.is_about(identity);
     if same
         && !decided.traced()
-        && (follows(decided.position(), now) || is_looped(decided.position(), now, call))
+        && (follows(decided.position(), met, now, at) || is_looped(decided.position(), now, visit))
     {
-        remember(false);
+        remember(false, met.after(decided.position(), now, at));
         return None;
     }
-    if !table.is_traced() {
-        remember(false);
+    if !visit.is_traced {
+        remember(false, alone);
         return None;
     }
     // A traced packet goes on; also one whose slot was taken by another, and one that comes back through loopback.
-    let hook = now >> 3;
+    let hook = hook_of(now);
     let begins = hook == OUTPUT || hook == PREROUTING;
     // A decision about another packet does not tell whether this one, past its first hook, was seen before.
     if (same && decided.traced()) || !(same || begins) {
-        if let Some(known) = TRACED.get_ptr_mut(call.skb) {
-            let state = hook_state(call.state)?;
+        if let Some(known) = TRACED.get_ptr_mut(skb) {
+            let state = hook_state(visit.state)?;
             // SAFETY: a map value; only the CPU that has the packet writes to it.
             let packet = unsafe { &mut *known };
             let looped = loops(packet.position, now) && packet.outdev != 0 && packet.outdev == state.indev;
-            if packet.net == state.net && (looped || follows(packet.position, now)) {
+            let met = Met(packet.met);
+            if packet.net == state.net && (looped || follows(packet.position, met, now, at)) {
+                let met = met.after(packet.position, now, at);
+                packet.met = met.0;
                 packet.position = now;
                 packet.outdev = state.outdev;
-                remember(true);
+                remember(true, met);
                 return Some(Selected { packet: packet.packet, first: false, state, known });
             }
         }
     }
 
-    let traced = matches(call.skb);
-    remember(traced);
+    let traced = matches(skb);
+    remember(traced, alone);
     if !traced {
         return None;
     }
-    let state = hook_state(call.state)?;
+    let state = hook_state(visit.state)?;
     let number = cpu.packets.get() + 1;
     cpu.packets.set(number);
     let packet = (number << 13) | u64::from(cpu_number() & 0x1fff);
@@ -179,12 +260,13 @@ pub fn select(cpu: &Cpu, call: &Call, hook: u8) -> Option<Selected> {
         net: state.net,
         outdev: state.outdev,
         position: now,
+        met: alone.0,
         sock: 0,
         owner: NO_OWNER,
     };
-    let _ = TRACED.insert(call.skb, entry, 0);
+    let _ = TRACED.insert(skb, entry, 0);
     // The map refuses when its locks are contended; then the packet is not followed, and that is told.
-    let Some(known) = TRACED.get_ptr_mut(call.skb) else {
+    let Some(known) = TRACED.get_ptr_mut(skb) else {
         count(Counter::Lost, 1);
         return None;
     };
@@ -194,15 +276,15 @@ pub fn select(cpu: &Cpu, call: &Call, hook: u8) -> Option<Selected> {
 /// Whether these can be the two sides of a loopback device; hooks without tables are not seen.
 #[inline(always)]
 fn loops(before: u64, now: u64) -> bool {
-    let (from, to) = (before >> 3, now >> 3);
+    let (from, to) = (hook_of(before), hook_of(now));
     (from == POSTROUTING || from == OUTPUT) && (to == PREROUTING || to == INPUT)
 }
 
 /// Whether a packet that is not traced comes back through loopback: then it has been judged already.
 #[inline(always)]
-fn is_looped(before: u64, now: u64, call: &Call) -> bool {
+fn is_looped(before: u64, now: u64, visit: &Visit) -> bool {
     loops(before, now)
-        && read::<u64>(call.state + offset!(state_in))
+        && read::<u64>(visit.state + offset!(state_in))
             .and_then(|device| read::<u32>(device + offset!(dev_ifindex)))
             .is_some_and(|ifindex| ifindex == LOOPBACK)
 }
