@@ -163,8 +163,9 @@ pub struct Run {
     pub len: u32,
     /// Valid bytes in `bytes`.
     pub copied: u32,
-    /// Where among all that is at the hook: see [`crate::place::rank`].
-    pub rank: u32,
+    /// Where among all that is at the hook; for a chain of type nat that of address translation. What does not fit
+    /// into sixteen bits is cut off.
+    pub priority: i32,
     /// Hook number, of the family's own hooks.
     pub hook: u8,
     /// `NFPROTO_IPV4` (2) or `NFPROTO_IPV6` (10).

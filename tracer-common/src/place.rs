@@ -1,27 +1,6 @@
-//! Where something stands at a hook, as a number that legacy tables and nftables' chains share.
+//! Where something stands at a hook: what legacy tables and nftables' chains have in common.
 
 use crate::legacy::NAT_CLASS;
-
-/// Bits of a rank.
-pub const RANK_BITS: u32 = 10;
-/// The rank of priority 0.
-const MIDDLE: i32 = 1 << (RANK_BITS - 1);
-/// The highest rank.
-const LAST: i32 = (1 << RANK_BITS) - 1;
-
-/// The order in which a hook's tables and chains see a packet: their priority, moved above zero. Priorities far out
-/// share a rank.
-#[inline(always)]
-pub fn rank(priority: i32) -> u32 {
-    let rank = priority.saturating_add(MIDDLE);
-    if rank < 0 {
-        0
-    } else if rank > LAST {
-        LAST as u32
-    } else {
-        rank as u32
-    }
-}
 
 /// Priority of all that translates addresses, whatever priority it was given itself: destinations at PREROUTING (0)
 /// and OUTPUT (3), sources at the other hooks.
@@ -34,18 +13,44 @@ pub fn nat_priority(hook: u8) -> i32 {
 /// `include/uapi/linux/netfilter_ipv4.h`. `xt_table.priority` does not tell that of nat.
 #[inline(always)]
 pub fn legacy_priority(hook: u8, class: u8) -> i32 {
-    // No table of numbers: it would be data that the kernel programs have to look up.
-    if class == NAT_CLASS {
-        nat_priority(hook)
-    } else if class == 1 {
-        -300
-    } else if class == 2 {
-        -150
-    } else if class == 4 {
-        0
-    } else if class == 5 {
-        50
-    } else {
-        LAST
+    match class {
+        1 => -300,
+        2 => -150,
+        NAT_CLASS => nat_priority(hook),
+        4 => 0,
+        5 => 50,
+        _ => i32::MAX,
+    }
+}
+
+/// Where a priority stands among the legacy tables, as their [`crate::legacy::rank`]: those with the same rank come in
+/// the order of their priorities, and are told apart in another way.
+#[inline(always)]
+pub fn rank(priority: i32) -> u8 {
+    // Additions instead of branches: the kernel programs ask for every packet.
+    u8::from(priority >= -300)
+        + u8::from(priority >= -150)
+        + u8::from(priority >= -100)
+        + u8::from(priority >= 0)
+        + u8::from(priority >= 50)
+        + u8::from(priority >= 100)
+        + u8::from(priority > 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn legacy_tables_have_their_ranks() {
+        for hook in 0..5 {
+            for class in 1..=5 {
+                assert_eq!(rank(legacy_priority(hook, class)), crate::legacy::rank(hook, class));
+            }
+        }
+        assert_eq!(
+            [i32::MIN, -301, -200, -140, -99, 10, 60, 101, i32::MAX].map(rank),
+            [0, 0, 1, 2, 3, 4, 5, 7, 7]
+        );
     }
 }

@@ -64,7 +64,7 @@ pub struct OpenRun {
     pub commit_slot: u32,
 }
 
-/// Where base chains stand: rank in the upper sixteen bits, address below. Forgotten whenever rules change.
+/// Where base chains stand: priority in the upper sixteen bits, address below. Forgotten whenever rules change.
 #[unsafe(no_mangle)]
 pub static BASE_CHAINS: Words<{ CHAIN_SLOTS as usize }> = Words::new();
 /// Address of the namespace that is traced, once it has been seen.
@@ -95,12 +95,12 @@ pub fn enter(pkt: u64, chain: u64, stack_pointer: u64) -> Option<()> {
         return None;
     }
     let net: u64 = read(state + offset!(state_net))?;
-    let rank = rank_of(chain, hook)?;
+    let priority = priority_of(chain, hook)?;
     let visit = Visit {
         skb,
         state,
         at: chain,
-        position: position(hook, rank),
+        position: position(hook, rank(priority)),
         namespace: namespace_bits(net),
         is_traced: is_traced(net),
     };
@@ -122,7 +122,7 @@ pub fn enter(pkt: u64, chain: u64, stack_pointer: u64) -> Option<()> {
     record.run = run;
     record.skb = skb;
     record.commit_slot = slot;
-    record.rank = rank;
+    record.priority = priority;
     record.hook = hook;
     record.family = family;
     record.reserved = 0;
@@ -147,14 +147,14 @@ fn is_traced(net: u64) -> bool {
     is
 }
 
-/// The rank of a base chain.
+/// The priority of a base chain, as [`Run::priority`].
 #[inline(always)]
-fn rank_of(chain: u64, hook: u8) -> Option<u32> {
+fn priority_of(chain: u64, hook: u8) -> Option<i32> {
     const ADDRESS: u64 = (1 << 48) - 1;
     let slot = (chain >> 6) ^ (chain >> 14);
     let known = BASE_CHAINS.get::<{ CHAIN_SLOTS - 1 }>(slot);
     if (known ^ chain) & ADDRESS == 0 {
-        return Some((known >> 48) as u32);
+        return Some((known as i64 >> 48) as i32);
     }
     let base = chain - nft_offset!(base_chain);
     let chain_type: u64 = read(base + nft_offset!(base_type))?;
@@ -163,9 +163,15 @@ fn rank_of(chain: u64, hook: u8) -> Option<u32> {
     } else {
         read(base + nft_offset!(base_priority))?
     };
-    let rank = rank(priority);
-    BASE_CHAINS.set::<{ CHAIN_SLOTS - 1 }>(slot, (u64::from(rank) << 48) | (chain & ADDRESS));
-    Some(rank)
+    let priority = if priority > i32::from(i16::MAX) {
+        i32::from(i16::MAX)
+    } else if priority < i32::from(i16::MIN) {
+        i32::from(i16::MIN)
+    } else {
+        priority
+    };
+    BASE_CHAINS.set::<{ CHAIN_SLOTS - 1 }>(slot, ((priority as u64) << 48) | (chain & ADDRESS));
+    Some(priority)
 }
 
 /// Fills the rest of a record.

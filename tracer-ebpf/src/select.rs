@@ -16,8 +16,7 @@ use crate::legacy::Call;
 use crate::maps::{DECIDED, DECISIONS, FILTER, MET, TABLE_CLASSES, TRACED, TracedPacket};
 use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
-use tracer_common::legacy::{TABLE_SLOTS, table_class, table_slot};
-use tracer_common::place::{RANK_BITS, legacy_priority, rank};
+use tracer_common::legacy::{TABLE_SLOTS, rank, table_class, table_slot};
 
 const PREROUTING: u64 = 0;
 const INPUT: u64 = 1;
@@ -45,7 +44,7 @@ pub struct Visit {
     pub state: u64,
     /// Address of the table or chain.
     pub at: u64,
-    /// Where that stands: the hook and, in the lower [`RANK_BITS`], the rank.
+    /// Where that stands, see [`position`].
     pub position: u64,
     /// Eight bits of the namespace's address.
     pub namespace: u64,
@@ -53,16 +52,16 @@ pub struct Visit {
     pub is_traced: bool,
 }
 
-/// A hook and a rank as one number.
+/// Hook and rank in it as one number: the hook from bit 3 on.
 #[inline(always)]
-pub fn position(hook: u8, rank: u32) -> u64 {
-    (u64::from(hook & 7) << RANK_BITS) | u64::from(rank)
+pub fn position(hook: u8, rank: u8) -> u64 {
+    u64::from(((hook & 7) << 3) | rank)
 }
 
 /// The hook of a position.
 #[inline(always)]
 fn hook_of(position: u64) -> u64 {
-    position >> RANK_BITS
+    position >> 3
 }
 
 /// Which tables and chains have seen a packet at its place: fifteen bits of the address of each, the last one lowest.
@@ -109,7 +108,7 @@ struct Decision(u64);
 impl Decision {
     #[inline(always)]
     fn new(identity: u64, position: u64, traced: bool) -> Self {
-        Self(identity | (position << 1) | u64::from(traced))
+        Self(identity | (position << 5) | u64::from(traced))
     }
     #[inline(always)]
     fn is_about(self, identity: u64) -> bool {
@@ -117,7 +116,7 @@ impl Decision {
     }
     #[inline(always)]
     fn position(self) -> u64 {
-        (self.0 & IDENTITY_BELOW) >> 1
+        (self.0 >> 5) & 63
     }
     #[inline(always)]
     fn traced(self) -> bool {
@@ -191,7 +190,7 @@ pub fn select_table(cpu: &Cpu, call: &Call, hook: u8) -> Option<Selected> {
             skb: call.skb,
             state: call.state,
             at: call.table,
-            position: position(hook, rank(legacy_priority(hook, table.class()))),
+            position: position(hook, rank(hook, table.class())),
             namespace: table.namespace(),
             is_traced: table.is_traced(),
         },

@@ -4,6 +4,7 @@
 //! like at each of them, [`track`] joins the traversals of a packet to a [`Path`].
 
 pub mod attribute;
+pub mod stands;
 mod targets;
 #[cfg(test)]
 mod tests;

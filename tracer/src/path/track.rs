@@ -1,13 +1,16 @@
-//! Joins the traversals of one packet to a path, notices what is missing between them, and knows when it is done.
+//! Joins what one packet met to a path, legacy tables and base chains of nftables alike, notices what is missing
+//! between, and knows when it is done.
 #![forbid(unsafe_code)]
 
+use super::stands::{Key, Stands};
 use super::{Certainty, Path};
 use crate::hash::KernelMap;
-use crate::history::Loaded;
 use crate::netfilter::{Family, Hook, Verdict};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use tracer_common::legacy::{SkbState, Traversal, fact, rank, table_class};
+use tracer_common::legacy::{Traversal, fact, rank, table_class};
+use tracer_common::nft::Run;
+use tracer_common::place::legacy_priority;
 
 /// How long a packet may be silent before its path is given out.
 const IDLE_NS: u64 = 250_000_000;
@@ -39,7 +42,8 @@ mod status {
     pub(super) const TEMPLATE: u64 = 1 << 11;
 }
 
-const TABLES: [&str; 8] = ["?", "raw", "mangle", "nat", "filter", "security", "nat", "?"];
+/// Conntrack comes after what is below this priority.
+const CONNTRACK: i32 = -200;
 
 /// Packets whose paths are not complete yet.
 #[derive(Debug, Default)]
@@ -70,9 +74,11 @@ struct Open {
     last: Place,
     skb: u64,
     exit_ns: u64,
-    /// As it left the last table.
+    /// As it was seen last.
     header: Option<Header>,
-    loaded: Loaded,
+    stands: Rc<Stands>,
+    /// Which of them it has met at the hook where it was last.
+    met: u64,
 }
 
 /// What of a packet's header no translation of addresses changes: another packet at the same address differs in it.
@@ -87,8 +93,8 @@ struct Header {
 }
 
 impl Header {
-    fn of(family: Family, state: &SkbState, bytes: &[u8]) -> Option<Self> {
-        let bytes = bytes.get(..usize::try_from(state.copied).ok()?.min(bytes.len()))?;
+    fn of(family: Family, copied: u32, bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..usize::try_from(copied).ok()?.min(bytes.len()))?;
         let byte = |at: usize| bytes.get(at).copied();
         let pair = |at| Some(u16::from_be_bytes([byte(at)?, byte(at + 1)?]));
         Some(match family {
@@ -106,11 +112,29 @@ impl Header {
     }
 }
 
-/// Where a traversal was, and what conntrack said then.
+/// What a record tells of its packet, whichever engine had it.
+#[derive(Clone, Copy, Debug)]
+pub struct Visit {
+    /// Which packet, by the kernel program's number.
+    pub packet: u64,
+    /// Address of its skb.
+    skb: u64,
+    /// Nothing earlier of it was seen.
+    first: bool,
+    netns: u32,
+    entry_ns: u64,
+    place: Place,
+    family: Family,
+    entry: Option<Header>,
+    exit: Option<Header>,
+}
+
+/// Where a packet was, and what conntrack said then.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     hook: u8,
-    rank: u8,
+    key: Key,
+    priority: i32,
     /// `None` without a conntrack entry.
     connection: Option<Connection>,
     loopback: bool,
@@ -139,13 +163,66 @@ pub struct Part<'a> {
     pub verdict: Option<Verdict>,
 }
 
+impl Visit {
+    /// Of a legacy table.
+    pub fn of_traversal(traversal: &Traversal, family: Family) -> Self {
+        let has = |bit| traversal.facts & bit != 0;
+        let hook = traversal.hook.min(4);
+        let name = [0, 1, 2, 3].map(|index| traversal.table_name[index]);
+        let class = table_class(u32::from_ne_bytes(name));
+        Self {
+            packet: traversal.packet,
+            skb: traversal.skb,
+            first: has(fact::FIRST),
+            netns: traversal.netns,
+            entry_ns: traversal.entry_ns,
+            place: Place {
+                hook,
+                key: Key::Legacy { rank: rank(hook, class) },
+                priority: legacy_priority(hook, class),
+                connection: has(fact::CONNTRACK)
+                    .then_some(Connection { info: traversal.ctinfo, status: u64::from(traversal.ct_status) }),
+                loopback: has(fact::OUT) && traversal.outdev.starts_with(LOOPBACK),
+            },
+            family,
+            entry: Header::of(family, traversal.entry.copied, &traversal.entry_bytes),
+            exit: has(fact::EXIT)
+                .then(|| Header::of(family, traversal.exit.copied, &traversal.exit_bytes))
+                .flatten(),
+        }
+    }
+
+    /// Of a base chain of nftables. The packet is not looked at again when it leaves.
+    pub fn of_run(run: &Run, family: Family) -> Self {
+        use tracer_common::nft::fact;
+        let has = |bit| run.facts & bit != 0;
+        let header = Header::of(family, run.copied, &run.bytes);
+        Self {
+            packet: run.packet,
+            skb: run.skb,
+            first: has(fact::FIRST),
+            netns: run.netns,
+            entry_ns: run.entry_ns,
+            place: Place {
+                hook: run.hook.min(4),
+                key: Key::Nft { table: run.table, chain: run.chain },
+                priority: run.priority,
+                connection: has(fact::CONNTRACK)
+                    .then_some(Connection { info: run.ctinfo, status: u64::from(run.ct_status) }),
+                loopback: has(fact::OUT) && run.outdev.starts_with(LOOPBACK),
+            },
+            family,
+            entry: header,
+            exit: header,
+        }
+    }
+}
+
 impl Tracker {
     /// The packet's number in this trace, from 1.
-    pub fn number(&mut self, traversal: &Traversal) -> u64 {
-        match self.open.get(&traversal.packet) {
-            Some(open) if traversal.facts & fact::FIRST == 0 && !open.is_part_of(traversal) => {
-                open.path.packet
-            }
+    pub fn number(&mut self, visit: &Visit) -> u64 {
+        match self.open.get(&visit.packet) {
+            Some(open) if !visit.first && !open.is_part_of(visit) => open.path.packet,
             _ => self.packets + 1,
         }
     }
@@ -163,46 +240,36 @@ impl Tracker {
         self.last_missed_ns = self.last_missed_ns.max(until_ns);
     }
 
-    /// Adds a traversal. Gives out the packet's path when it is done, and the path of an earlier packet when this one
+    /// Adds what a packet met. Gives out its path when it is done, and the path of an earlier packet when this one
     /// shows that it is.
-    pub fn add(
-        &mut self,
-        traversal: &Traversal,
-        family: Family,
-        part: Part<'_>,
-        loaded: Loaded,
-        give: &mut impl FnMut(Path),
-    ) {
-        self.notice(traversal);
-        let place = Place::of(traversal);
-        let first = traversal.facts & fact::FIRST != 0;
+    pub fn add(&mut self, visit: &Visit, part: Part<'_>, stands: &Rc<Stands>, give: &mut impl FnMut(Path)) {
+        let Visit { packet, first, place, .. } = *visit;
         // The whole packet takes the skb of the fragment that came last.
-        let reassembled =
-            !first && self.open.get(&traversal.packet).is_some_and(|open| open.is_part_of(traversal));
-        if reassembled && let Some(open) = self.open.get_mut(&traversal.packet) {
+        let reassembled = !first && self.open.get(&packet).is_some_and(|open| open.is_part_of(visit));
+        if reassembled && let Some(open) = self.open.get_mut(&packet) {
             open.path.outcome = Some("put together with other fragments".to_owned());
         }
         if first || reassembled {
-            self.give(traversal.packet, give);
+            self.give(packet, give);
         }
-        let earlier = match self.open.get(&traversal.packet) {
+        let earlier = match self.open.get(&packet) {
             Some(_) => None,
-            None => self.by_skb.insert(traversal.skb, traversal.packet),
+            None => self.by_skb.insert(visit.skb, packet),
         };
         let begins = place.hook == Hook::Prerouting as u8 || place.hook == Hook::Output as u8;
         let torn = earlier.filter(|_| first && !begins);
         // The kernel program has forgotten that it had seen it.
         let torn = torn.and_then(|earlier| self.open.get_mut(&earlier)).is_some_and(|earlier| {
-            let soon = !earlier.last.loopback && traversal.entry_ns <= earlier.exit_ns + SOON_NS;
+            let soon = !earlier.last.loopback && visit.entry_ns <= earlier.exit_ns + SOON_NS;
             if soon {
                 earlier.doubt("it may have gone on as the packet after it".to_owned());
             }
             soon
         });
         let packets = &mut self.packets;
-        let open = self.open.entry(traversal.packet).or_insert_with(|| {
+        let open = self.open.entry(packet).or_insert_with(|| {
             *packets += 1;
-            let mut open = Open::new(*packets, family, traversal, place, loaded);
+            let mut open = Open::new(*packets, visit, Rc::clone(stands));
             if first {
                 open.check_beginning(place);
             } else if !reassembled {
@@ -213,14 +280,17 @@ impl Tracker {
         if torn {
             open.doubt("it may be the rest of a packet that was shown before".to_owned());
         }
-        open.loaded = loaded;
-        open.add(part, place, traversal);
+        if !Rc::ptr_eq(&open.stands, stands) {
+            open.met = stands.translate(&open.stands, open.last.hook, open.met);
+            open.stands = Rc::clone(stands);
+        }
+        open.add(part, visit);
         if open.is_done() {
-            self.give(traversal.packet, give);
+            self.give(packet, give);
         } else if open.path.verdict == Some(Verdict::Queue) {
-            self.queued.push_back((traversal.entry_ns, traversal.packet));
+            self.queued.push_back((visit.entry_ns, packet));
         } else {
-            self.silent.push_back((traversal.entry_ns, traversal.packet));
+            self.silent.push_back((visit.entry_ns, packet));
         }
     }
 
@@ -273,20 +343,6 @@ impl Tracker {
     }
 }
 
-impl Place {
-    fn of(traversal: &Traversal) -> Self {
-        let name = [0, 1, 2, 3].map(|index| traversal.table_name[index]);
-        let connection = (traversal.facts & fact::CONNTRACK != 0)
-            .then_some(Connection { info: traversal.ctinfo, status: u64::from(traversal.ct_status) });
-        Self {
-            hook: traversal.hook.min(4),
-            rank: rank(traversal.hook, table_class(u32::from_ne_bytes(name))),
-            connection,
-            loopback: traversal.facts & fact::OUT != 0 && traversal.outdev.starts_with(LOOPBACK),
-        }
-    }
-}
-
 impl Connection {
     /// Whether the packet is the first of a connection that nothing has confirmed, so that the nat table decides.
     fn is_first(self) -> bool {
@@ -314,10 +370,6 @@ fn is_destination(hook: u8) -> bool {
     hook == Hook::Prerouting as u8 || hook == Hook::Output as u8
 }
 
-fn nat_rank(hook: u8) -> u8 {
-    if is_destination(hook) { 3 } else { 6 }
-}
-
 /// Hooks that a packet passes between two others.
 fn skipped(from: u8, to: u8) -> &'static [Hook] {
     match (Hook::from_number(from), Hook::from_number(to)) {
@@ -329,25 +381,21 @@ fn skipped(from: u8, to: u8) -> &'static [Hook] {
     }
 }
 
-/// Ranks above `after` and below `before`, as bits.
-fn between(after: u8, before: u8) -> u8 {
-    (u8::MAX << 1 << after) & !(u8::MAX << before.min(7))
-}
-
 impl Open {
-    fn new(number: u64, family: Family, traversal: &Traversal, place: Place, loaded: Loaded) -> Self {
+    fn new(number: u64, visit: &Visit, stands: Rc<Stands>) -> Self {
         let path = Path {
             packet: number,
-            family,
+            family: visit.family,
             steps: Vec::with_capacity(USUAL_STEPS),
             verdict: None,
             certainty: Certainty::Complete,
             why: Vec::new(),
             outcome: None,
             generation: Vec::with_capacity(USUAL_STEPS),
-            netns: Some(traversal.netns),
+            netns: Some(visit.netns),
         };
-        Self { path, last: place, skb: traversal.skb, exit_ns: traversal.entry_ns, header: None, loaded }
+        let (last, skb, exit_ns) = (visit.place, visit.skb, visit.entry_ns);
+        Self { path, last, skb, exit_ns, header: None, stands, met: 0 }
     }
 
     fn doubt(&mut self, why: String) {
@@ -357,44 +405,50 @@ impl Open {
         }
     }
 
-    fn not_seen(&mut self, hook: u8, ranks: u8) {
-        for rank in (1..7u8).filter(|rank| ranks & 1 << rank != 0) {
-            let chain = Hook::from_number(hook).map_or("?", Hook::chain);
-            self.doubt(format!("{}:{chain} was not seen", TABLES[usize::from(rank)]));
+    fn not_seen(&mut self, hook: u8, missing: u64) {
+        if missing == 0 {
+            return;
+        }
+        let stands = Rc::clone(&self.stands);
+        for name in stands.names(hook, missing) {
+            self.doubt(format!("{name} was not seen"));
         }
     }
 
-    /// Tables of a hook between two ranks that a packet must have met, given what conntrack said before or after.
+    /// Those of `among` that a packet must have met at a hook where it has met `met`, given what conntrack said before
+    /// or after.
     fn expected(
         &self,
         hook: u8,
-        after: u8,
-        before: u8,
+        (among, met): (u64, u64),
         earlier: Option<Connection>,
         later: Option<Connection>,
-    ) -> u8 {
-        let nat = 1 << nat_rank(hook);
-        let ranks = self.loaded.ranks[usize::from(hook)] & between(after, before);
+    ) -> u64 {
+        let nat = self.stands.nat(hook);
+        let missing = self.stands.sure(hook) & among & !met;
         let consulted = match (earlier, later) {
             (Some(earlier), _) => earlier.undecided(hook),
             (None, Some(later)) => later.is_first(),
             (None, None) => false,
         };
-        if consulted { ranks } else { ranks & !nat }
+        // The first that decides is the last that is asked.
+        let first_nat = (missing & nat) & (missing & nat).wrapping_neg();
+        let asked = if consulted && met & nat == 0 { first_nat } else { 0 };
+        (missing & !nat) | asked
     }
 
     /// Whether this is a fragment of the packet seen now: without conntrack, fragments are put together between
     /// PREROUTING and INPUT (`ip_local_deliver` in `net/ipv4/ip_input.c`).
-    fn is_part_of(&self, traversal: &Traversal) -> bool {
-        let whole = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes);
-        self.header.zip(whole).is_some_and(|(part, whole)| {
+    fn is_part_of(&self, visit: &Visit) -> bool {
+        self.header.zip(visit.entry).is_some_and(|(part, whole)| {
             part.fragment && !whole.fragment && (part.id, part.protocol) == (whole.id, whole.protocol)
         })
     }
 
     /// A packet begins at the first table of PREROUTING or OUTPUT, or earlier tables were not seen.
     fn check_beginning(&mut self, place: Place) {
-        let missing = self.expected(place.hook, 0, place.rank, None, place.connection);
+        let before = self.stands.before(place.hook, place.priority);
+        let missing = self.expected(place.hook, (before, 0), None, place.connection);
         self.not_seen(place.hook, missing);
         // Each way it can have come by is a row of hooks.
         let ways: &[&[Hook]] = match Hook::ALL[usize::from(place.hook)] {
@@ -402,7 +456,7 @@ impl Open {
             Hook::Input | Hook::Forward => &[&[Hook::Prerouting]],
             Hook::Postrouting => &[&[Hook::Output], &[Hook::Forward, Hook::Prerouting]],
         };
-        let seen_at = |hook: &&Hook| self.expected(**hook as u8, 0, 7, None, place.connection) != 0;
+        let seen_at = |hook: &&Hook| self.expected(**hook as u8, (u64::MAX, 0), None, place.connection) != 0;
         let seen: Option<Vec<Hook>> = ways.iter().map(|way| way.iter().find(seen_at).copied()).collect();
         if let Some(seen) = seen.filter(|seen| !seen.is_empty()) {
             let names: Vec<_> = seen.into_iter().map(Hook::chain).collect();
@@ -410,37 +464,44 @@ impl Open {
         }
     }
 
-    fn add(&mut self, part: Part<'_>, place: Place, traversal: &Traversal) {
+    fn add(&mut self, part: Part<'_>, visit: &Visit) {
+        let place = visit.place;
         if !self.path.steps.is_empty() || self.path.verdict.is_some() {
             let last = self.last;
+            let before = self.stands.before(place.hook, place.priority);
+            // What was missing before that has been said.
+            let behind = self.stands.before(last.hook, last.priority);
             if last.hook == place.hook {
-                let missing =
-                    self.expected(place.hook, last.rank, place.rank, last.connection, place.connection);
+                let among = (before & !behind, self.met);
+                let missing = self.expected(place.hook, among, last.connection, place.connection);
                 self.not_seen(place.hook, missing);
+                if place.priority < last.priority || self.met & self.stands.bit(place.hook, place.key) != 0 {
+                    self.doubt("it went back, or is two packets".to_owned());
+                }
             } else {
-                let missing = self.expected(last.hook, last.rank, 7, last.connection, place.connection);
+                let among = (!behind, self.met);
+                let missing = self.expected(last.hook, among, last.connection, place.connection);
                 self.not_seen(last.hook, missing);
                 for hook in skipped(last.hook, place.hook).iter().map(|hook| *hook as u8) {
-                    let missing = self.expected(hook, 0, 7, last.connection, place.connection);
+                    let missing = self.expected(hook, (u64::MAX, 0), last.connection, place.connection);
                     self.not_seen(hook, missing);
                 }
                 // What conntrack said at another hook does not tell about this one, except that it is the first packet.
                 let earlier = last.connection.filter(|_| place.connection.is_none());
-                let missing = self.expected(place.hook, 0, place.rank, earlier, place.connection);
+                let missing = self.expected(place.hook, (before, 0), earlier, place.connection);
                 self.not_seen(place.hook, missing);
+                self.met = 0;
             }
         }
-        let entry = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes);
-        if let Some((last, entry)) = self.header.zip(entry)
+        if let Some((last, entry)) = self.header.zip(visit.entry)
             && last != entry
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }
-        self.header = (traversal.facts & fact::EXIT != 0)
-            .then(|| Header::of(self.path.family, &traversal.exit, &traversal.exit_bytes))
-            .flatten();
+        self.header = visit.exit;
         self.last = place;
-        self.exit_ns = traversal.entry_ns;
+        self.met |= self.stands.bit(place.hook, place.key);
+        self.exit_ns = visit.entry_ns;
         self.path.steps.extend_from_slice(part.steps);
         self.path.verdict = part.verdict.or(self.path.verdict);
         self.path.certainty = self.path.certainty.max(part.certainty);
@@ -453,16 +514,15 @@ impl Open {
         self.path.generation.extend(part.generation);
     }
 
-    /// Tables that can still come at the hook where the packet was last.
-    fn ahead(&self) -> u8 {
-        let Place { hook, rank, connection, .. } = self.last;
-        let ranks = self.loaded.possible[usize::from(hook)] & between(rank, 7);
+    /// What can still come at the hook where the packet was last.
+    fn ahead(&self) -> u64 {
+        let Place { hook, priority, connection, .. } = self.last;
+        let ahead = self.stands.all(hook) & !self.stands.before(hook, priority) & !self.met;
         let nat = match connection {
             Some(connection) => connection.may_be_first() && !connection.is_done(hook),
-            // Conntrack comes after raw and before mangle.
-            None => is_destination(hook) && rank <= 1,
+            None => is_destination(hook) && priority < CONNTRACK,
         };
-        if nat { ranks } else { ranks & !(1 << nat_rank(hook)) }
+        if nat { ahead } else { ahead & !self.stands.nat(hook) }
     }
 
     /// Hooks that can come after the one where the packet was last.
@@ -488,8 +548,21 @@ impl Open {
     /// Whether it was let through, and there are tables it can still meet.
     fn is_unfinished(&self) -> bool {
         let over = matches!(self.path.verdict, Some(Verdict::Drop | Verdict::Stolen));
-        let later = || self.hooks_ahead().iter().any(|hook| self.loaded.possible[*hook as usize] != 0);
+        let later = || self.hooks_ahead().iter().any(|hook| self.stands.all(*hook as u8) != 0);
         !over && (self.ahead() != 0 || later())
+    }
+
+    /// Whether it has to be seen again: between these hooks hardly anything drops a packet.
+    fn must_go_on(&self) -> bool {
+        let next = match Hook::ALL[usize::from(self.last.hook)] {
+            Hook::Forward | Hook::Output => Hook::Postrouting,
+            Hook::Postrouting if self.last.loopback => Hook::Prerouting,
+            _ => {
+                return self.ahead() & self.stands.sure(self.last.hook) & !self.stands.nat(self.last.hook)
+                    != 0;
+            }
+        };
+        self.stands.sure(next as u8) & !self.stands.nat(next as u8) != 0
     }
 
     /// The path as it is now. A packet that could have been seen again and was not may have been missed, if any
@@ -503,7 +576,12 @@ impl Open {
                     window.until_ns >= self.exit_ns && window.since_ns <= self.exit_ns + SOON_NS
                 }),
             };
-            if missed {
+            let unwitnessed =
+                self.path.verdict == Some(Verdict::Accept) && !self.stands.has_witness() && self.must_go_on();
+            if unwitnessed {
+                let chain = Hook::ALL[usize::from(self.last.hook)].chain();
+                self.doubt(format!("it was not seen after {chain}"));
+            } else if missed {
                 let chain = Hook::ALL[usize::from(self.last.hook)].chain();
                 self.doubt(format!("it was not seen after {chain}, when some traversals were missed"));
             }

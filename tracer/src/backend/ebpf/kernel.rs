@@ -12,7 +12,7 @@ use thiserror::Error;
 /// Where the kernel shows its BTF.
 const BTF_FOLDER: &str = "/sys/kernel/btf";
 /// Modules whose structures and functions are looked at.
-const MODULES: [&str; 5] = ["x_tables", "ip_tables", "ip6_tables", "arp_tables", "nf_conntrack"];
+const MODULES: [&str; 6] = ["x_tables", "ip_tables", "ip6_tables", "arp_tables", "nf_conntrack", "nf_tables"];
 
 /// Why the kernel cannot be traced.
 #[derive(Debug, Error)]

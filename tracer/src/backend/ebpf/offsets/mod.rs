@@ -9,8 +9,10 @@ use crate::btf::{self, Btf, Kind, Member, Prototype, TypeId};
 use std::collections::BTreeMap;
 use std::fmt;
 use tracer_common::config::ArgumentOrder;
+use tracer_common::nft::NftConfig;
 use tracer_common::offsets::{ABSENT, FIELDS, Field, Offsets};
 
+mod nft;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +29,8 @@ pub struct Layout {
     pub counters: Counters,
     /// Fields that this kernel does not have and that a trace can do without: connection and owner of a packet.
     pub absent: Vec<Reason>,
+    /// What is read of nftables, or why that cannot be.
+    pub nft: Result<NftConfig, Unresolved>,
 }
 
 /// Addresses of per-CPU data, from the kernel's symbols.
@@ -48,8 +52,8 @@ pub struct Kernel<'a> {
     pub version: &'a str,
     /// `/sys/kernel/btf/vmlinux`.
     pub vmlinux: &'a Btf<'a>,
-    /// `/sys/kernel/btf/MODULE` of `x_tables`, `ip_tables`, `ip6_tables`, `arp_tables`, `nf_conntrack`, those that
-    /// are there.
+    /// `/sys/kernel/btf/MODULE` of `x_tables`, `ip_tables`, `ip6_tables`, `arp_tables`, `nf_conntrack`, `nf_tables`,
+    /// those that are there.
     pub modules: &'a [Btf<'a>],
 }
 
@@ -76,6 +80,12 @@ pub struct Symbols {
     pub arpt_do_table: bool,
     /// `xt_copy_counters` exists.
     pub copy_counters: bool,
+    /// `nft_do_chain` exists: nf_tables is there.
+    pub nft_do_chain: bool,
+    /// `__nft_trace_packet` exists.
+    pub nft_trace_packet: bool,
+    /// `nf_tables_commit` exists.
+    pub nf_tables_commit: bool,
 }
 
 /// Something that this kernel does not tell.
@@ -117,6 +127,16 @@ pub enum Reason {
     /// Module BTF is missing, and so is a row for this kernel.
     #[error("no BTF has a prototype of ipt_do_table, and {release} ({version}) is not known without it")]
     UnknownKernel {
+        /// `uname -r`
+        release: String,
+        /// `uname -v`
+        version: String,
+    },
+    /// The same for nftables.
+    #[error(
+        "no BTF has a prototype of __nft_trace_packet, and {release} ({version}) is not known without it"
+    )]
+    UnknownNftables {
         /// `uname -r`
         release: String,
         /// `uname -v`
@@ -203,13 +223,13 @@ pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresol
         missing.push(Reason::NotLoaded);
     }
 
-    let definitions = kernel.definitions();
+    let definitions = kernel.definitions(FIELDS);
     let mut offsets = [ABSENT; FIELDS.len()];
     let mut state_hook_bytes = 0;
     for (field, offset) in FIELDS.iter().zip(&mut offsets) {
         match definitions
             .get(field.structure)
-            .map_or(Err(Reason::no_structure(field)), |all| place(all, field))
+            .map_or(Err(Reason::no_structure(field)), |all| place(all, field, widths(field)))
         {
             Ok(place) => {
                 *offset = place.offset;
@@ -237,7 +257,8 @@ pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresol
     match (order, counters) {
         (Some(argument_order), Some(counters)) if missing.is_empty() => {
             let offsets = zerocopy::transmute!(offsets);
-            Ok(Layout { offsets, argument_order, state_hook_bytes, counters, absent })
+            let nft = nft::resolve(kernel);
+            Ok(Layout { offsets, argument_order, state_hook_bytes, counters, absent, nft })
         }
         _ => Err(Unresolved(missing)),
     }
@@ -290,7 +311,7 @@ fn optional(field: &Field) -> bool {
     field.name == "skb_nfct" || matches!(field.structure, "nf_conn" | "sock" | "socket" | "file" | "cred")
 }
 
-/// How many bytes a field may have. Pointers and kernel `long`s are the rest.
+/// How many bytes a field may have; none for any number. Pointers and kernel `long`s are the rest.
 fn widths(field: &Field) -> &'static [u32] {
     match field.name {
         "state_hook" => &[1, 4],
@@ -316,9 +337,9 @@ impl<'a> Kernel<'a> {
         std::iter::once(self.vmlinux).chain(self.modules)
     }
 
-    /// All structures of [`FIELDS`] that are described, those of vmlinux before those of modules.
-    fn definitions(&self) -> BTreeMap<&'static str, Definitions<'a>> {
-        let structures = FIELDS.chunk_by(|field, next| field.structure == next.structure);
+    /// All structures of these fields that are described, those of vmlinux before those of modules.
+    fn definitions(&self, fields: &'static [Field]) -> BTreeMap<&'static str, Definitions<'a>> {
+        let structures = fields.chunk_by(|field, next| field.structure == next.structure);
         let named = structures.filter_map(|fields| {
             let structure = fields.first()?.structure;
             let of = |btf: &'a Btf<'a>| -> Definitions<'a> {
@@ -339,7 +360,14 @@ struct Place {
 }
 
 /// The one place of a field in all definitions of its structure that have it.
-fn place(definitions: &Definitions<'_>, field: &Field) -> Result<Place, Reason> {
+fn place(definitions: &Definitions<'_>, field: &Field, widths: &'static [u32]) -> Result<Place, Reason> {
+    let member = member(definitions, field)?;
+    let cause = |cause| Reason::Field { structure: field.structure, path: field.path, cause };
+    in_bytes(&member, widths).map_err(cause)
+}
+
+/// A field as all definitions of its structure that have it describe it.
+fn member(definitions: &Definitions<'_>, field: &Field) -> Result<Member, Reason> {
     let cause = |cause| Reason::Field { structure: field.structure, path: field.path, cause };
     let mut members = Vec::new();
     let mut error = None;
@@ -353,7 +381,7 @@ fn place(definitions: &Definitions<'_>, field: &Field) -> Result<Place, Reason> 
         pair[0].offset_bits == pair[1].offset_bits && pair[0].size_bits == pair[1].size_bits
     };
     match (members.first(), error) {
-        (Some(member), _) if members.windows(2).all(same) => in_bytes(member, widths(field)).map_err(cause),
+        (Some(member), _) if members.windows(2).all(same) => Ok(*member),
         (Some(_), _) => Err(cause(Cause::Ambiguous)),
         (None, Some(error)) => Err(cause(error.into())),
         (None, None) => Err(Reason::no_structure(field)),
@@ -364,7 +392,7 @@ fn in_bytes(member: &Member, expected: &'static [u32]) -> Result<Place, Cause> {
     let (Some(offset), Some(bytes)) = (member.offset_bytes(), member.size_bytes()) else {
         return Err(Cause::BitField);
     };
-    match expected.contains(&bytes) {
+    match expected.contains(&bytes) || expected.is_empty() {
         true => Ok(Place { offset, bytes }),
         false => Err(Cause::Width { bytes, expected }),
     }
@@ -479,6 +507,9 @@ impl Symbols {
                 b"ip6t_do_table" => symbols.ip6t_do_table = true,
                 b"arpt_do_table" => symbols.arpt_do_table = true,
                 b"xt_copy_counters" => symbols.copy_counters = true,
+                b"nft_do_chain" => symbols.nft_do_chain = true,
+                b"__nft_trace_packet" => symbols.nft_trace_packet = true,
+                b"nf_tables_commit" => symbols.nf_tables_commit = true,
                 _ => {}
             }
         }
