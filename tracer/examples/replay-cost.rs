@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
 
 fn replay(form: Output, packets: u64, writer: Box<dyn Write>) -> anyhow::Result<()> {
     let sink = sink::choose(form, false, writer);
-    let mut interpreter = Interpreter::new(sink, None, 0, Box::new(|_, _, _| None));
+    let mut interpreter = Interpreter::new(sink, None, 0, Box::new(|_, _, _| None), Box::new(|_, _| None));
     for name in ["raw", "mangle", "filter"] {
         let none = [0; TABLE_SLOTS as usize];
         let reading = Reading { fetched: fetched(name), before: none, after: none, read_ns: 0 };

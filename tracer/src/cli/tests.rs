@@ -1,7 +1,7 @@
 //! Command lines and what they mean; the help as it is shown.
 
 use super::netns::Netns;
-use super::trace::{Backend, TraceConfig};
+use super::trace::{Backend, Mark, TraceConfig};
 use super::{Cli, Request, UsageError};
 use crate::cli::doctor::DoctorConfig;
 use crate::cli::rules::RulesConfig;
@@ -82,6 +82,7 @@ fn options() {
         "nftracer trace --backend ebpf --mark none --netns blue --count 1 --for 2m30s -o json -w FILE -v udp",
         TraceConfig {
             filter: "udp".to_owned(),
+            mark: Mark::None,
             backend: Backend::Ebpf,
             netns: Netns::Name("blue".to_owned()),
             count: NonZeroU64::new(1),

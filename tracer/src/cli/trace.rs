@@ -109,6 +109,16 @@ impl Backend {
     }
 }
 
+/// How packets are to be chosen for the kernel's own tracing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mark {
+    /// The best that works here.
+    #[default]
+    Auto,
+    /// The host stays as it is.
+    None,
+}
+
 /// What `nftracer trace` is asked to do.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TraceConfig {
@@ -116,6 +126,8 @@ pub struct TraceConfig {
     pub filter: String,
     /// Where steps are to come from.
     pub backend: Backend,
+    /// How packets are to be chosen for the kernel's own tracing.
+    pub mark: Mark,
     /// Which namespace.
     pub netns: Netns,
     /// Stop after this many packets.
@@ -132,8 +144,8 @@ pub struct TraceConfig {
 
 impl TraceArgs {
     pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
-        self.mark.check()?;
         Ok(TraceConfig {
+            mark: self.mark.checked()?,
             filter: self.filter.join(" ").trim().to_owned(),
             backend: self.backend.checked()?,
             netns: if self.all_netns { Netns::All } else { Netns::from_option(self.netns.as_deref())? },
@@ -158,10 +170,10 @@ impl BackendArg {
 }
 
 impl MarkArg {
-    /// The one backend of this version needs no mark, so `auto` is `none`.
-    fn check(self) -> Result<(), UsageError> {
+    fn checked(self) -> Result<Mark, UsageError> {
         match self {
-            Self::Auto | Self::None => Ok(()),
+            Self::Auto => Ok(Mark::Auto),
+            Self::None => Ok(Mark::None),
             Self::Nft => Err(UsageError::Reserved("--mark nft".to_owned())),
             Self::Rule => Err(UsageError::Reserved("--mark rule".to_owned())),
         }

@@ -9,11 +9,13 @@ pub mod decode;
 pub mod display;
 mod listing;
 mod locate;
+pub mod run;
 mod save;
 #[cfg(test)]
 mod tests;
 pub mod trace;
 pub mod traversal;
+pub mod versions;
 
 pub use assign::{Mismatch, attach_listing, attach_save};
 pub use locate::Located;

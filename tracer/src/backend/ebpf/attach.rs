@@ -16,6 +16,7 @@ use aya::programs::{KProbe, ProgramError};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use thiserror::Error;
+use tracer_common::nft::Witness;
 
 /// Why a probe could not be placed.
 #[derive(Debug, Error)]
@@ -99,16 +100,28 @@ pub struct Probes {
 
 impl Probes {
     /// Places all probes whose functions exist.
-    pub fn place(programs: &mut aya::Ebpf, symbols: &Symbols) -> Result<Self, Error> {
-        if !symbols.ipt_do_table && !symbols.ip6t_do_table {
+    ///
+    /// `witness` is a [`Witness`], or `None` when nftables is not to be traced.
+    pub fn place(programs: &mut aya::Ebpf, symbols: &Symbols, witness: Option<u32>) -> Result<Self, Error> {
+        if !symbols.has_legacy() && witness.is_none() {
             return Err(Error::NoTables);
         }
+        let ends = witness == Some(Witness::Return as u32);
         let mut without = Vec::new();
         let mut returns = if few_return_slots(symbols) { Some(Returns::prepare()?) } else { None };
         for probe in PROBES {
+            match probe.need {
+                Need::Nftables if witness.is_none() => continue,
+                Need::NftRules if witness.is_none() || ends => continue,
+                Need::NftEnds if !ends => continue,
+                Need::Always | Need::IfPresent if !symbols.has_legacy() => continue,
+                _ => {}
+            }
             match (exists(symbols, probe.symbol), probe.need) {
                 (true, _) => place(programs, probe, returns.as_mut())?,
-                (false, Need::Always) => return Err(Error::NoFunction(probe.symbol)),
+                (false, Need::Always | Need::Nftables | Need::NftRules | Need::NftEnds) => {
+                    return Err(Error::NoFunction(probe.symbol));
+                }
                 (false, Need::Family(family)) if probe.point == Point::Entry => {
                     without.push(format!("{family}: the kernel has no `{}` yet", probe.symbol));
                 }
@@ -136,6 +149,9 @@ fn exists(symbols: &Symbols, symbol: &str) -> bool {
         "arpt_do_table" => symbols.arpt_do_table,
         "xt_copy_counters" => symbols.copy_counters,
         "xt_replace_table" => symbols.replace_table,
+        "nft_do_chain" => symbols.nft_do_chain,
+        "__nft_trace_packet" => symbols.nft_trace_packet,
+        "nf_tables_commit" => symbols.nf_tables_commit,
         _ => false,
     }
 }

@@ -5,6 +5,7 @@ pub mod attach;
 mod debug;
 pub mod decode;
 pub mod kernel;
+pub mod key;
 pub mod offsets;
 pub mod probes;
 
@@ -13,6 +14,7 @@ use crate::trace_line::LogStyle;
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::{EbpfLoader, Pod};
 use decode::Record;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
@@ -20,6 +22,7 @@ use thiserror::Error;
 use tracer_common::config::Config;
 use tracer_common::counter::Counter;
 use tracer_common::legacy::TABLE_SLOTS;
+use tracer_common::nft::{COMMIT_SLOTS, Commits, NftConfig, Witness};
 
 #[cfg(bpf_object)]
 const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NFTRACER_BPF_OBJECT"));
@@ -55,6 +58,9 @@ pub enum Error {
         /// Why.
         source: aya::maps::MapError,
     },
+    /// The table that makes the kernel tell of nftables' verdicts could not be made.
+    #[error("cannot make the table that makes the kernel tell of nftables' verdicts: {0}")]
+    Key(#[source] crate::sys::netlink::Error),
     /// A program was refused or a probe could not be placed.
     #[error(transparent)]
     Attach(#[from] attach::Error),
@@ -69,6 +75,7 @@ impl Error {
             Self::Attach(error) => error.unusable(),
             Self::Load(error) => not_permitted(error),
             Self::Map { source, .. } => not_permitted(source),
+            Self::Key(error) => not_permitted(error),
             #[cfg(feature = "debug-log")]
             Self::Messages(_) => false,
         }
@@ -80,7 +87,9 @@ impl Error {
             Self::NoObject => None,
             Self::Kernel(error) => error.remedy(),
             Self::Attach(error) => error.remedy(),
-            Self::Load(_) | Self::Map { .. } => not_permitted(self).then(|| PRIVILEGES.to_owned()),
+            Self::Load(_) | Self::Map { .. } | Self::Key(_) => {
+                not_permitted(self).then(|| PRIVILEGES.to_owned())
+            }
             #[cfg(feature = "debug-log")]
             Self::Messages(_) => None,
         }
@@ -100,6 +109,17 @@ fn not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(system_code(error), Some(libc::EPERM | libc::EACCES))
 }
 
+/// How nftables is traced.
+#[derive(Clone, Copy, Debug)]
+pub enum Nftables<'a> {
+    /// Not at all: nothing of it is there.
+    Absent,
+    /// Rule by rule, with a table in this namespace that makes the kernel tell of verdicts.
+    Rules(&'a File),
+    /// Only which base chains a packet met and how they ended; nothing is changed.
+    Ends,
+}
+
 /// How to trace.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
@@ -111,6 +131,8 @@ pub struct Options<'a> {
     pub ring_bytes: u32,
     /// Largest table to be followed, in entries.
     pub table_entries: u32,
+    /// How nftables is traced.
+    pub nftables: Nftables<'a>,
 }
 
 /// Placed probes. Dropping it takes them away.
@@ -118,11 +140,16 @@ pub struct Ebpf {
     ring: RingBuf<MapData>,
     counters: PerCpuArray<MapData, u64>,
     replace_counts: Rc<ReplaceCounts>,
-    probes: attach::Probes,
+    commits: Rc<CommitCounts>,
+    _probes: attach::Probes,
+    footprint: Option<String>,
+    without: Vec<String>,
+    traces_nftables: bool,
     log_style: LogStyle,
     #[cfg(feature = "debug-log")]
     messages: debug::Messages,
     _programs: aya::Ebpf,
+    _key: Option<key::Key>,
 }
 
 #[repr(transparent)]
@@ -131,6 +158,18 @@ struct PodConfig(Config);
 #[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
 // SAFETY: `Config` derives zerocopy's `IntoBytes` and `FromBytes`: no padding, and any bytes are a value.
 unsafe impl Pod for PodConfig {}
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodNftConfig(NftConfig);
+#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
+// SAFETY: as for `PodConfig`.
+unsafe impl Pod for PodNftConfig {}
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodCommits(Commits);
+#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
+// SAFETY: as for `PodConfig`.
+unsafe impl Pod for PodCommits {}
 
 /// Records in one counter snapshot page.
 const PAGE_ENTRIES: u32 = tracer_common::legacy::RULES_PER_BLOCK;
@@ -147,7 +186,10 @@ impl Ebpf {
         let snapshot_pages = 2 * options.table_entries.div_ceil(PAGE_ENTRIES).next_power_of_two() + 16;
         let config = PodConfig(Config {
             per_cpu_offset: layout.counters.per_cpu_offset,
-            recseq: layout.counters.recseq.ok_or(Error::Kernel(kernel::Error::NoSequence))?,
+            recseq: match layout.counters.recseq {
+                None if kernel.symbols.has_legacy() => return Err(kernel::Error::NoSequence.into()),
+                recseq => recseq.unwrap_or(0),
+            },
             argument_order: layout.argument_order as u32,
             state_hook_bytes: layout.state_hook_bytes,
             netns: options.netns.unwrap_or(0),
@@ -158,10 +200,14 @@ impl Ebpf {
             reserved_after_offsets: [0; Config::OFFSETS_PADDING],
             filter: options.filter.program,
         });
+        let mut without = Vec::new();
+        let nft = nft_config(&kernel, &options.nftables, &mut without);
+        let nft_config = PodNftConfig(nft.unwrap_or(NftConfig::UNRESOLVED));
         let mut programs = EbpfLoader::new()
             // The programs carry no relocations against the kernel's types: no need to read them all once more.
             .btf(None)
             .override_global("CONFIG", &config, true)
+            .override_global("NFT", &nft_config, true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .load(OBJECT)?;
@@ -170,12 +216,28 @@ impl Ebpf {
         let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
         #[cfg(feature = "debug-log")]
         let messages = debug::Messages::of(&mut programs)?;
-        let probes = attach::Probes::place(&mut programs, &kernel.symbols)?;
+        let commits = Rc::new(CommitCounts(take(&mut programs, "COMMITS", Array::try_from)?));
+        // Before the probes: a run that began without it would have no end.
+        let key = match options.nftables {
+            Nftables::Rules(namespace) if nft.is_some() => {
+                Some(key::Key::turn(namespace).map_err(Error::Key)?)
+            }
+            _ => None,
+        };
+        let probes = attach::Probes::place(&mut programs, &kernel.symbols, nft.map(|nft| nft.witness))?;
+        without.extend(probes.without().iter().cloned());
+        let visible = [probes.footprint().map(str::to_owned), key.as_ref().map(key::Key::footprint)];
+        let visible: Vec<String> = visible.into_iter().flatten().collect();
         Ok(Self {
+            footprint: (!visible.is_empty()).then(|| visible.join(", ")),
+            without,
+            traces_nftables: nft.is_some(),
+            commits,
+            _key: key,
             ring,
             counters,
             replace_counts,
-            probes,
+            _probes: probes,
             log_style: kernel.log_style,
             #[cfg(feature = "debug-log")]
             messages,
@@ -190,12 +252,22 @@ impl Ebpf {
 
     /// What the probes leave visible on the host while they are there; `None` for nothing.
     pub fn footprint(&self) -> Option<&str> {
-        self.probes.footprint()
+        self.footprint.as_deref()
     }
 
     /// Families that cannot be traced, with the reason.
     pub fn without(&self) -> &[String] {
-        self.probes.without()
+        &self.without
+    }
+
+    /// Whether nftables is traced.
+    pub fn traces_nftables(&self) -> bool {
+        self.traces_nftables
+    }
+
+    /// How often rules of nftables have been committed; stays readable while records are being drained.
+    pub fn commits(&self) -> Rc<CommitCounts> {
+        Rc::clone(&self.commits)
     }
 
     /// Gives waiting records to `receive`, at most `limit` of them: the kernel may fill the ring as fast as it is
@@ -242,6 +314,42 @@ impl ReplaceCounts {
             *count = self.0.get(&slot, 0).unwrap_or(0);
         }
         counts
+    }
+}
+
+/// How often rules of nftables have been committed since the probes were placed.
+pub struct CommitCounts(Array<MapData, PodCommits>);
+
+impl CommitCounts {
+    /// The counters of all slots as they are now.
+    pub fn now(&self) -> [Commits; COMMIT_SLOTS as usize] {
+        let mut commits = [Commits::default(); COMMIT_SLOTS as usize];
+        for (slot, commits) in (0..).zip(&mut commits) {
+            // The map has exactly these slots, and reading an array element does not fail.
+            *commits = self.0.get(&slot, 0).map_or(Commits::default(), |PodCommits(commits)| commits);
+        }
+        commits
+    }
+}
+
+/// What the programs are told of nftables; `None` when it is not traced. Why not, where it should be, is added.
+fn nft_config(
+    kernel: &kernel::Kernel,
+    nftables: &Nftables<'_>,
+    without: &mut Vec<String>,
+) -> Option<NftConfig> {
+    if matches!(nftables, Nftables::Absent) || !kernel.symbols.nft_do_chain {
+        return None;
+    }
+    match &kernel.layout.nft {
+        Ok(config) if matches!(nftables, Nftables::Ends) => {
+            Some(NftConfig { witness: Witness::Return as u32, ..*config })
+        }
+        Ok(config) => Some(*config),
+        Err(unresolved) => {
+            without.push(format!("nftables: {unresolved}"));
+            None
+        }
     }
 }
 

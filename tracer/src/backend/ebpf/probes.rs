@@ -31,6 +31,12 @@ pub enum Need {
     Always,
     /// Tracing a family; the text names it.
     Family(&'static str),
+    /// Tracing nftables.
+    Nftables,
+    /// Tracing its rules.
+    NftRules,
+    /// Tracing its base chains without their rules.
+    NftEnds,
     /// Accounting for what else moves the shared sequence count; only needed where the function exists.
     IfPresent,
 }
@@ -50,4 +56,9 @@ pub const PROBES: &[Probe] = &[
     Probe { program: "leave", symbol: "ipt_do_table", point: Point::Return, need: Need::Family("ip") },
     Probe { program: "ip_enter", symbol: "ip6t_do_table", point: Point::Entry, need: Need::Family("ip6") },
     Probe { program: "ip_enter", symbol: "ipt_do_table", point: Point::Entry, need: Need::Family("ip") },
+    Probe { program: "commit_leave", symbol: "nf_tables_commit", point: Point::Return, need: Need::Nftables },
+    Probe { program: "commit_enter", symbol: "nf_tables_commit", point: Point::Entry, need: Need::Nftables },
+    Probe { program: "nft_leave", symbol: "nft_do_chain", point: Point::Return, need: Need::NftEnds },
+    Probe { program: "nft_traced", symbol: "__nft_trace_packet", point: Point::Entry, need: Need::NftRules },
+    Probe { program: "nft_enter", symbol: "nft_do_chain", point: Point::Entry, need: Need::Nftables },
 ];

@@ -1,16 +1,19 @@
 //! A trace under way: the ring, the namespaces and the interpreter between them.
 
 use super::interpreter::{Interpreter, Reading};
-use crate::backend::ebpf::{Ebpf, ReplaceCounts};
+use super::runs::NftReading;
+use crate::backend::ebpf::{CommitCounts, Ebpf, ReplaceCounts};
 use crate::error::Failure;
 use crate::fetch;
-use crate::netfilter::Family;
+use crate::netfilter::{Family, TableFamily};
+use crate::nftables::Table;
 use crate::sink::{Sink, Start};
 use crate::sys::{clock, netns};
 use crate::text;
 use anyhow::Context as _;
 use std::fs::File;
 use std::num::NonZeroU64;
+use std::rc::Rc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracer_common::counter::Counter;
@@ -66,6 +69,30 @@ impl Namespaces {
 }
 
 impl Namespaces {
+    /// Whether any of them has base chains of nftables that see IP packets.
+    pub(super) fn have_base_chains(&self) -> bool {
+        let mut found = false;
+        self.each(|_, file| {
+            let ruleset =
+                fetch::nft::Nftables::open(file).ok().flatten().and_then(|mut nft| nft.structure().ok());
+            found |= ruleset.is_some_and(|ruleset| ruleset.tables.iter().any(sees_packets));
+        });
+        found
+    }
+
+    /// The namespace that was asked for, or this process's own.
+    pub(super) fn home(&self) -> Result<File, netns::Error> {
+        match &self.only {
+            Some((_, file)) => Ok(file.try_clone().unwrap_or(netns::current()?)),
+            None => netns::current(),
+        }
+    }
+
+    /// Reads the rules of nftables again, with their texts if that is wanted.
+    fn read_nftables(&self, inode: u32, texts: bool, commits: &CommitCounts) -> Option<NftReading> {
+        self.with(inode, |file| read_nftables(file, texts, commits))?
+    }
+
     /// Reads a table again, if its namespace can be found.
     fn read(&self, inode: u32, family: Family, name: &str, counts: &ReplaceCounts) -> Option<Reading> {
         self.with(inode, |file| {
@@ -74,6 +101,19 @@ impl Namespaces {
             Some(Reading { fetched, before, after: counts.now(), read_ns: clock::monotonic_ns() })
         })?
     }
+}
+
+fn sees_packets(table: &Table) -> bool {
+    let family = matches!(table.family, TableFamily::Ip | TableFamily::Ip6 | TableFamily::Inet);
+    family && table.chains.iter().any(|chain| chain.base.is_some())
+}
+
+/// Reads the rules of nftables in a namespace; `None` when there is no nftables.
+fn read_nftables(namespace: &File, texts: bool, commits: &CommitCounts) -> Option<NftReading> {
+    let mut nftables = fetch::nft::Nftables::open(namespace).ok().flatten()?;
+    let before = commits.now();
+    let ruleset = if texts { nftables.fetch().ok()?.ruleset } else { nftables.structure().ok()? };
+    Some(NftReading { ruleset, before, after: commits.now() })
 }
 
 /// Opens a namespace, unless something else is behind its path by now.
@@ -121,11 +161,25 @@ impl Live {
             let reading = |fetched| (inode, Reading { fetched, before, after, read_ns });
             found.extend(tables.into_iter().map(reading));
         });
+        let commits = ebpf.commits();
+        let mut rules = Vec::new();
+        if ebpf.traces_nftables() {
+            namespaces.each(|inode, file| {
+                rules.extend(read_nftables(file, true, &commits).map(|reading| (inode, reading)));
+            });
+        }
         for reason in ebpf.without() {
             eprintln!("nftracer: not traced: {}", text::escape(reason));
         }
-        let read_again = move |inode, family, name: &str| namespaces.read(inode, family, name, &counts);
-        let mut interpreter = Interpreter::new(sink, limit, clock::epoch_ns(), Box::new(read_again));
+        let namespaces = Rc::new(namespaces);
+        let again = Rc::clone(&namespaces);
+        let read_again = move |inode, family, name: &str| again.read(inode, family, name, &counts);
+        let read_nftables = move |inode, texts| namespaces.read_nftables(inode, texts, &commits);
+        let (read_again, read_nftables) = (Box::new(read_again), Box::new(read_nftables));
+        let mut interpreter = Interpreter::new(sink, limit, clock::epoch_ns(), read_again, read_nftables);
+        for (inode, reading) in rules {
+            interpreter.fetched_nftables(inode, reading);
+        }
         for (inode, reading) in found {
             complain(&reading.fetched);
             interpreter.fetched(inode, reading);

@@ -3,9 +3,11 @@
 #[doc(hidden)]
 pub mod interpreter;
 mod live;
+#[doc(hidden)]
+pub mod runs;
 
 use crate::backend::ebpf::{self, Ebpf};
-use crate::cli::trace::TraceConfig;
+use crate::cli::trace::{Mark, TraceConfig};
 use crate::error::Failure;
 use crate::filter;
 use crate::sink::Start;
@@ -33,7 +35,14 @@ pub fn run(config: TraceConfig) -> Result<(), Failure> {
     let namespaces = live::Namespaces::new(namespace, netns);
     // Read once for its size, which the kernel programs must know before they are loaded.
     let largest = namespaces.largest_table();
+    let home = namespaces.home().map_err(Failure::running)?;
+    let nftables = match config.mark {
+        _ if !namespaces.have_base_chains() => ebpf::Nftables::Absent,
+        Mark::Auto => ebpf::Nftables::Rules(&home),
+        Mark::None => ebpf::Nftables::Ends,
+    };
     let options = ebpf::Options {
+        nftables,
         filter: &filter,
         netns,
         ring_bytes: ring_bytes(),

@@ -293,6 +293,7 @@ fn what_was_missed_may_have_been_its_end() {
             let (mut traversal, verdict) = traversal(place, OLD, at);
             (traversal.packet, traversal.skb) = (packet, packet * 0x100);
             let part = part(Some(verdict));
+            tracker.notice(&traversal);
             tracker.add(&visit(&traversal), part, &stands("mangle"), &mut |path| paths.push(path));
             tracker.expire(at, &mut |path| paths.push(path));
         }

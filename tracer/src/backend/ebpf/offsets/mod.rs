@@ -218,8 +218,10 @@ impl fmt::Display for Unresolved {
 pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresolved> {
     let mut missing = Vec::new();
     let mut absent = Vec::new();
-    let loaded = symbols.ipt_do_table || symbols.ip6t_do_table || symbols.arpt_do_table;
-    if !loaded {
+    let nft = nft::resolve(kernel);
+    let loaded = symbols.has_legacy() || symbols.arpt_do_table;
+    let only_nftables = !loaded && symbols.nft_do_chain && nft.is_ok();
+    if !loaded && !only_nftables {
         missing.push(Reason::NotLoaded);
     }
 
@@ -247,6 +249,8 @@ pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresol
 
     let order = match argument_order(kernel) {
         Ok(None) if loaded => known_order(kernel).map_err(|reason| missing.push(reason)).ok(),
+        // Nothing asks for it.
+        Ok(None) if only_nftables => Some(ArgumentOrder::TableSkbState),
         Ok(order) => order,
         Err(reason) => {
             missing.push(reason);
@@ -257,7 +261,6 @@ pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresol
     match (order, counters) {
         (Some(argument_order), Some(counters)) if missing.is_empty() => {
             let offsets = zerocopy::transmute!(offsets);
-            let nft = nft::resolve(kernel);
             Ok(Layout { offsets, argument_order, state_hook_bytes, counters, absent, nft })
         }
         _ => Err(Unresolved(missing)),
@@ -492,6 +495,11 @@ impl Fact {
 }
 
 impl Symbols {
+    /// Whether there are legacy tables of IPv4 or IPv6.
+    pub fn has_legacy(&self) -> bool {
+        self.ipt_do_table || self.ip6t_do_table
+    }
+
     /// Reads `/proc/kallsyms`, of which a line is `ffffffff81000000 T _text`, for modules followed by their name.
     pub fn parse(kallsyms: &[u8]) -> Self {
         let mut symbols = Self { hidden: true, ..Self::default() };
