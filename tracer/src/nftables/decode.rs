@@ -5,6 +5,7 @@ use super::{Base, Chain, Flowtable, Index, Rule, RuleVerdict, Ruleset, Set, Tabl
 use crate::netfilter::{Hook, TableFamily, Verdict};
 use crate::netlink::{Attribute, Netfilter, find};
 use crate::text;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 
@@ -138,6 +139,9 @@ pub struct Parts {
     names: HashSet<Arc<str>>,
 }
 
+/// Expressions whose parameters change as packets come.
+const COUNTS: [&str; 3] = ["counter", "quota", "last"];
+
 impl Parts {
     /// Adds what a message holds. Families and objects that this program does not know are passed over.
     pub fn add(&mut self, message: &Netfilter<'_>) {
@@ -190,15 +194,22 @@ impl Parts {
     fn rule(&mut self, body: &[u8]) -> Rule {
         let (mut names, mut verdict_of_rule) = (Vec::new(), None);
         let expressions = find(body, nfta::RULE_EXPRESSIONS);
+        let mut content = DefaultHasher::new();
         for element in expressions.iter().flat_map(Attribute::nested) {
             let name = self.name(element.value, nfta::EXPR_NAME).unwrap_or_default();
+            name.hash(&mut content);
+            if !COUNTS.contains(&&*name) {
+                element.value.hash(&mut content);
+            }
             if &*name == "immediate" {
                 verdict_of_rule = immediate(element.value).or(verdict_of_rule);
             }
             names.push(name);
         }
         let userdata = find(body, nfta::RULE_USERDATA).map_or(&[][..], |userdata| userdata.value);
+        userdata.hash(&mut content);
         Rule {
+            content: content.finish(),
             handle: be64(body, nfta::RULE_HANDLE),
             comment: comment(userdata),
             policy: userdata_of(userdata, UDATA_EBTABLES_POLICY).is_some(),

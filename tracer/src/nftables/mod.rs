@@ -104,8 +104,10 @@ pub struct Base {
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Unique in its table, and not used again as long as the table is there. A rule never changes under its handle.
+    /// Unique in its table, and not used again as long as the table is there. `nft replace` keeps it.
     pub handle: u64,
+    /// A hash of all that it says, without what it has counted.
+    pub content: u64,
     /// What its owner says about it.
     pub comment: Option<String>,
     /// What ebtables-nft shows as the policy of a user's chain, which is its last rule.

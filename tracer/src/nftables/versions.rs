@@ -89,8 +89,7 @@ pub fn lacks_text(ruleset: &Ruleset) -> bool {
     rules.any(|rule| rule.text.is_none())
 }
 
-/// Rules never change under their handle: they keep the text they had, unless a chain that it may name has another
-/// name now.
+/// Rules that say the same as before keep the text they had, unless a chain that it may name has another name now.
 fn inherit(ruleset: &mut Ruleset, before: &Ruleset) {
     let earlier: HashMap<u64, &Table> = before.tables.iter().map(|table| (table.handle, table)).collect();
     for table in &mut ruleset.tables {
@@ -107,7 +106,9 @@ fn inherit(ruleset: &mut Ruleset, before: &Ruleset) {
         for rule in
             table.chains.iter_mut().flat_map(|chain| &mut chain.rules).filter(|rule| rule.text.is_none())
         {
-            if let Some((_, _, known)) = earlier.rule(rule.handle) {
+            if let Some((_, _, known)) = earlier.rule(rule.handle)
+                && known.content == rule.content
+            {
                 rule.text = known.text.clone();
                 rule.nft = known.nft.clone();
             }

@@ -12,7 +12,7 @@ use tracer_common::nft::{Event, Run, what};
 /// Rules that change are read again at most this often.
 const READ_AGAIN: Duration = Duration::from_millis(20);
 /// The programs that print rules are run at most this often.
-const PRINT_AGAIN: Duration = Duration::from_secs(2);
+const PRINT_AGAIN: Duration = Duration::from_millis(250);
 /// How long a run may be silent before it is given up.
 const SILENT_NS: u64 = 250_000_000;
 
