@@ -3,6 +3,7 @@
 mod bad_input;
 mod footprint;
 mod lines;
+mod nft_oracle;
 mod oracle;
 mod session;
 mod usage;
@@ -55,8 +56,15 @@ pub(crate) struct Test {
 }
 
 /// The first needs a guest that has loaded no module yet.
-const TESTS: &[&[Test]] =
-    &[bad_input::FIRST, oracle::TESTS, lines::TESTS, footprint::TESTS, usage::TESTS, bad_input::TESTS];
+const TESTS: &[&[Test]] = &[
+    bad_input::FIRST,
+    oracle::TESTS,
+    nft_oracle::TESTS,
+    lines::TESTS,
+    footprint::TESTS,
+    usage::TESTS,
+    bad_input::TESTS,
+];
 
 fn main() -> ExitCode {
     // A child of one of the tests: sends a datagram as whoever it is.

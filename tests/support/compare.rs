@@ -15,6 +15,8 @@ use crate::tracer::{Certainty, Step, Trace};
 
 /// The rules that switch TRACE on. The kernel prints them only for packets that are traced already.
 pub const TRACE_RULES: [&str; 2] = ["raw:PREROUTING:rule:1", "raw:OUTPUT:rule:1"];
+/// The table that does the same for nftables.
+const MARKER: &str = "marker:";
 
 /// One packet's way through one table at one hook.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -198,7 +200,7 @@ fn is_ours(packet: &Identity, step: &str) -> bool {
         IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_multicast(),
     };
-    !multicast && !TRACE_RULES.contains(&step)
+    !multicast && !TRACE_RULES.contains(&step) && !step.starts_with(MARKER)
 }
 
 fn traversal(netns: u64, hook: u8, step: &str, packet: &Identity, detailed: bool) -> Traversal {

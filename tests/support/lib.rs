@@ -17,6 +17,8 @@ pub mod kmsg;
 pub mod lab;
 pub mod netns;
 pub mod nflog;
+pub mod nft_rules;
+pub mod nftrace;
 pub mod packet;
 pub mod random;
 pub mod ruleset;

@@ -3,6 +3,7 @@
 //! Packets have to be marked, see [`MARKER`].
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,7 +48,7 @@ pub struct Listener {
 impl Listener {
     /// Begins to listen. The rules that packets will meet have to be there.
     pub fn start(netns: &Netns) -> Result<Self> {
-        let namespace = netns.open()?;
+        let namespace = File::open(format!("/run/netns/{}", netns.name()))?;
         let socket = Socket::open(Some(&namespace), NETFILTER)?;
         socket.set_receive_buffer(RECEIVE_BUFFER_BYTES)?;
         socket.join_group(GROUP)?;

@@ -287,6 +287,13 @@ fn parse(line: &str) -> serde_json::Result<Row<'_>> {
 }
 
 impl Trace {
+    /// Leaves only steps of those tables that are wanted.
+    pub fn keep(&mut self, wanted: impl Fn(&str) -> bool) {
+        let wanted = |step: &String| wanted(step.split(':').next().unwrap_or_default());
+        self.steps.retain(|step| wanted(&step.step));
+        self.packets.values_mut().for_each(|packet| packet.path.retain(&wanted));
+    }
+
     /// Puts what came later behind.
     pub fn append(&mut self, mut later: Self) {
         self.steps.append(&mut later.steps);

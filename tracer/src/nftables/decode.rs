@@ -5,8 +5,8 @@ use super::{Base, Chain, Flowtable, Index, Rule, RuleVerdict, Ruleset, Set, Tabl
 use crate::netfilter::{Hook, TableFamily, Verdict};
 use crate::netlink::{Attribute, Netfilter, find};
 use crate::text;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, OnceLock};
 
 /// `NFNL_SUBSYS_NFTABLES`

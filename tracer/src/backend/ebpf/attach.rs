@@ -123,7 +123,8 @@ impl Probes {
                     return Err(Error::NoFunction(probe.symbol));
                 }
                 (false, Need::Family(family)) if probe.point == Point::Entry => {
-                    without.push(format!("legacy tables of {family}: the kernel has no `{}` yet", probe.symbol));
+                    without
+                        .push(format!("legacy tables of {family}: the kernel has no `{}` yet", probe.symbol));
                 }
                 (false, _) => {}
             }

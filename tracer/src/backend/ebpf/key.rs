@@ -20,52 +20,80 @@ const OWNED: u32 = 2;
 const REGISTER: u32 = 1;
 const CHAIN: &str = "key";
 
-/// The table. The kernel removes it when this is dropped, and when the process ends in whatever way.
+/// The table. Where it is owned, the kernel removes it when this is dropped, and when the process ends in whatever way.
 #[derive(Debug)]
 pub struct Key {
     name: String,
-    _socket: Socket,
+    owned: bool,
+    socket: Socket,
 }
 
 impl Key {
     /// Makes it in a namespace. Its effect is on all of them.
     pub fn turn(namespace: &File) -> Result<Self, Error> {
         let name = format!("nftracer_{}", std::process::id());
-        let mut socket = Socket::open(Some(namespace), NETFILTER)?;
-        let mut builder = frame(Builder::new(), libc::NFNL_MSG_BATCH_BEGIN, socket.next_sequence());
+        let socket = Socket::open(Some(namespace), NETFILTER)?;
+        let mut key = Self { name, owned: true, socket };
+        match key.make() {
+            // Kernels that know no owners make one that stays until it is removed.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                key.owned = false;
+                key.make()?;
+            }
+            made => made?,
+        }
+        Ok(key)
+    }
+
+    fn make(&mut self) -> Result<(), Error> {
+        let (name, owned) = (self.name.clone(), self.owned);
+        self.batch(&[
+            // `NFTA_TABLE_NAME`, `NFTA_TABLE_FLAGS`
+            (libc::NFT_MSG_NEWTABLE, libc::NLM_F_EXCL, &|body| {
+                body.text(1, &name);
+                if owned {
+                    number(body, 2, OWNED);
+                }
+            }),
+            // `NFTA_CHAIN_TABLE`, `NFTA_CHAIN_NAME`
+            (libc::NFT_MSG_NEWCHAIN, 0, &|body| {
+                body.text(1, &name).text(3, CHAIN);
+            }),
+            // `NFTA_RULE_TABLE`, `NFTA_RULE_CHAIN`, `NFTA_RULE_EXPRESSIONS`
+            (libc::NFT_MSG_NEWRULE, libc::NLM_F_APPEND, &|body| {
+                body.text(1, &name).text(2, CHAIN).nested(4, trace);
+            }),
+        ])
+    }
+
+    fn batch(&mut self, messages: &[(i32, i32, &dyn Fn(&mut Body<'_>))]) -> Result<(), Error> {
+        let mut builder = frame(Builder::new(), libc::NFNL_MSG_BATCH_BEGIN, self.socket.next_sequence());
         let mut replies = Vec::new();
-        let mut add = |message: i32, flags: i32, fill: &dyn Fn(&mut Body<'_>)| {
-            let sequence = socket.next_sequence();
+        for (message, flags, fill) in messages {
+            let sequence = self.socket.next_sequence();
             replies.push(sequence);
-            let flags = MAKE | flags as u16;
-            builder = std::mem::take(&mut builder).netfilter(
-                (SUBSYSTEM, message as u8),
-                flags,
-                sequence,
-                (INET, 0),
-                fill,
-            );
-        };
-        // `NFTA_TABLE_NAME`, `NFTA_TABLE_FLAGS`
-        add(libc::NFT_MSG_NEWTABLE, libc::NLM_F_EXCL, &|body| {
-            number(body.text(1, &name), 2, OWNED);
-        });
-        // `NFTA_CHAIN_TABLE`, `NFTA_CHAIN_NAME`
-        add(libc::NFT_MSG_NEWCHAIN, 0, &|body| {
-            body.text(1, &name).text(3, CHAIN);
-        });
-        // `NFTA_RULE_TABLE`, `NFTA_RULE_CHAIN`, `NFTA_RULE_EXPRESSIONS`
-        add(libc::NFT_MSG_NEWRULE, libc::NLM_F_APPEND, &|body| {
-            body.text(1, &name).text(2, CHAIN).nested(4, trace);
-        });
-        let builder = frame(builder, libc::NFNL_MSG_BATCH_END, socket.next_sequence());
-        let _ = socket.request(builder.as_bytes(), &replies, |_| ())?;
-        Ok(Self { name, _socket: socket })
+            let flags = MAKE | *flags as u16;
+            builder = builder.netfilter((SUBSYSTEM, *message as u8), flags, sequence, (INET, 0), fill);
+        }
+        let builder = frame(builder, libc::NFNL_MSG_BATCH_END, self.socket.next_sequence());
+        self.socket.request(builder.as_bytes(), &replies, |_| ()).map(drop)
     }
 
     /// What of it is visible on the host.
     pub fn footprint(&self) -> String {
-        format!("table inet {} of nftables without a hook (owned)", self.name)
+        let owned = if self.owned { " (owned)" } else { "" };
+        format!("table inet {} of nftables without a hook{owned}", self.name)
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        if !self.owned {
+            let name = self.name.clone();
+            let _ = self.batch(&[(libc::NFT_MSG_DELTABLE, 0, &|body| {
+                body.text(1, &name);
+            })]);
+        }
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Every jump and return is checked: a verdict that is missing shows as a rule that could not be next.
 
+#[cfg(test)]
+mod tests;
+
 use super::{Chain, Located, Rule, RuleVerdict, Ruleset, Table};
 use crate::netfilter::{StepKind, Verdict};
 use crate::path::Action;

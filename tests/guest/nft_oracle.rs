@@ -1,0 +1,177 @@
+//! nftracer against the kernel's own trace of nftables, packet by packet.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nftracer_tests::compare::{Verdict, compare, is_finished, is_settled};
+use nftracer_tests::lab::{Family, Lab, Spread, addresses};
+use nftracer_tests::nft_rules::{HANDWRITTEN, generate};
+use nftracer_tests::nftrace::{Listener, MARKER};
+use nftracer_tests::ruleset::TABLES;
+use nftracer_tests::tracer::{Trace, Tracer};
+use nftracer_tests::traffic::{OPEN, Planner, Senders, Server, Shot, connection};
+use nftracer_tests::wait;
+use rustix::process::Signal;
+
+use crate::{Options, Outcome, Test, check};
+
+pub(crate) const TESTS: &[Test] = &[
+    Test { name: "nft_oracle_handwritten", run: handwritten },
+    Test { name: "nft_oracle_generated", run: generated },
+];
+
+/// Packets of one family that share a ruleset.
+const SHOTS: usize = 40;
+/// Generated rulesets that one run of the tracer sees.
+const RULESETS_PER_RUN: usize = 20;
+const SETTLES_WITHIN: Duration = Duration::from_secs(180);
+/// Looks without a change: usually enough, and enough for what never comes.
+const SILENCE: [u32; 2] = [4, 60];
+
+struct Session {
+    lab: Lab,
+    senders: Senders,
+    tracer: Option<Tracer>,
+    _servers: Vec<Server>,
+}
+
+impl Session {
+    fn new() -> Result<Self> {
+        crate::load_modules();
+        let lab = Lab::build("nft", Spread::SameCpu)?;
+        for netns in lab.all() {
+            netns.clear_rules()?;
+        }
+        Ok(Self { senders: Senders::open(&lab)?, _servers: Server::everywhere(&lab)?, lab, tracer: None })
+    }
+
+    /// Replaces all rules of the router but those of a running tracer.
+    fn load(&self, text: &str) -> Result<()> {
+        let tables = self.lab.r.command("nft", &["list", "tables"], "")?;
+        let ours = tables.lines().filter(|line| !line.contains("nftracer_"));
+        let mut all: String = ours.map(|line| format!("delete {line}\n")).collect();
+        all += MARKER;
+        all += text;
+        self.lab.r.command("nft", &["-f", "-"], &all).with_context(|| format!("ruleset:\n{all}"))?;
+        Ok(())
+    }
+
+    fn trace(&mut self) -> Result<()> {
+        let name = self.lab.r.name().to_owned();
+        self.tracer = Some(Tracer::start(&["--netns", &name, "-o", "json"], &[])?);
+        Ok(())
+    }
+
+    fn fire(&self, shots: &[Shot]) {
+        shots.iter().for_each(|shot| self.senders.fire(shot));
+    }
+
+    /// Sends and compares.
+    fn judge(&self, send: impl FnOnce(&Self) -> Result<()>) -> Result<Verdict> {
+        let Some(tracer) = &self.tracer else { bail!("no tracer runs") };
+        wait::until_steady(SETTLES_WITHIN, 2, || tracer.seen());
+        tracer.take();
+        let listener = Listener::start(&self.lab.r)?;
+        send(self)?;
+        let (mut rows, mut trace) = (Vec::new(), Trace::default());
+        let mut silence = SILENCE[0];
+        wait::until(SETTLES_WITHIN, || {
+            let looks = std::mem::replace(&mut silence, SILENCE[1]);
+            wait::until_steady(SETTLES_WITHIN, looks, || (listener.waiting(), tracer.seen()));
+            rows.extend(listener.take());
+            trace.append(tracer.take());
+            // Legacy tables are there as well, and have an oracle of their own.
+            trace.keep(|table| TABLES.iter().all(|(legacy, _)| *legacy != table));
+            let silent = looks == SILENCE[1] && is_finished(&trace);
+            (silent || is_settled(&rows, &trace)).then_some(())
+        });
+        Ok(compare(&rows, &trace, listener.lost()))
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let ended = self.tracer.take().context("a tracer runs")?.stop(Signal::TERM)?;
+        check(ended.status.code() == Some(0), format!("ended with {}: {:?}", ended.status, ended.errors))?;
+        check(ended.trace.odd.is_empty(), format!("rows that cannot be read: {:#?}", ended.trace.odd))
+    }
+}
+
+fn handwritten(options: &Options) -> Result<Outcome> {
+    let mut session = Session::new()?;
+    let mut planner = Planner::new(options.seed, 0, 1);
+    let mut total = Verdict::default();
+    for ruleset in HANDWRITTEN {
+        session.load(ruleset.text)?;
+        session.trace()?;
+        let shots: Vec<Shot> = Family::ALL.iter().flat_map(|family| planner.shots(*family, SHOTS)).collect();
+        let mut verdict = session.judge(|session| {
+            session.fire(&shots);
+            Ok(())
+        })?;
+        verdict.add(session.judge(|session| {
+            for at in Family::ALL.map(addresses) {
+                for (to, port) in [(at.b, OPEN), (at.r, OPEN), (at.r_dnat, 80)] {
+                    connection(&session.lab.a, to, port)?;
+                }
+                connection(&session.lab.r, at.lo, OPEN)?;
+            }
+            Ok(())
+        })?);
+        session.end()?;
+        if options.verbose {
+            println!(
+                "  {}: {} {:?}, unseen such as {:?}",
+                ruleset.name, verdict.figures, verdict.reasons, verdict.unseen_example
+            );
+        }
+        examine(&verdict, ruleset.name, ruleset.text)?;
+        total.add(verdict);
+    }
+    conclude(&total)
+}
+
+fn generated(options: &Options) -> Result<Outcome> {
+    let mut session = Session::new()?;
+    let mut planner = Planner::new(options.seed, 0, 1);
+    let (mut total, mut refused) = (Verdict::default(), 0);
+    let each = options.packets.div_ceil(2 * options.rulesets.max(1));
+    for number in 0..options.rulesets {
+        let seed = options.seed.wrapping_mul(1_000_003).wrapping_add(u64::try_from(number)?);
+        let text = generate(seed);
+        session.load(&text)?;
+        if number % RULESETS_PER_RUN == 0 {
+            session.trace()?;
+        }
+        let shots: Vec<Shot> = Family::ALL.iter().flat_map(|family| planner.shots(*family, each)).collect();
+        let verdict = session.judge(|session| {
+            session.fire(&shots);
+            Ok(())
+        })?;
+        if options.verbose {
+            println!("  seed {seed}: {} {:?}", verdict.figures, verdict.reasons);
+        }
+        examine(&verdict, &format!("seed {seed}"), &text)?;
+        refused += u64::from(verdict.figures.traversals == 0);
+        total.add(verdict);
+        if (number + 1) % RULESETS_PER_RUN == 0 || number + 1 == options.rulesets {
+            session.end()?;
+        }
+    }
+    check(total.figures.packets >= u64::try_from(options.packets / 2)?, "too few packets")?;
+    let Outcome::Passed(figures) = conclude(&total)? else { bail!("concluded otherwise") };
+    Ok(Outcome::Passed(format!("{} rulesets, {refused} without packets; {figures}", options.rulesets)))
+}
+
+/// Fails when a complete path is not the kernel's.
+fn examine(verdict: &Verdict, place: &str, text: &str) -> Result<()> {
+    let Some(wrong) = verdict.wrong.first() else { return Ok(()) };
+    bail!("{place}: {} wrong, the first: {wrong}\n{text}", verdict.wrong.len())
+}
+
+fn conclude(total: &Verdict) -> Result<Outcome> {
+    let figures = total.figures;
+    check(figures.traversals > 100, format!("the kernel told of {} traversals only", figures.traversals))?;
+    check(figures.inexact * 100 <= figures.packets, format!("{figures}: {:?}", total.reasons))?;
+    let unseen = format!("{figures}, such as {:?}", total.unseen_example);
+    check(figures.unseen * 100 <= figures.traversals, unseen)?;
+    Ok(Outcome::Passed(format!("{figures} {:?}", total.reasons)))
+}

@@ -1,0 +1,223 @@
+//! Rulesets of nftables: some written by hand, any number made up.
+//!
+//! nft 1.0.6 wants an end of line or a semicolon before a closing brace.
+
+use std::fmt::Write as _;
+
+use crate::random::Random;
+
+/// A ruleset written by hand.
+#[derive(Clone, Copy, Debug)]
+pub struct Handwritten {
+    /// What it is about.
+    pub name: &'static str,
+    /// What `nft -f` reads.
+    pub text: &'static str,
+}
+
+/// Each holds something that has misled tracers, or could.
+pub const HANDWRITTEN: &[Handwritten] = &[
+    Handwritten {
+        name: "jumps, gotos and returns",
+        text: "
+table inet t {
+    chain in { type filter hook input priority 0; policy accept; jump one; goto two; drop; }
+    chain pass { type filter hook forward priority 0; policy accept; jump three; meta l4proto udp return; counter; }
+    chain one { meta l4proto icmp return; meta l4proto tcp jump deep; counter; }
+    chain two { meta l4proto udp goto deep; counter; }
+    chain three { goto four; }
+    chain four { meta l4proto tcp goto deep; meta l4proto udp jump deep; counter; }
+    chain deep { jump deeper; return; drop; }
+    chain deeper { }
+}",
+    },
+    Handwritten {
+        name: "verdict maps",
+        text: "
+table inet t {
+    map ports { type inet_service : verdict; elements = { 53 : drop, 80 : accept, 443 : jump web, 4000 : goto open }; }
+    chain in { type filter hook input priority 0; policy drop;
+        ct state vmap { established : accept, related : accept, invalid : drop };
+        meta l4proto vmap { icmp : accept, ipv6-icmp : accept, udp : jump udp_in, tcp : jump tcp_in };
+        counter; }
+    chain pass { type filter hook forward priority 0; policy accept;
+        meta l4proto . th dport vmap { udp . 53 : jump web, tcp . 443 : goto web, udp . 4000 : return };
+        counter; }
+    chain udp_in { udp dport vmap @ports; counter; }
+    chain tcp_in { tcp dport vmap @ports; return; }
+    chain web { ip saddr 10.0.1.3 drop; ip6 saddr fd00:1::3 drop; }
+    chain open { accept; }
+}",
+    },
+    Handwritten {
+        name: "several base chains at a hook",
+        text: "
+table ip first {
+    chain in { type filter hook input priority -10; policy accept; counter; }
+    chain pass { type filter hook forward priority 0; policy accept; udp dport 53 accept; }
+    chain pre { type filter hook prerouting priority -150; policy accept; meta mark set 7; }
+}
+table ip6 first {
+    chain in { type filter hook input priority -10; policy accept; counter; }
+    chain pass { type filter hook forward priority 0; policy accept; udp dport 53 accept; }
+}
+table inet second {
+    chain in { type filter hook input priority 0; policy accept; meta l4proto tcp counter; }
+    chain in2 { type filter hook input priority 0; policy accept; th dport 53 drop; }
+    chain pass { type filter hook forward priority 0; policy accept; udp dport 443 drop; }
+    chain pass2 { type filter hook forward priority 5; policy accept; }
+    chain pre { type filter hook prerouting priority -150; policy accept; mark 7 counter; }
+    chain post { type filter hook postrouting priority 300; policy accept; mark 7 counter; }
+    chain out { type filter hook output priority 0; policy accept; }
+    chain out2 { type route hook output priority -150; policy accept; th dport 80 meta mark set 9; }
+}",
+    },
+    Handwritten {
+        name: "nat",
+        text: "
+table ip n {
+    chain pre { type nat hook prerouting priority -100; policy accept; ip daddr 10.0.1.100 tcp dport 80 dnat to 10.0.2.2:4000; ip daddr 10.0.1.100 dnat to 10.0.2.2; }
+    chain pre2 { type nat hook prerouting priority -90; policy accept; counter; }
+    chain post { type nat hook postrouting priority 100; policy accept; oifname rb masquerade; }
+    chain in { type nat hook input priority 100; policy accept; counter; }
+    chain out { type nat hook output priority -100; policy accept; counter; }
+}
+table ip6 n {
+    chain pre { type nat hook prerouting priority -100; policy accept; ip6 daddr fd00:1::100 dnat to fd00:2::2; }
+    chain post { type nat hook postrouting priority 100; policy accept; oifname rb masquerade; }
+}
+table inet f {
+    chain pass { type filter hook forward priority 0; policy accept; ct status dnat counter; ct state new counter; }
+    chain pre { type filter hook prerouting priority -150; policy accept; }
+    chain post { type filter hook postrouting priority 0; policy accept; }
+}",
+    },
+    Handwritten {
+        name: "statements",
+        text: "
+table inet t {
+    counter c { }
+    set odd { type ipv4_addr; flags dynamic,timeout; timeout 60s; }
+    chain raw { type filter hook prerouting priority -300; policy accept; udp dport 7001 notrack; }
+    chain in { type filter hook input priority 0; policy accept;
+        meta mark set 3 counter name c;
+        ip saddr 10.0.1.3 add @odd { ip saddr };
+        limit rate 5/second counter;
+        numgen random mod 3 0 counter;
+        tcp dport 4001 reject with tcp reset;
+        udp dport 4001 reject;
+        meta mark set mark or 8;
+        meta mark 11 th dport 53 drop;
+        th dport { 80, 443, 5000-6000 } accept;
+        ct mark set mark; }
+    chain pass { type filter hook forward priority 0; policy drop;
+        ip ttl < 3 drop;
+        th dport != 53 accept;
+        udp length > 100 accept; }
+}",
+    },
+];
+
+/// What a rule asks, of IPv4, IPv6 or both.
+const CONDITIONS: &[&str] = &[
+    "meta l4proto udp",
+    "meta l4proto tcp",
+    "meta l4proto != tcp",
+    "th dport 53",
+    "th dport { 80, 443, 5001 }",
+    "th dport 4000-6000",
+    "th sport >= 30000",
+    "meta length > 200",
+    "ip saddr 10.0.1.3",
+    "ip saddr @some4",
+    "ip6 saddr fd00:1::3",
+    "ip daddr != 10.0.2.2",
+    "meta nfproto ipv6",
+    "ct state new",
+    "ct state { established, related }",
+    "mark 0",
+    "mark and 3 != 0",
+    "numgen random mod 2 0",
+    "limit rate 10/second",
+    "ip dscp cs1",
+    "iifname ra",
+    "",
+    "",
+];
+
+const VERDICTS: [&str; 6] = ["accept", "drop", "return", "continue", "accept", "return"];
+
+/// A ruleset that may contain anything that nft takes. Chains lead to later ones only.
+pub fn generate(seed: u64) -> String {
+    let mut random = Random::new(seed);
+    let mut text = String::new();
+    let tables = 1 + random.below(3);
+    for table in 0..tables {
+        let family = *random.pick(&["inet", "inet", "ip", "ip6"]);
+        let chains = 2 + random.below(6);
+        let _ = writeln!(text, "table {family} t{table} {{");
+        if family != "ip6" {
+            text += "    set some4 { type ipv4_addr; flags interval; elements = { 10.0.1.2-10.0.1.3 }; }\n";
+        }
+        for chain in (0..chains).rev() {
+            let _ = writeln!(text, "    chain c{chain} {{");
+            rules(&mut random, &mut text, family, chain + 1..chains);
+            text += "    }\n";
+        }
+        let hooks = [("prerouting", -150), ("input", 0), ("forward", 0), ("output", 0), ("postrouting", 0)];
+        for (hook, usual) in hooks {
+            for number in 0..random.below(3) {
+                let priority = usual + *random.pick(&[0, 0, 0, 10, -10]);
+                // What begins with drop leaves nothing to see.
+                let policy = if random.percent(15) { "drop" } else { "accept" };
+                let _ = writeln!(text, "    chain {hook}{number} {{");
+                let _ =
+                    writeln!(text, "        type filter hook {hook} priority {priority}; policy {policy};");
+                rules(&mut random, &mut text, family, 0..chains);
+                text += "    }\n";
+            }
+        }
+        text += "}\n";
+    }
+    text
+}
+
+fn rules(random: &mut Random, text: &mut String, family: &str, targets: std::ops::Range<usize>) {
+    for _ in 0..random.below(6) {
+        let conditions: Vec<&str> = (0..1 + random.below(2))
+            .map(|_| *random.pick(CONDITIONS))
+            .filter(|condition| match family {
+                "ip" => !condition.contains("ip6"),
+                "ip6" => !condition.starts_with("ip ") || condition.contains("dscp"),
+                _ => true,
+            })
+            .map(
+                |condition| {
+                    if family == "ip6" && condition == "ip dscp cs1" { "ip6 dscp cs1" } else { condition }
+                },
+            )
+            .collect();
+        let target = |random: &mut Random| match targets.len() {
+            0 => (*random.pick(&VERDICTS)).to_owned(),
+            count => {
+                let word = *random.pick(&["jump", "jump", "goto"]);
+                format!("{word} c{}", targets.start + random.below(count))
+            }
+        };
+        let action = match random.below(10) {
+            0..4 => target(random),
+            4..6 => (*random.pick(&VERDICTS)).to_owned(),
+            6 => "counter".to_owned(),
+            7 => format!("meta mark set {}", random.below(8)),
+            8 => {
+                let (one, other) = (target(random), target(random));
+                format!("meta l4proto vmap {{ udp : {one}, tcp : {other}, icmp : continue }}")
+            }
+            _ => {
+                let (one, other) = (target(random), target(random));
+                format!("th dport vmap {{ 53 : {one}, 4000 : {other}, 80-443 : return }}")
+            }
+        };
+        let _ = writeln!(text, "        {} {action}", conditions.join(" "));
+    }
+}
