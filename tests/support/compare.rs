@@ -393,6 +393,7 @@ mod tests {
                 identity: identity(*length),
                 mark: 0,
                 doubt: false,
+                text: None,
             }));
             let path = owned(steps);
             trace.packets.insert(number, Packet { certainty: *certainty, why: String::new(), path });

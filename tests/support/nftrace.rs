@@ -128,10 +128,9 @@ impl Reader {
             // a rule that leads there can be silent.
             let hook = chain.base.as_ref()?.hook? as u8;
             let mut bytes = packet.network?.to_vec();
-            if bytes.first()? >> 4 == 6 {
-                bytes.truncate(40);
-                bytes.extend(packet.transport.unwrap_or_default());
-            }
+            let first = *bytes.first()?;
+            bytes.truncate(if first >> 4 == 6 { 40 } else { usize::from(first & 15) * 4 });
+            bytes.extend(packet.transport.unwrap_or_default());
             self.packets.insert(event.id, (identity(&bytes)?, hook, event.chain.to_string()));
         }
         let (packet, hook, base) = self.packets.get(&event.id)?.clone();

@@ -37,6 +37,8 @@ pub struct Step {
     pub mark: u32,
     /// Says itself that it is not sure how the packet looked.
     pub doubt: bool,
+    /// The rule, where nftables holds it.
+    pub text: Option<String>,
 }
 
 /// How sure nftracer is.
@@ -344,6 +346,7 @@ enum Row<'a> {
 #[derive(Deserialize)]
 struct StepRow<'a> {
     packet: u64,
+    engine: &'a str,
     hook: &'a str,
     table: &'a str,
     chain: std::borrow::Cow<'a, str>,
@@ -362,6 +365,7 @@ struct StepRow<'a> {
     mark: u32,
     netns: u64,
     doubt: Option<serde::de::IgnoredAny>,
+    text: Option<std::borrow::Cow<'a, str>>,
 }
 
 impl StepRow<'_> {
@@ -384,6 +388,7 @@ impl StepRow<'_> {
             },
             mark: self.mark,
             doubt: self.doubt.is_some(),
+            text: self.text.as_deref().filter(|_| self.engine == "nft").map(str::to_owned),
         })
     }
 }
