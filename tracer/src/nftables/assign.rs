@@ -38,7 +38,7 @@ pub fn attach_listing(ruleset: &mut Ruleset, printed: &[u8]) -> Vec<(TableFamily
         let same = |listed: &&listing::Table<'_>| {
             listed.family == table.family.name()
                 && *listed.name == *table.name
-                && listed.handle == table.handle
+                && listed.handle.is_none_or(|handle| handle == table.handle)
         };
         let texts = match (listed.iter().find(same), &broken) {
             (_, Some(broken)) => Err(broken.clone()),
@@ -95,8 +95,9 @@ fn nft_texts(table: &Table, listed: &listing::Table<'_>) -> Result<Vec<(Place, A
     let mut texts = Vec::new();
     for (at, chain) in table.chains.iter().enumerate().filter(|(_, chain)| !chain.bound) {
         let mismatch = || Mismatch::Rules(chain.name.to_string());
-        let same =
-            |listed: &&listing::Chain<'_>| *listed.name == *chain.name && listed.handle == chain.handle;
+        let same = |listed: &&listing::Chain<'_>| {
+            *listed.name == *chain.name && listed.handle.is_none_or(|handle| handle == chain.handle)
+        };
         let listed = &listed.chains.iter().find(same).ok_or_else(mismatch)?.rules;
         let handles = listed.iter().map(|rule| rule.handle);
         if !handles.eq(chain.rules.iter().map(|rule| rule.handle)) {

@@ -261,7 +261,7 @@ impl Parts {
 }
 
 impl Index {
-    fn of(chains: &[Chain]) -> Self {
+    pub(super) fn of(chains: &[Chain]) -> Self {
         let mut index = Self::default();
         for (chain, at) in chains.iter().zip(0..) {
             index.chains.insert(chain.name.clone(), at);

@@ -5,7 +5,8 @@
 pub(super) struct Table<'a> {
     pub(super) family: &'a str,
     pub(super) name: &'a str,
-    pub(super) handle: u64,
+    /// Older versions print none.
+    pub(super) handle: Option<u64>,
     pub(super) chains: Vec<Chain<'a>>,
 }
 
@@ -13,7 +14,7 @@ pub(super) struct Table<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Chain<'a> {
     pub(super) name: &'a str,
-    pub(super) handle: u64,
+    pub(super) handle: Option<u64>,
     pub(super) rules: Vec<Rule<'a>>,
 }
 
@@ -92,10 +93,12 @@ fn rules<'a>(lines: &mut Lines<'a>) -> Result<Vec<Rule<'a>>, &'a str> {
 }
 
 /// Name and handle of a line that opens a block: `table ip filter { # handle 3`.
-fn block(line: &str) -> Option<(&str, u64)> {
-    let (head, after) = line.rsplit_once(" { # handle ")?;
-    // The program that owns a table follows.
-    Some((head, after.split(' ').next()?.parse().ok()?))
+fn block(line: &str) -> Option<(&str, Option<u64>)> {
+    match line.rsplit_once(" { # handle ") {
+        // The program that owns a table follows.
+        Some((head, after)) => Some((head, Some(after.split(' ').next()?.parse().ok()?))),
+        None => Some((line.strip_suffix(" {")?, None)),
+    }
 }
 
 /// Takes ` # handle 7` off the end.

@@ -20,15 +20,22 @@ pub struct Located<'r> {
     pub number: u32,
     /// What it is.
     pub kind: StepKind,
+    /// The generation of the rules.
+    pub generation: u32,
 }
 
 impl Ruleset {
-    /// What a message is about; `None` when the model has no such chain, or no such rule in that chain, which is so
-    /// when it is of another generation.
+    /// What a message is about; `None` when the model has no such chain, or no such rule in that chain.
+    ///
+    /// The message must be of this generation, because a table that is made anew uses handles again. It is when the
+    /// kernel still tells this generation after the message has come: it counts before packets meet new rules
+    /// (`nf_tables_commit` in `net/netfilter/nf_tables_api.c`).
     pub fn locate(&self, event: &TraceEvent<'_>) -> Option<Located<'_>> {
         let table = self.table(event.family, &event.table)?;
         let chain = table.chain(&event.chain)?;
-        let end = |kind| Some(Located { table, chain, rule: None, number: chain.end(), kind });
+        let end = |kind| {
+            Some(Located { table, chain, rule: None, number: chain.end(), kind, generation: self.generation })
+        };
         match event.kind {
             TraceKind::Return => end(StepKind::Return),
             TraceKind::Policy => chain.base.as_ref().and(end(StepKind::Policy)),
@@ -40,9 +47,22 @@ impl Ruleset {
                     rule: Some(rule),
                     number,
                     kind: StepKind::Rule,
+                    generation: self.generation,
                 })
             }
         }
+    }
+
+    /// What a message is about that came while these rules were replaced by `next`; `None` when it may be about
+    /// another rule. It is certain when nothing came in between and both say the same: handles are not used again as
+    /// long as the table is there.
+    pub fn locate_before<'r>(&'r self, next: &'r Ruleset, event: &TraceEvent<'_>) -> Option<Located<'r>> {
+        let (old, new) = (self.locate(event)?, next.locate(event)?);
+        let same = old.table.handle == new.table.handle
+            && old.chain.handle == new.chain.handle
+            && old.chain.base == new.chain.base
+            && old.number == new.number;
+        (same && next.generation == self.generation.wrapping_add(1)).then_some(new)
     }
 }
 

@@ -185,6 +185,24 @@ fn a_contradiction_is_enough_for_no_text() {
     );
 }
 
+/// As versions print it that show the handles of rules only.
+#[test]
+fn older_listings_are_read() {
+    let listing = fs::read_to_string(data("ruleset.nft")).unwrap();
+    let older: String = listing
+        .split_inclusive('\n')
+        .map(|line| {
+            line.split_once(" { # handle").map_or(line.to_owned(), |(head, _)| format!("{head} {{\n"))
+        })
+        .collect();
+    assert_ne!(older, listing);
+    let mut read = structure();
+    assert_eq!(attach_listing(&mut read, older.as_bytes()), []);
+    let mut expected = structure();
+    attach_listing(&mut expected, listing.as_bytes());
+    assert_eq!(read, expected);
+}
+
 fn events(capture: &[u8]) -> Vec<TraceEvent<'_>> {
     let messages = messages(capture).filter_map(|message| message.netfilter());
     messages.map(|message| decode_trace(&message).unwrap()).collect()
@@ -202,7 +220,7 @@ fn assembled<'a>(
     let (mut assembler, mut out, mut paths) = (Assembler::default(), String::new(), Vec::new());
     let mut done = |path| paths.push(path);
     for event in events {
-        let added = assembler.add(event, ruleset, (1, None), &mut device, &mut done);
+        let added = assembler.add(event, ruleset.locate(event), (1, None), &mut device, &mut done);
         if let Some(step) = &added.step {
             let headers = headers(&step.view);
             let (hook, action) = (step.hook.map_or("?", |hook| hook.name()), step.action.as_ref().unwrap());
@@ -356,7 +374,7 @@ fn a_rule_of_another_generation_has_no_number_and_no_text() {
     let (shown, paths) = assembled(&Ruleset::default(), &events[..1]);
     expect![[r#"
         1 ? inet filter:out:rule:? continue | in None out Some("lo") mark 0 len 30 127.0.0.1:53291 > 127.0.0.1:5000 | 
-        1 = None, inexact ["rule 13 of inet filter out is not in the rules that were read", "nothing says how inet filter ended"]
+        1 = None, inexact ["rule 13 of inet filter out is not known, the rules changed", "nothing says how inet filter ended"]
     "#]].assert_eq(&shown);
     assert_eq!(paths[0].why.len(), 2);
 }
@@ -442,13 +460,38 @@ fn losses_are_in_every_open_path() {
     let (ruleset, capture) = (ruleset(), fs::read(data("udp.bin")).unwrap());
     let events = events(&capture);
     let mut assembler = Assembler::default();
-    assembler.add(&events[0], &ruleset, (1, None), &mut device, &mut |_| ());
+    assembler.add(&events[0], ruleset.locate(&events[0]), (1, None), &mut device, &mut |_| ());
     assembler.lost();
     let mut paths = Vec::new();
     assembler.expire(1, &mut |path| paths.push(path));
     assert!(paths.is_empty());
     assembler.expire(2, &mut |path| paths.push(path));
     assert_eq!(paths[0].why, ["trace messages were lost", "nothing says how inet filter ended"]);
+}
+
+/// While rules are replaced, only what cannot be mistaken is known.
+#[test]
+fn between_two_generations() {
+    let capture = fs::read(data("udp.bin")).unwrap();
+    let (old, event) = (ruleset(), &events(&capture)[4]);
+    let changed = |change: fn(&mut Table)| {
+        let mut next = Ruleset { generation: old.generation + 1, ..old.clone() };
+        let table = next.tables.iter_mut().find(|table| table.family == TableFamily::Inet).unwrap();
+        change(table);
+        table.index = Index::of(&table.chains);
+        next
+    };
+    let number = |next: &Ruleset| old.locate_before(next, event).map(|located| located.number);
+    assert_eq!(number(&changed(|_| ())), Some(3));
+    // Another chain has one rule less.
+    assert_eq!(number(&changed(|table| drop(table.chains[0].rules.pop()))), Some(3));
+    // A rule before it is gone; it is gone; the table was made anew; the policy changed.
+    assert_eq!(number(&changed(|table| drop(table.chains[3].rules.remove(0)))), None);
+    assert_eq!(number(&changed(|table| drop(table.chains[3].rules.remove(2)))), None);
+    assert_eq!(number(&changed(|table| table.handle += 1)), None);
+    assert_eq!(number(&changed(|table| table.chains[3].base.as_mut().unwrap().policy = Verdict::Drop)), None);
+    // Nothing is known of the generations between.
+    assert_eq!(number(&Ruleset { generation: old.generation + 2, ..old.clone() }), None);
 }
 
 /// A message of the trace group with these attributes.
@@ -488,7 +531,7 @@ proptest! {
         shown(&ruleset);
         let mut assembler = Assembler::default();
         for event in messages(&capture).filter_map(|message| decode_trace(&message.netfilter()?)) {
-            assembler.add(&event, &ruleset, (1, None), &mut device, &mut |_| ());
+            assembler.add(&event, ruleset.locate(&event), (1, None), &mut device, &mut |_| ());
         }
         assembler.expire(u64::MAX, &mut |_| ());
     }

@@ -4,7 +4,7 @@
 //! a message that is missing, or is about another packet with the same id, shows as a chain that could not be next.
 
 use super::trace::{TraceEvent, TraceKind, TracedPacket};
-use super::{Located, RuleVerdict, Ruleset};
+use super::{Located, RuleVerdict};
 use crate::netfilter::{Engine, Family, Hook, StepKind, TableFamily, Verdict};
 use crate::packet::ip::is_extension;
 use crate::packet::{Link, PacketView};
@@ -82,17 +82,16 @@ impl Assembler {
     /// Takes a message, in the order in which the kernel sent them. A packet that was done with the same id is handed
     /// to `done`.
     ///
-    /// `ruleset` is the one that the packet met. `time_ns` is when the message came, in nanoseconds since the epoch: the kernel
+    /// `located` is what the message is about, as far as that is certain. `time_ns` is when the message came, in nanoseconds since the epoch: the kernel
     /// does not tell.
     pub fn add<'a>(
         &'a mut self,
         event: &'a TraceEvent<'a>,
-        ruleset: &'a Ruleset,
+        located: Option<Located<'a>>,
         (time_ns, netns): (u64, Option<u32>),
         device: DeviceName<'_>,
         done: &mut dyn FnMut(Path),
     ) -> Added<'a> {
-        let located = ruleset.locate(event);
         if self.open.get(&event.id).is_some_and(|open| open.is_over(event)) {
             self.open.remove(&event.id).into_iter().for_each(|open| done(open.path));
         }
@@ -107,7 +106,7 @@ impl Assembler {
             open.packet = Packet::of(event, packet, device);
             open.path.family = open.packet.family.unwrap_or(open.path.family);
         }
-        open.follow(event, located.as_ref(), ruleset.generation);
+        open.follow(event, located.as_ref());
         let inside = open.inside.as_ref();
         let hook = inside.and_then(|inside| inside.hook);
         let end_of_base = event.kind == TraceKind::Return
@@ -202,24 +201,25 @@ impl Open {
     }
 
     /// Checks that the message is the next one, and goes where it leads.
-    fn follow(&mut self, event: &TraceEvent<'_>, located: Option<&Located<'_>>, generation: u32) {
+    fn follow(&mut self, event: &TraceEvent<'_>, located: Option<&Located<'_>>) {
         let Some(inside) = &mut self.inside else { return };
-        let doubt = inside.follow(event, located);
-        let mark: Rc<str> = format!("{}@{generation}", event.table).into();
-        if !self.path.generation.contains(&mark) {
-            self.path.generation.push(mark);
-        }
-        if let Some(doubt) = doubt {
+        if let Some(doubt) = inside.follow(event, located) {
             self.doubt(doubt);
         }
-        if located.is_none() {
-            let (family, table, chain) = (event.family.name(), &event.table, &event.chain);
-            self.doubt(match event.handle {
-                Some(handle) => {
-                    format!("rule {handle} of {family} {table} {chain} is not in the rules that were read")
+        let (family, table, chain) = (event.family.name(), &event.table, &event.chain);
+        match (located, event.handle) {
+            (Some(located), _) => {
+                let mark: Rc<str> = format!("{table}@{}", located.generation).into();
+                if !self.path.generation.contains(&mark) {
+                    self.path.generation.push(mark);
                 }
-                None => format!("the chain {family} {table} {chain} is not in the rules that were read"),
-            });
+            }
+            (None, Some(handle)) => {
+                self.doubt(format!(
+                    "rule {handle} of {family} {table} {chain} is not known, the rules changed"
+                ));
+            }
+            (None, None) => self.doubt(format!("{family} {table} {chain} is not known, the rules changed")),
         }
     }
 

@@ -161,7 +161,8 @@ impl Socket {
     /// Sends one or more requests and hands over what is answered to them, until each of `replies` was acknowledged
     /// or ended. The requests carry `NLM_F_ACK` or are dumps, and sequence numbers of [`Self::next_sequence`].
     ///
-    /// A dump can be disturbed by a change; [`Self::dump`] reads it again.
+    /// A dump can be disturbed by a change; [`Self::dump`] reads it again. Not for a socket that has joined a group,
+    /// whose messages would be passed over.
     pub fn request(
         &self,
         datagram: &[u8],

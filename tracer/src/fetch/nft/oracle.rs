@@ -145,7 +145,7 @@ fn expected(socket: &Socket, ruleset: &Ruleset) -> (Vec<String>, Vec<String>) {
     loop {
         for message in messages(&datagram) {
             let event = trace::decode(&message.netfilter().unwrap()).unwrap();
-            let added = assembler.add(&event, ruleset, (1, None), &mut |_| None, &mut done);
+            let added = assembler.add(&event, ruleset.locate(&event), (1, None), &mut |_| None, &mut done);
             let Some(step) = added.step else { continue };
             let (rule, action) = (step.rule, step.action.unwrap());
             let what = match rule.kind {

@@ -161,7 +161,7 @@ fn a_packet_is_traced() {
         for message in messages(received(&socket, &mut buffer)) {
             let event = trace::decode(&message.netfilter().unwrap()).unwrap();
             let mut device = |index| Some(socket.device_name(index)?.into());
-            let added = assembler.add(&event, &ruleset, (1, None), &mut device, &mut |_| ());
+            let added = assembler.add(&event, ruleset.locate(&event), (1, None), &mut device, &mut |_| ());
             steps.extend(added.step.map(|step| {
                 assert_eq!((step.view.indev, step.view.outdev), (None, Some(&b"lo"[..])));
                 format!("{} {}", step.name, step.rule.text.unwrap())
