@@ -11,12 +11,14 @@ pub(super) struct Outlet {
     totals: Totals,
     limit: Option<NonZeroU64>,
     failed: Option<io::Error>,
+    /// Why no path is complete any more.
+    doubt: Option<String>,
 }
 
 impl Outlet {
     /// Gives out at most `limit` packets.
     pub(super) fn new(sink: Box<dyn Sink>, limit: Option<NonZeroU64>) -> Self {
-        Self { sink, totals: Totals::default(), limit, failed: None }
+        Self { sink, totals: Totals::default(), limit, failed: None, doubt: None }
     }
 
     /// Says that tracing has begun.
@@ -43,11 +45,23 @@ impl Outlet {
         }
     }
 
+    /// Casts doubt on all paths from now on.
+    pub(super) fn doubt_all(&mut self, why: &str) {
+        self.doubt = Some(why.to_owned());
+    }
+
     /// Gives out a path.
     pub(super) fn path(&mut self, path: &Path) {
         if self.enough() || self.failed.is_some() {
             return;
         }
+        let doubtful = self.doubt.clone().map(|why| {
+            let mut path = path.clone();
+            path.certainty = Certainty::Inexact;
+            path.why.push(why);
+            path
+        });
+        let path = doubtful.as_ref().unwrap_or(path);
         self.totals.packets += 1;
         match path.certainty {
             Certainty::Complete => {}

@@ -18,11 +18,10 @@ pub type AllCommits = [Commits; COMMIT_SLOTS as usize];
 pub struct Version {
     /// The rules.
     pub ruleset: Ruleset,
-    /// `nft@GENERATION`
-    pub tag: Rc<str>,
     /// By slot: the counter while these were the rules; `None` where something was being committed.
     commits: Vec<Option<u32>>,
     names: RefCell<HashMap<(u64, u64, u32, &'static str), Rc<str>>>,
+    tags: RefCell<HashMap<u64, Rc<str>>>,
 }
 
 impl Version {
@@ -32,9 +31,9 @@ impl Version {
             quiet.then_some(before.begun as u32)
         };
         Self {
-            tag: format!("nft@{}", ruleset.generation).into(),
             commits: before.iter().zip(after).map(stable).collect(),
             names: RefCell::default(),
+            tags: RefCell::default(),
             ruleset,
         }
     }
@@ -42,6 +41,17 @@ impl Version {
     fn was_met_by(&self, run: &Run) -> bool {
         let slot = usize::try_from(run.commit_slot).ok();
         slot.and_then(|slot| *self.commits.get(slot)?) == Some(run.commits)
+    }
+
+    /// `table@generation` for a table's handle, made once.
+    pub fn tag(&self, table: u64) -> Option<Rc<str>> {
+        if let Some(tag) = self.tags.borrow().get(&table) {
+            return Some(Rc::clone(tag));
+        }
+        let name = &self.ruleset.tables.iter().find(|known| known.handle == table)?.name;
+        let tag: Rc<str> = format!("{name}@{}", self.ruleset.generation).into();
+        self.tags.borrow_mut().insert(table, Rc::clone(&tag));
+        Some(tag)
     }
 
     /// `table:chain:kind:number`, made once.

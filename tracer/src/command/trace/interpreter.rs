@@ -106,6 +106,11 @@ impl Interpreter {
         self.history.fetched(netns, fetched, before, after, read_ns);
     }
 
+    /// Something came that is not traced: from now on no path is complete.
+    pub(super) fn doubt_all(&mut self, why: &str) {
+        self.outlet.doubt_all(why);
+    }
+
     /// Says that tracing has begun.
     pub fn begin(&mut self, start: &Start) -> io::Result<()> {
         self.outlet.begin(start)
@@ -246,7 +251,7 @@ impl Interpreter {
             steps: &names,
             certainty: if why.is_some() { Certainty::Inexact } else { Certainty::Complete },
             why,
-            generation: version.as_ref().map(|version| Rc::clone(&version.tag)),
+            generation: version.as_ref().and_then(|version| version.tag(run.table)),
             outcome: None,
             verdict: followed.verdict,
         };

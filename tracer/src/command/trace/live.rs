@@ -5,10 +5,11 @@ use super::runs::NftReading;
 use crate::backend::ebpf::{CommitCounts, Ebpf, ReplaceCounts};
 use crate::error::Failure;
 use crate::fetch;
-use crate::netfilter::{Family, TableFamily};
-use crate::nftables::Table;
+use crate::netfilter::{Family, Hook, TableFamily};
+use crate::nftables::{Ruleset, Table};
 use crate::sink::{Sink, Start};
-use crate::sys::{clock, netns};
+use crate::sys::netlink::{NETFILTER, Received, Socket};
+use crate::sys::{clock, kernel, netns};
 use crate::text;
 use anyhow::Context as _;
 use std::fs::File;
@@ -72,11 +73,7 @@ impl Namespaces {
     /// Whether any of them has base chains of nftables that see IP packets.
     pub(super) fn have_base_chains(&self) -> bool {
         let mut found = false;
-        self.each(|_, file| {
-            let ruleset =
-                fetch::nft::Nftables::open(file).ok().flatten().and_then(|mut nft| nft.structure().ok());
-            found |= ruleset.is_some_and(|ruleset| ruleset.tables.iter().any(sees_packets));
-        });
+        self.each(|_, file| found |= has_base_chains(file));
         found
     }
 
@@ -103,9 +100,34 @@ impl Namespaces {
     }
 }
 
+/// Whether a namespace has base chains of nftables that see IP packets.
+fn has_base_chains(namespace: &File) -> bool {
+    let nftables = fetch::nft::Nftables::open(namespace).ok().flatten();
+    let ruleset = nftables.and_then(|mut nftables| nftables.structure().ok());
+    ruleset.is_some_and(|ruleset| ruleset.tables.iter().any(sees_packets))
+}
+
+/// The base chains that are not traced: those of bridges, ARP and devices.
+fn not_traced(ruleset: &Ruleset) -> Vec<String> {
+    let mut names = Vec::new();
+    for table in &ruleset.tables {
+        for chain in &table.chains {
+            let Some(base) = &chain.base else { continue };
+            let at_hook = base.hook.is_some_and(|hook| Hook::ALL.contains(&hook));
+            if !at_hook || !is_ip(table) {
+                names.push(format!("{} {}:{}", table.family.name(), table.name, chain.name));
+            }
+        }
+    }
+    names
+}
+
+fn is_ip(table: &Table) -> bool {
+    matches!(table.family, TableFamily::Ip | TableFamily::Ip6 | TableFamily::Inet)
+}
+
 fn sees_packets(table: &Table) -> bool {
-    let family = matches!(table.family, TableFamily::Ip | TableFamily::Ip6 | TableFamily::Inet);
-    family && table.chains.iter().any(|chain| chain.base.is_some())
+    is_ip(table) && table.chains.iter().any(|chain| chain.base.is_some())
 }
 
 /// Reads the rules of nftables in a namespace; `None` when there is no nftables.
@@ -119,6 +141,45 @@ fn read_nftables(namespace: &File, texts: bool, commits: &CommitCounts) -> Optio
 /// Opens a namespace, unless something else is behind its path by now.
 fn open(found: &netns::Namespace) -> Option<File> {
     found.open().ok().filter(|file| netns::inode(file).ok() == Some(found.inode))
+}
+
+/// Looks for base chains of nftables that come while it is not traced.
+struct Watch {
+    namespace: File,
+    socket: Option<Socket>,
+    buffer: Vec<u8>,
+    looks: u32,
+}
+
+impl Watch {
+    /// `NFNLGRP_NFTABLES`: the multicast group of changes.
+    const GROUP: u32 = 7;
+    /// To listen would load nftables: whether it is there is looked at every so many looks.
+    const LOOKS: u32 = 100;
+
+    fn new(namespace: File) -> Self {
+        Self { namespace, socket: None, buffer: Vec::new(), looks: 0 }
+    }
+
+    /// Whether there are base chains now.
+    fn look(&mut self) -> bool {
+        let changed = if let Some(socket) = &self.socket {
+            let mut changed = false;
+            while !matches!(socket.recv(&mut self.buffer), Ok(Received::Empty) | Err(_)) {
+                changed = true;
+            }
+            changed
+        } else if self.looks % Self::LOOKS == 0 && kernel::has_nftables() {
+            self.socket = Socket::open(Some(&self.namespace), NETFILTER)
+                .ok()
+                .filter(|socket| socket.join_group(Self::GROUP).is_ok());
+            true
+        } else {
+            false
+        };
+        self.looks = self.looks.wrapping_add(1);
+        changed && has_base_chains(&self.namespace)
+    }
 }
 
 /// What is to be done after a look at the ring.
@@ -141,6 +202,8 @@ pub(super) struct Live {
     looked_ns: u64,
     /// Looks since then that found nothing.
     idle_looks: u32,
+    /// Where nftables is not traced.
+    watch: Option<Watch>,
 }
 
 impl Live {
@@ -171,6 +234,7 @@ impl Live {
         for reason in ebpf.without() {
             eprintln!("nftracer: not traced: {}", text::escape(reason));
         }
+        let watch = if ebpf.traces_nftables() { None } else { namespaces.home().ok().map(Watch::new) };
         let namespaces = Rc::new(namespaces);
         let again = Rc::clone(&namespaces);
         let read_again = move |inode, family, name: &str| again.read(inode, family, name, &counts);
@@ -178,6 +242,9 @@ impl Live {
         let (read_again, read_nftables) = (Box::new(read_again), Box::new(read_nftables));
         let mut interpreter = Interpreter::new(sink, limit, clock::epoch_ns(), read_again, read_nftables);
         for (inode, reading) in rules {
+            for name in not_traced(&reading.ruleset) {
+                eprintln!("nftracer: not traced: base chain {}", text::escape(&name));
+            }
             interpreter.fetched_nftables(inode, reading);
         }
         for (inode, reading) in found {
@@ -186,7 +253,7 @@ impl Live {
         }
         let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
             .context("cannot wait for the ring buffer")?;
-        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0 })
+        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0, watch })
     }
 
     /// Says that the probes are in place.
@@ -206,6 +273,11 @@ impl Live {
     /// Takes waiting records. Says what is to be done next.
     pub(super) fn look(&mut self) -> Result<Next, Failure> {
         let interpreter = &mut self.interpreter;
+        if self.watch.as_mut().is_some_and(Watch::look) {
+            self.watch = None;
+            eprintln!("nftracer: nftables has rules that are not traced: from here on no path is complete");
+            interpreter.doubt_all("nftables has rules that are not traced");
+        }
         let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
         let now_ns = clock::monotonic_ns();
         self.idle_looks = if records == 0 { self.idle_looks + 1 } else { LOOKS_PER_COUNT };

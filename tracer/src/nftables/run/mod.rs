@@ -56,6 +56,7 @@ struct Frame<'r> {
 /// Where the packet is: in the last of these chains, and it will go back to those before. Empty between the end of
 /// the base chain and its policy.
 struct Place<'r> {
+    generation: u32,
     table: &'r Table,
     base: &'r Chain,
     stack: Vec<Frame<'r>>,
@@ -72,7 +73,8 @@ impl<'r> Followed<'r> {
         let table = ruleset.tables.iter().find(|table| table.handle == run.table);
         let table = table.ok_or_else(|| format!("nftables has no table with handle {}", run.table))?;
         let base = chain(table, run.chain)?;
-        let mut place = Place { table, base, stack: vec![Frame { chain: base, number: 0 }] };
+        let generation = ruleset.generation;
+        let mut place = Place { generation, table, base, stack: vec![Frame { chain: base, number: 0 }] };
         let name = format!("{} {}:{}", table.family.name(), table.name, base.name);
         for (index, event) in (0..).zip(events) {
             if event.index != index {
@@ -139,7 +141,7 @@ impl<'r> Place<'r> {
             }
             Action::Return | Action::Verdict(_) => {}
         }
-        let located = Located { table: self.table, chain, rule: Some(rule), number, kind: StepKind::Rule };
+        let located = Located { rule: Some(rule), number, ..self.end(chain, StepKind::Rule) };
         Ok(met(located, action))
     }
 
@@ -162,7 +164,8 @@ impl<'r> Place<'r> {
     }
 
     fn end(&self, chain: &'r Chain, kind: StepKind) -> Located<'r> {
-        Located { table: self.table, chain, rule: None, number: chain.end(), kind }
+        let Self { generation, table, .. } = *self;
+        Located { generation, table, chain, rule: None, number: chain.end(), kind }
     }
 
     fn wrong(&self, what: &str) -> String {
