@@ -94,7 +94,9 @@ impl Session {
             // Legacy tables are there as well, and have an oracle of their own.
             trace.keep(|table| TABLES.iter().all(|(legacy, _)| *legacy != table));
             let silent = looks == SILENCE[1] && is_finished(&trace);
-            (silent || is_settled(&rows, &trace)).then_some(())
+            // Either side may be the slower one.
+            let agreed = || is_settled(&rows, &trace) && compare(&rows, &trace, 0).wrong.is_empty();
+            (silent || agreed()).then_some(())
         });
         Ok(compare(&rows, &trace, listener.lost()))
     }
@@ -207,7 +209,7 @@ fn edited(options: &Options) -> Result<Outcome> {
         )?;
         right += u64::from(said == step.mark);
     }
-    check(edits > 10 && complete > 100, format!("{edits} edits, {complete} complete steps"))?;
+    check(edits > 2 && complete > 100, format!("{edits} edits, {complete} complete steps"))?;
     let inexact = trace.packets.values().filter(|packet| packet.certainty == Certainty::Inexact).count();
     let packets = trace.packets.len();
     Ok(Outcome::Passed(format!(

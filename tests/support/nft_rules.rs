@@ -187,9 +187,10 @@ fn rules(random: &mut Random, text: &mut String, family: &str, targets: std::ops
         let conditions: Vec<&str> = (0..1 + random.below(2))
             .map(|_| *random.pick(CONDITIONS))
             .filter(|condition| match family {
+                "inet" => true,
+                _ if condition.contains("nfproto") => false,
                 "ip" => !condition.contains("ip6"),
-                "ip6" => !condition.starts_with("ip ") || condition.contains("dscp"),
-                _ => true,
+                _ => !condition.starts_with("ip ") || condition.contains("dscp"),
             })
             .map(
                 |condition| {
