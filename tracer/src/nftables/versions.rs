@@ -2,6 +2,7 @@
 
 use super::{Located, Ruleset, Table};
 use crate::hash::KernelMap;
+use crate::netfilter::StepKind;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -13,6 +14,9 @@ const KEPT: usize = 16;
 /// The counters of all slots at one moment.
 pub type AllCommits = [Commits; COMMIT_SLOTS as usize];
 
+/// Handles of table and chain, number and kind.
+type Name = (u64, u64, u32, StepKind);
+
 /// The rules of a namespace between two changes.
 #[derive(Debug)]
 pub struct Version {
@@ -20,7 +24,7 @@ pub struct Version {
     pub ruleset: Ruleset,
     /// By slot: the counter while these were the rules; `None` where something was being committed.
     commits: Vec<Option<u32>>,
-    names: RefCell<HashMap<(u64, u64, u32, &'static str), Rc<str>>>,
+    names: RefCell<HashMap<Name, Rc<str>>>,
     tags: RefCell<HashMap<u64, Rc<str>>>,
 }
 
@@ -59,7 +63,7 @@ impl Version {
         let Located { table, chain, number, kind, .. } = located;
         let mut names = self.names.borrow_mut();
         let name = names
-            .entry((table.handle, chain.handle, *number, kind.name()))
+            .entry((table.handle, chain.handle, *number, *kind))
             .or_insert_with(|| format!("{}:{}:{kind}:{number}", table.name, chain.name).into());
         Rc::clone(name)
     }

@@ -20,6 +20,9 @@ const OWNED: u32 = 2;
 const REGISTER: u32 = 1;
 const CHAIN: &str = "key";
 
+/// A message of a batch, its flags, and what writes its attributes.
+type Part<'a> = (i32, i32, &'a dyn Fn(&mut Body<'_>));
+
 /// The table. Where it is owned, the kernel removes it when this is dropped, and when the process ends in whatever way.
 #[derive(Debug)]
 pub struct Key {
@@ -66,7 +69,7 @@ impl Key {
         ])
     }
 
-    fn batch(&mut self, messages: &[(i32, i32, &dyn Fn(&mut Body<'_>))]) -> Result<(), Error> {
+    fn batch(&mut self, messages: &[Part<'_>]) -> Result<(), Error> {
         let mut builder = frame(Builder::new(), libc::NFNL_MSG_BATCH_BEGIN, self.socket.next_sequence());
         let mut replies = Vec::new();
         for (message, flags, fill) in messages {

@@ -106,6 +106,11 @@ impl Interpreter {
         self.history.fetched(netns, fetched, before, after, read_ns);
     }
 
+    /// The rules of nftables in a namespace have changed.
+    pub(super) fn nftables_changed(&mut self, netns: u32) {
+        self.rules.read_again(netns);
+    }
+
     /// Something came that is not traced: from now on no path is complete.
     pub(super) fn doubt_all(&mut self, why: &str) {
         self.outlet.doubt_all(why);

@@ -143,39 +143,58 @@ fn open(found: &netns::Namespace) -> Option<File> {
     found.open().ok().filter(|file| netns::inode(file).ok() == Some(found.inode))
 }
 
+/// Listens for changes of the rules of nftables in a namespace.
+struct Changes {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Changes {
+    /// `NFNLGRP_NFTABLES`
+    const GROUP: u32 = 7;
+
+    /// `None` where that cannot be heard. To listen would load nftables: only where it is loaded.
+    fn of(namespace: &File) -> Option<Self> {
+        let socket =
+            kernel::has_nftables().then(|| Socket::open(Some(namespace), NETFILTER).ok()).flatten()?;
+        socket.join_group(Self::GROUP).ok()?;
+        Some(Self { socket, buffer: Vec::new() })
+    }
+
+    /// Whether there were any since the last time.
+    fn any(&mut self) -> bool {
+        let mut any = false;
+        while !matches!(self.socket.recv(&mut self.buffer), Ok(Received::Empty) | Err(_)) {
+            any = true;
+        }
+        any
+    }
+}
+
 /// Looks for base chains of nftables that come while it is not traced.
 struct Watch {
     namespace: File,
-    socket: Option<Socket>,
-    buffer: Vec<u8>,
+    changes: Option<Changes>,
     looks: u32,
 }
 
 impl Watch {
-    /// `NFNLGRP_NFTABLES`: the multicast group of changes.
-    const GROUP: u32 = 7;
-    /// To listen would load nftables: whether it is there is looked at every so many looks.
+    /// Whether nftables has been loaded is looked at every so many looks.
     const LOOKS: u32 = 100;
 
     fn new(namespace: File) -> Self {
-        Self { namespace, socket: None, buffer: Vec::new(), looks: 0 }
+        Self { namespace, changes: None, looks: 0 }
     }
 
     /// Whether there are base chains now.
     fn look(&mut self) -> bool {
-        let changed = if let Some(socket) = &self.socket {
-            let mut changed = false;
-            while !matches!(socket.recv(&mut self.buffer), Ok(Received::Empty) | Err(_)) {
-                changed = true;
+        let changed = match &mut self.changes {
+            Some(changes) => changes.any(),
+            None if self.looks.is_multiple_of(Self::LOOKS) => {
+                self.changes = Changes::of(&self.namespace);
+                self.changes.is_some()
             }
-            changed
-        } else if self.looks % Self::LOOKS == 0 && kernel::has_nftables() {
-            self.socket = Socket::open(Some(&self.namespace), NETFILTER)
-                .ok()
-                .filter(|socket| socket.join_group(Self::GROUP).is_ok());
-            true
-        } else {
-            false
+            None => false,
         };
         self.looks = self.looks.wrapping_add(1);
         changed && has_base_chains(&self.namespace)
@@ -204,6 +223,8 @@ pub(super) struct Live {
     idle_looks: u32,
     /// Where nftables is not traced.
     watch: Option<Watch>,
+    /// Where it is, and only one namespace, whose inode number this is.
+    changes: Option<(u32, Changes)>,
 }
 
 impl Live {
@@ -234,6 +255,8 @@ impl Live {
         for reason in ebpf.without() {
             eprintln!("nftracer: not traced: {}", text::escape(reason));
         }
+        let changes = namespaces.only.as_ref().filter(|_| ebpf.traces_nftables());
+        let changes = changes.and_then(|(inode, file)| Some((*inode, Changes::of(file)?)));
         let watch = if ebpf.traces_nftables() { None } else { namespaces.home().ok().map(Watch::new) };
         let namespaces = Rc::new(namespaces);
         let again = Rc::clone(&namespaces);
@@ -253,7 +276,7 @@ impl Live {
         }
         let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
             .context("cannot wait for the ring buffer")?;
-        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0, watch })
+        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0, watch, changes })
     }
 
     /// Says that the probes are in place.
@@ -277,6 +300,12 @@ impl Live {
             self.watch = None;
             eprintln!("nftracer: nftables has rules that are not traced: from here on no path is complete");
             interpreter.doubt_all("nftables has rules that are not traced");
+        }
+        if let Some((netns, changes)) = &mut self.changes
+            && changes.any()
+        {
+            // At once: the next change may come soon.
+            interpreter.nftables_changed(*netns);
         }
         let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
         let now_ns = clock::monotonic_ns();

@@ -11,8 +11,9 @@ use tracer_common::nft::{Event, Run, what};
 
 /// Rules that change are read again at most this often.
 const READ_AGAIN: Duration = Duration::from_millis(20);
-/// The programs that print rules are run at most this often.
+/// The programs that print rules are run at most this often, and at most for a tenth of the time.
 const PRINT_AGAIN: Duration = Duration::from_millis(250);
+const PRINT_SHARE: u32 = 10;
 /// How long a run may be silent before it is given up.
 const SILENT_NS: u64 = 250_000_000;
 
@@ -86,7 +87,7 @@ impl Runs {
 pub(super) struct Rules {
     versions: Versions,
     read: ReadNftables,
-    /// When the rules of a namespace were last read, and when printed.
+    /// When the rules of a namespace were last read, and when they may be printed again.
     last: HashMap<u32, (Instant, Instant)>,
 }
 
@@ -99,7 +100,7 @@ impl Rules {
     pub(super) fn fetched(&mut self, netns: u32, reading: NftReading) {
         let NftReading { ruleset, before, after } = reading;
         self.versions.read(netns, ruleset, &before, &after);
-        self.last.insert(netns, (Instant::now(), Instant::now()));
+        self.last.insert(netns, (Instant::now(), Instant::now() + PRINT_AGAIN));
     }
 
     /// The rules that a run met. When they are not known, the newest of its namespace, for what can be told of it all
@@ -120,22 +121,25 @@ impl Rules {
         self.versions.newest(netns)
     }
 
-    fn read_again(&mut self, netns: u32) {
+    /// Reads the rules of a namespace again, unless that was just done.
+    pub(super) fn read_again(&mut self, netns: u32) {
         let now = Instant::now();
-        let last = self.last.get(&netns).copied();
-        if last.is_some_and(|(read, _)| now.duration_since(read) < READ_AGAIN) {
+        let (read, mut may_print) = match self.last.get(&netns) {
+            Some((read, may_print)) => (Some(*read), *may_print),
+            None => (None, now),
+        };
+        if read.is_some_and(|read| now.duration_since(read) < READ_AGAIN) {
             return;
         }
         let Some(NftReading { ruleset, before, after }) = (self.read)(netns, false) else { return };
         self.versions.read(netns, ruleset, &before, &after);
-        let mut printed = last.map_or(now, |(_, printed)| printed);
         let lacks = self.versions.newest(netns).is_some_and(|version| lacks_text(&version.ruleset));
-        if lacks && (last.is_none() || now.duration_since(printed) >= PRINT_AGAIN) {
+        if lacks && now >= may_print {
             if let Some(NftReading { ruleset, before, after }) = (self.read)(netns, true) {
                 self.versions.read(netns, ruleset, &before, &after);
             }
-            printed = Instant::now();
+            may_print = Instant::now() + PRINT_AGAIN.max(now.elapsed() * PRINT_SHARE);
         }
-        self.last.insert(netns, (Instant::now(), printed));
+        self.last.insert(netns, (Instant::now(), may_print));
     }
 }
