@@ -2,7 +2,8 @@
 //!
 //! `cargo xtask build` builds them and names the file in `NFTRACER_BPF_OBJECT`; a plain `cargo build` takes the file an
 //! earlier run left in `target/bpf`. Without either the program is built all the same, says so in `doctor`, and cannot
-//! trace with eBPF.
+//! trace with eBPF. So it is for any other architecture: the programs look for a function's arguments where x86_64 has
+//! them.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ fn main() {
     println!("cargo::rustc-check-cfg=cfg(bpf_object)");
     let object = env::var_os("NFTRACER_BPF_OBJECT").map_or_else(left_by_earlier_run, PathBuf::from);
     println!("cargo::rerun-if-changed={}", object.display());
-    if object.is_file() {
+    let for_x86_64 = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|architecture| architecture == "x86_64");
+    if for_x86_64 && object.is_file() {
         println!("cargo::rustc-cfg=bpf_object");
         println!("cargo::rustc-env=NFTRACER_BPF_OBJECT={}", object.display());
     }

@@ -1,15 +1,16 @@
 //! `-o trace` against the kernel's log, byte for byte.
 
 use std::borrow::Cow;
-use std::net::UdpSocket;
+use std::fmt;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
 use nftracer_tests::compare::TRACE_RULES;
 use nftracer_tests::kmsg::Kmsg;
-use nftracer_tests::lab::{Family, Spread, addresses};
+use nftracer_tests::lab::{Family, Place, Spread, addresses};
 use nftracer_tests::ruleset::HANDWRITTEN;
 use nftracer_tests::tracer::Tracer;
 use nftracer_tests::traffic::{OPEN, Planner, connection};
@@ -25,75 +26,151 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "lines_byte_exact_ipv6", run: |options| byte_exact(options, Family::Ipv6) },
 ];
 
-const SETTLES_WITHIN: Duration = Duration::from_secs(20);
+/// Each shows other targets, or names.
+const RULESETS: &[&str] = &[
+    "jumps, gotos, returns",
+    "nat",
+    "REJECT",
+    "targets that go on",
+    "names of builtins, odd names and comments",
+];
+/// How often the packets of a ruleset are sent again.
+const REPEATS: u32 = 2;
+const SETTLES_WITHIN: Duration = Duration::from_secs(60);
+/// Looks without a new line, after which none will come.
+const LONG_SILENCE: u32 = 200;
 /// The kernel's log holds 256 KiB.
 const SHOTS_AT_ONCE: usize = 4;
 
 fn byte_exact(options: &Options, family: Family) -> Result<Outcome> {
     let session = Session::new(&[], Spread::SameCpu)?;
-    let mut kmsg = Kmsg::start(&session.lab.r)?;
-    let mut planner = Planner::new(options.seed, 0, 1);
-    let wanted = [
-        "jumps, gotos, returns",
-        "nat",
-        "REJECT",
-        "targets that go on",
-        "names of builtins, odd names and comments",
-    ];
-    let (mut lines, mut skipped) = (0, 0);
-    let rulesets =
-        wanted.iter().flat_map(|name| HANDWRITTEN.iter().filter(move |ruleset| ruleset.name == *name));
-    let mut left: Vec<_> = rulesets.map(|ruleset| (ruleset, 0)).collect();
-    while let Some((ruleset, repeats)) = left.pop() {
-        let name = ruleset.name;
-        ruleset::load(&session.lab.r, family, &ruleset.text(family))?;
-        let tracer = Tracer::start(&["--netns", session.lab.r.name(), "-o", "trace"], &[])?;
-        let (mut kernel, mut lost) = kmsg.take()?;
-        kernel.clear();
-        let mut collect = |kmsg: &mut Kmsg, tracer: &Tracer| -> Result<()> {
-            let limit = SETTLES_WITHIN;
-            wait::until(limit, || {
-                let (lines, overwritten) = kmsg.take().ok()?;
-                let quiet = lines.is_empty();
-                kernel.extend(lines);
-                lost += overwritten;
-                let expected = kernel.iter().filter(|line| is_compared(line)).count();
-                (quiet && tracer.lines() >= expected).then_some(())
-            });
-            Ok(())
+    let kmsg = Kmsg::start(&session.lab.r)?;
+    let tracer = Tracer::start(&["--netns", session.lab.r.name(), "-o", "trace"], &[])?;
+    let mut watch = Watch { session, kmsg, tracer, planner: Planner::new(options.seed, 0, 1), family };
+    let (mut compared, mut others, mut again) = (0, 0, 0);
+    for name in RULESETS {
+        let ruleset =
+            HANDWRITTEN.iter().find(|ruleset| ruleset.name == *name).context("there is this one")?;
+        ruleset::load(&watch.session.lab.r, family, &ruleset.text(family))?;
+        // Lines may be missing if the tracer says so in the end; then everything is sent once more.
+        let mut repeats = 0;
+        let told = loop {
+            let told = watch.send()?;
+            check(!told.kernel.is_empty(), "the kernel printed nothing")?;
+            if told.is_equal() || told.has_invented() || repeats == REPEATS {
+                break told;
+            }
+            repeats += 1;
         };
-        for shots in planner.shots(family, 60).chunks(SHOTS_AT_ONCE) {
-            session.fire(shots);
-            collect(&mut kmsg, &tracer)?;
-        }
-        let at = addresses(family);
-        for (from, to) in [(&session.lab.a, at.b), (&session.lab.r, at.b), (&session.lab.r, at.lo)] {
-            connection(from, to, OPEN)?;
-            datagram_as(from, &format!("{}", std::net::SocketAddr::new(to, OPEN)))?;
-            collect(&mut kmsg, &tracer)?;
-        }
-        let ended = tracer.stop(Signal::TERM)?;
-        check(ended.status.success(), format!("ended with {}: {:?}", ended.status, ended.errors))?;
-        check(lost == 0, format!("the kernel's log overwrote {lost} lines"))?;
-        let mut theirs: Vec<_> =
-            kernel.iter().filter(|line| is_compared(line)).map(|line| as_compared(line)).collect();
-        let mut ours: Vec<_> =
-            ended.lines.iter().filter(|line| is_compared(line)).map(|line| as_compared(line)).collect();
-        theirs.sort_unstable();
-        ours.sort_unstable();
-        check(!theirs.is_empty(), "the kernel printed nothing")?;
-        lines += theirs.len();
-        skipped += kernel.len() - theirs.len();
-        // Lines may be missing if the tracer says so; then everything is sent once more.
-        let invented = ours.iter().any(|line| !theirs.contains(line));
-        if theirs != ours && !invented && tells_of_a_loss(&ended.errors) && repeats < 2 {
-            left.push((ruleset, repeats + 1));
-            continue;
-        }
-        let told = ended.errors.join("\n");
-        check(theirs == ours, format!("\"{name}\"\n{}{told}", difference(&theirs, &ours)))?;
+        check(told.is_equal(), format!("\"{name}\"\n{told}"))?;
+        compared += told.kernel.len();
+        others += told.others;
+        again += repeats;
     }
-    Ok(Outcome::Passed(format!("{lines} lines equal; {skipped} of other rules")))
+    let ended = watch.tracer.stop(Signal::TERM)?;
+    check(ended.status.success(), format!("ended with {}: {:?}", ended.status, ended.errors))?;
+    check(again == 0 || tells_of_a_loss(&ended.errors), format!("lines are missing: {:?}", ended.errors))?;
+    let sent_again = if again == 0 { String::new() } else { format!("; {again} sent again after a loss") };
+    Ok(Outcome::Passed(format!("{compared} lines equal; {others} of other rules{sent_again}")))
+}
+
+/// Both sides of the comparison.
+struct Watch {
+    session: Session,
+    kmsg: Kmsg,
+    tracer: Tracer,
+    planner: Planner,
+    family: Family,
+}
+
+/// What they told of the packets of one ruleset; compared as [`as_compared`], in any order.
+#[derive(Default)]
+struct Told {
+    kernel: Vec<String>,
+    tracer: Vec<String>,
+    /// Lines of the kernel's that are not compared.
+    others: usize,
+}
+
+impl Watch {
+    /// Sends packets of all kinds through the rules that are loaded.
+    fn send(&mut self) -> Result<Told> {
+        self.kmsg.take()?;
+        self.tracer.take_lines();
+        let mut told = Told::default();
+        let shots = self.planner.shots(self.family, 60);
+        for shots in shots.chunks(SHOTS_AT_ONCE) {
+            self.session.fire(shots);
+            self.collect(&mut told)?;
+        }
+        let at = addresses(self.family);
+        for (place, to) in [(Place::A, at.b), (Place::R, at.b), (Place::R, at.lo)] {
+            let from = self.session.lab.netns(place);
+            connection(from, to, OPEN)?;
+            datagram_as(from, &SocketAddr::new(to, OPEN).to_string())?;
+            self.collect(&mut told)?;
+        }
+        told.kernel.sort_unstable();
+        told.tracer.sort_unstable();
+        Ok(told)
+    }
+
+    /// Waits until both sides have told of as much, or nothing more comes.
+    fn collect(&mut self, told: &mut Told) -> Result<()> {
+        let (mut last, mut silence) = ((0, 0), 0);
+        let settled = wait::until(SETTLES_WITHIN, || -> Option<Result<()>> {
+            let (lines, lost) = match self.kmsg.take() {
+                Ok(taken) => taken,
+                Err(error) => return Some(Err(error)),
+            };
+            if lost > 0 {
+                return Some(Err(anyhow!("the kernel's log overwrote {lost} lines")));
+            }
+            told.add(&lines, &self.tracer.take_lines());
+            let now = (told.kernel.len() + told.others, told.tracer.len());
+            silence = if now == last { silence + 1 } else { 0 };
+            last = now;
+            let over = silence >= LONG_SILENCE || silence >= 1 && told.tracer.len() == told.kernel.len();
+            over.then_some(Ok(()))
+        });
+        settled.context("the lines do not end")?
+    }
+}
+
+impl Told {
+    fn add(&mut self, kernel: &[String], tracer: &[String]) {
+        let compared = |lines: &[String]| -> Vec<String> {
+            lines.iter().filter(|line| is_compared(line)).map(|line| as_compared(line).into_owned()).collect()
+        };
+        let theirs = compared(kernel);
+        self.others += kernel.len() - theirs.len();
+        self.kernel.extend(theirs);
+        self.tracer.extend(compared(tracer));
+    }
+
+    fn is_equal(&self) -> bool {
+        self.kernel == self.tracer
+    }
+
+    /// Whether nftracer told of what the kernel did not.
+    fn has_invented(&self) -> bool {
+        self.tracer.iter().any(|line| self.kernel.binary_search(line).is_err())
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kernel, tracer, .. } = self;
+        writeln!(f, "{} lines of the kernel, {} of nftracer", kernel.len(), tracer.len())?;
+        for (some, others, who) in
+            [(kernel, tracer, "only the kernel "), (tracer, kernel, "only nftracer   ")]
+        {
+            let missing: Vec<_> = some.iter().filter(|line| others.binary_search(line).is_err()).collect();
+            writeln!(f, "{who}({}):", missing.len())?;
+            missing.iter().take(6).try_for_each(|line| writeln!(f, "  {line}|"))?;
+        }
+        Ok(())
+    }
 }
 
 /// Whether the totals say that something was lost, missed or in doubt.
@@ -120,17 +197,6 @@ fn as_compared(line: &str) -> Cow<'_, str> {
     // `1234 GID=5678 MARK=0x1 `: what follows the two numbers stays.
     let rest = owner.splitn(3, ' ').nth(2).unwrap_or("");
     format!("{head} {rest}").into()
-}
-
-fn difference(kernel: &[Cow<'_, str>], tracer: &[Cow<'_, str>]) -> String {
-    let missing: Vec<_> = kernel.iter().filter(|line| !tracer.contains(line)).collect();
-    let invented: Vec<_> = tracer.iter().filter(|line| !kernel.contains(line)).collect();
-    let mut text = format!("{} lines of the kernel, {} of nftracer\n", kernel.len(), tracer.len());
-    for (lines, who) in [(&missing, "only the kernel "), (&invented, "only nftracer   ")] {
-        text += &format!("{who}({}):\n", lines.len());
-        lines.iter().take(6).for_each(|line| text += &format!("  {line}|\n"));
-    }
-    text
 }
 
 /// Somebody other than root sends a datagram.

@@ -29,8 +29,13 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// Packets of one family that share a ruleset.
 const SHOTS: usize = 60;
+/// Generated rulesets whose packets are compared together: most of the time goes into waiting for the last of them.
+const RULESETS_AT_ONCE: usize = 5;
 /// Generated rulesets that one run of the tracer sees; then it starts anew.
-const RULESETS_PER_RUN: usize = 25;
+const RULESETS_PER_RUN: usize = 100;
+
+/// A slow machine takes minutes for this many; then it gives a sign of life.
+const RULESETS_PER_SIGN: usize = 50;
 
 /// How many packets may be in doubt for 10 000 traversals, apart from those that lack one that the probes missed.
 #[derive(Clone, Copy)]
@@ -84,10 +89,13 @@ fn handwritten(options: &Options, family: Family) -> Result<Outcome> {
     let mut session = Session::new(&[Place::R], Spread::SameCpu)?;
     let mut planner = Planner::new(options.seed, 0, 1);
     let mut total = Verdict::default();
-    for ruleset in HANDWRITTEN {
+    for (number, ruleset) in HANDWRITTEN.iter().enumerate() {
         let text = ruleset.text(family);
         session.load(Place::R, family, &text)?;
-        session.trace()?;
+        // The first is there before the tracer, which has to notice the others.
+        if number == 0 {
+            session.trace()?;
+        }
         session.fire(&planner.shots(family, SHOTS));
         let fired = Instant::now();
         let mut verdict = session.judge();
@@ -100,20 +108,43 @@ fn handwritten(options: &Options, family: Family) -> Result<Outcome> {
         connection(&session.lab.r, at.b, OPEN)?;
         connection(&session.lab.r, at.lo, OPEN)?;
         verdict.add(session.judge());
-        let totals = session.end(&mut verdict)?;
         if options.verbose {
-            println!("  {}: {} ({settled:?}) {totals:?}", ruleset.name, verdict.figures);
+            println!("  {}: {} ({settled:?})", ruleset.name, verdict.figures);
         }
         let place = format!("ruleset \"{}\" for {family:?}, seed {}", ruleset.name, options.seed);
         examine(&verdict, &place, &text)?;
-        check_missed(&verdict.figures, &totals)?;
         check(
             !ruleset.is_tree || verdict.figures.unordered == 0,
             format!("{place}: {} unordered, though no chain can be entered twice", verdict.figures.unordered),
         )?;
         total.add(verdict);
     }
+    let totals = session.end(&mut total)?;
+    examine(&total, "the end", "")?;
+    check_missed(&total.figures, &totals)?;
     conclude(&total, SINGLE_FLOW)
+}
+
+/// A ruleset made up, and what is sent through it.
+struct Case {
+    seed: u64,
+    shape: Shape,
+    ruleset: Ruleset,
+    shots: Vec<Shot>,
+}
+
+impl Case {
+    /// Whether something is found that must not be.
+    fn is_faulty(&self, verdict: &Verdict) -> bool {
+        !verdict.wrong.is_empty() || self.shape == Shape::Tree && verdict.figures.unordered > 0
+    }
+
+    fn run(&self, session: &mut Session, ruleset: &Ruleset) -> Result<()> {
+        session.load(Place::R, ruleset.family, &ruleset.text())?;
+        session.fire(&self.shots);
+        session.wait_for_kernel();
+        Ok(())
+    }
 }
 
 fn generated(options: &Options) -> Result<Outcome> {
@@ -121,41 +152,41 @@ fn generated(options: &Options) -> Result<Outcome> {
     let parts = [Parts::of(&session.lab.r, Family::Ipv4)?.0, Parts::of(&session.lab.r, Family::Ipv6)?.0];
     let mut planner = Planner::new(options.seed, 0, 1);
     let shots_each = options.packets.div_ceil(options.rulesets.max(1));
-    let (mut total, mut run, mut trees) = (Verdict::default(), Verdict::default(), Figures::default());
-    for number in 0..options.rulesets {
-        let (family, parts) =
-            if number % 2 == 0 { (Family::Ipv4, &parts[0]) } else { (Family::Ipv6, &parts[1]) };
-        let shape = if number % 4 < 2 { Shape::Tree } else { Shape::Graph };
+    let mut made = |number: usize| -> Result<Case> {
+        let which = number % 2;
+        let shape = if (number / RULESETS_AT_ONCE).is_multiple_of(2) { Shape::Tree } else { Shape::Graph };
         let seed = options.seed.wrapping_mul(1_000_003).wrapping_add(u64::try_from(number)?);
-        let ruleset = generate(seed, family, shape, parts);
-        session.load(Place::R, family, &ruleset.text())?;
-        if number % RULESETS_PER_RUN == 0 {
+        let ruleset = generate(seed, Family::ALL[which], shape, &parts[which]);
+        Ok(Case { seed, shape, ruleset, shots: planner.shots(Family::ALL[which], shots_each) })
+    };
+    let (mut total, mut run, mut trees) = (Verdict::default(), Verdict::default(), 0);
+    for first in (0..options.rulesets).step_by(RULESETS_AT_ONCE) {
+        let end = options.rulesets.min(first + RULESETS_AT_ONCE);
+        let cases = (first..end).map(&mut made).collect::<Result<Vec<_>>>()?;
+        if first.is_multiple_of(RULESETS_PER_RUN) {
+            session.load(Place::R, cases[0].ruleset.family, &cases[0].ruleset.text())?;
             session.trace()?;
         }
-        let shots = planner.shots(family, shots_each);
-        session.fire(&shots);
+        cases.iter().try_for_each(|case| case.run(&mut session, &case.ruleset))?;
         let verdict = session.judge();
         if options.verbose {
+            let sizes: Vec<_> = cases.iter().map(|case| case.ruleset.size()).collect();
             println!(
-                "  seed {seed}, {family:?}, {} rules: {} {:?}",
-                ruleset.size(),
-                verdict.figures,
-                verdict.reasons
+                "  seeds from {}, {sizes:?} rules: {} {:?}",
+                cases[0].seed, verdict.figures, verdict.reasons
             );
         }
-        if !verdict.wrong.is_empty() {
-            let (smaller, fault) = shrink(&mut session, &ruleset, &shots, verdict.clone(), options);
-            examine(&fault, &format!("seed {seed}, {family:?}, {shape:?}"), &smaller.text())?;
+        if end.is_multiple_of(RULESETS_PER_SIGN) {
+            println!("  {end} of {} rulesets", options.rulesets);
         }
-        if shape == Shape::Tree {
-            trees += verdict.figures;
-            check(
-                verdict.figures.unordered == 0,
-                format!("seed {seed}: unordered, though no chain can be entered twice\n{}", ruleset.text()),
-            )?;
+        if cases[0].is_faulty(&verdict) {
+            return explain(&mut session, &cases, &verdict, options);
+        }
+        if cases[0].shape == Shape::Tree {
+            trees += verdict.figures.packets;
         }
         run.add(verdict);
-        if (number + 1) % RULESETS_PER_RUN == 0 || number + 1 == options.rulesets {
+        if end.is_multiple_of(RULESETS_PER_RUN) || end == options.rulesets {
             let totals = session.end(&mut run)?;
             check_missed(&run.figures, &totals)?;
             examine(&run, "the end of a run", "")?;
@@ -166,33 +197,45 @@ fn generated(options: &Options) -> Result<Outcome> {
     check(total.figures.packets >= enough, format!("only {} packets", total.figures.packets))?;
     let Outcome::Passed(figures) = conclude(&total, SINGLE_FLOW)? else { bail!("concluded otherwise") };
     Ok(Outcome::Passed(format!(
-        "{} rulesets; {figures}; where no chain can be entered twice: {} packets, {} unordered",
-        options.rulesets, trees.packets, trees.unordered
+        "{} rulesets; {figures}; where no chain can be entered twice: {trees} packets, 0 unordered",
+        options.rulesets
     )))
 }
 
+/// Finds out which of several cases went wrong, and the smallest ruleset found on which its packets still do.
+fn explain(session: &mut Session, cases: &[Case], verdict: &Verdict, options: &Options) -> Result<Outcome> {
+    let seeds = format!("seeds {} to {}", cases[0].seed, cases[cases.len() - 1].seed);
+    for case in cases {
+        case.run(session, &case.ruleset)?;
+        let alone = session.judge();
+        if case.is_faulty(&alone) {
+            let (smaller, fault) = shrink(session, case, alone, options);
+            let place = format!("seed {}, {:?}, {:?}", case.seed, smaller.family, case.shape);
+            examine(&fault, &place, &smaller.text())?;
+            bail!("{place}: {}, though no chain can be entered twice\n{}", fault.figures, smaller.text());
+        }
+    }
+    let texts: String =
+        cases.iter().map(|case| format!("# seed {}\n{}", case.seed, case.ruleset.text())).collect();
+    examine(verdict, &format!("{seeds}, together but not alone"), &texts)?;
+    bail!("{seeds}, together but not alone: {}, though no chain can be entered twice", verdict.figures)
+}
+
 /// The smallest ruleset found on which the same packets still go wrong.
-fn shrink(
-    session: &mut Session,
-    ruleset: &Ruleset,
-    shots: &[Shot],
-    verdict: Verdict,
-    options: &Options,
-) -> (Ruleset, Verdict) {
+fn shrink(session: &mut Session, case: &Case, verdict: Verdict, options: &Options) -> (Ruleset, Verdict) {
     let end = Instant::now() + Duration::from_secs(options.shrink_seconds);
-    println!("  wrong with {} rules, trying less: {}", ruleset.size(), verdict.wrong[0]);
-    let (mut smallest, mut fault) = (ruleset.clone(), verdict);
+    println!("  wrong with {} rules, trying less: {:?}", case.ruleset.size(), verdict.wrong.first());
+    let (mut smallest, mut fault) = (case.ruleset.clone(), verdict);
     'again: loop {
         for smaller in smallest.smaller() {
             if Instant::now() >= end {
                 break 'again;
             }
-            if session.load(Place::R, smaller.family, &smaller.text()).is_err() {
+            if case.run(session, &smaller).is_err() {
                 continue;
             }
-            session.fire(shots);
             let verdict = session.judge();
-            if !verdict.wrong.is_empty() {
+            if case.is_faulty(&verdict) {
                 (smallest, fault) = (smaller, verdict);
                 continue 'again;
             }

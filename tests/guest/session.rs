@@ -15,10 +15,10 @@ use rustix::process::Signal;
 
 /// Until what was sent has gone all its ways.
 const SETTLES_WITHIN: Duration = Duration::from_secs(180);
-/// Looks without a change: usually enough.
+/// Looks without a change, after which it is worth comparing.
 const SHORT_SILENCE: u32 = 4;
-/// Looks without a change: nothing more will come.
-const LONG_SILENCE: u32 = 100;
+/// Looks without a change, after which nothing more will come.
+const LONG_SILENCE: u32 = 400;
 
 pub(crate) struct Session {
     pub(crate) lab: Lab,
@@ -72,7 +72,7 @@ impl Session {
         self.told = Totals::default();
         self.odd.clear();
         // What flew before is not for this comparison.
-        wait::until_steady(SETTLES_WITHIN, 2, || self.waiting());
+        self.wait_for_kernel();
         self.listeners.iter().for_each(|listener| drop(listener.take()));
         self.lost_before = self.lost();
         Ok(())
@@ -111,7 +111,7 @@ impl Session {
 
     /// What the kernel tells of what was sent.
     pub(crate) fn kernel_rows(&self) -> Vec<Row> {
-        wait::until_steady(SETTLES_WITHIN, 4, || self.waiting());
+        self.wait_for_kernel();
         self.listeners.iter().flat_map(Listener::take).collect()
     }
 
@@ -123,6 +123,11 @@ impl Session {
         self.note(&ended.trace);
         self.check_end(&ended)?;
         ended.trace.end.context("the last row is missing")
+    }
+
+    /// Waits until the kernel has told of what was sent.
+    pub(crate) fn wait_for_kernel(&self) {
+        wait::until_steady(SETTLES_WITHIN, SHORT_SILENCE, || self.waiting());
     }
 
     /// Waits until what both sides tell is read, so that bursts do not outrun the readers.
@@ -147,16 +152,23 @@ impl Session {
     fn settle_if(&self, wanted: &dyn Fn(&Identity) -> bool) -> (Vec<Row>, Trace) {
         let (mut rows, mut trace) = (Vec::new(), Trace::default());
         let Some(tracer) = &self.tracer else { return (self.kernel_rows(), trace) };
-        // What nobody saw never comes; a long silence has to do.
-        let mut silence = SHORT_SILENCE;
+        let (mut came, mut last, mut silence) = (0, None, 0);
         wait::until(SETTLES_WITHIN, || {
-            let looks = std::mem::replace(&mut silence, LONG_SILENCE);
-            wait::until_steady(SETTLES_WITHIN, looks, || (self.waiting(), tracer.seen()));
-            let came = self.listeners.iter().flat_map(Listener::take);
-            rows.extend(came.filter(|row| wanted(&row.packet)));
+            for row in self.listeners.iter().flat_map(Listener::take) {
+                came += 1;
+                rows.extend(wanted(&row.packet).then_some(row));
+            }
             trace.append(tracer.take());
-            let long_silent = looks == LONG_SILENCE && is_finished(&trace);
-            (long_silent || is_settled(&rows, &trace)).then_some(())
+            let now = Some((came, tracer.seen()));
+            silence = if last == now { silence + 1 } else { 0 };
+            last = now;
+            let over = match silence {
+                SHORT_SILENCE => is_settled(&rows, &trace),
+                // What nobody saw never comes.
+                LONG_SILENCE.. => is_finished(&trace),
+                _ => false,
+            };
+            over.then_some(())
         });
         (rows, trace)
     }

@@ -163,12 +163,13 @@ pub fn is_finished(trace: &Trace) -> bool {
     trace.steps.iter().all(|step| trace.packets.contains_key(&step.packet))
 }
 
-/// Whether nftracer told of all that the kernel told of, and finished it.
+/// Whether both sides told of the same traversals, and nftracer finished all packets.
 pub fn is_settled(rows: &[Row], trace: &Trace) -> bool {
+    let kernel = kernel_traversals(rows, trace.detailed);
     let tracer = tracer_traversals(&trace.steps, trace.detailed);
-    kernel_traversals(rows, trace.detailed)
-        .iter()
-        .all(|(traversal, theirs)| tracer.get(traversal).is_some_and(|steps| steps.len() >= theirs.len()))
+    let steps = |traversal| tracer.get(traversal).map_or(0, Vec::len);
+    kernel.len() == tracer.len()
+        && kernel.iter().all(|(traversal, theirs)| steps(traversal) == theirs.len())
         && is_finished(trace)
 }
 
@@ -396,7 +397,10 @@ mod tests {
                 text: None,
             }));
             let path = owned(steps);
-            trace.packets.insert(number, Packet { certainty: *certainty, why: String::new(), path });
+            trace.packets.insert(
+                number,
+                Packet { certainty: *certainty, why: String::new(), path, verdict: String::new() },
+            );
         }
         trace
     }

@@ -25,7 +25,7 @@ const ENDS_WITHIN: Duration = Duration::from_secs(180);
 pub struct Step {
     /// nftracer's number of the packet.
     pub packet: u64,
-    /// Inode number of the namespace.
+    /// Inode number of the namespace; 0 where it is not told.
     pub netns: u64,
     /// Number of the netfilter hook.
     pub hook: u8,
@@ -62,6 +62,8 @@ pub struct Packet {
     pub why: String,
     /// All steps in order.
     pub path: Vec<String>,
+    /// What the last table decided; empty where that is not known.
+    pub verdict: String,
 }
 
 /// The totals of a run.
@@ -107,7 +109,7 @@ struct Output {
 pub struct Ended {
     /// The status it ended with.
     pub status: ExitStatus,
-    /// Standard output of runs that are not read as JSON.
+    /// Standard output of runs that are not read as JSON, as far as it was not taken.
     pub lines: Vec<String>,
     /// Standard error.
     pub errors: Vec<String>,
@@ -197,9 +199,14 @@ impl Tracer {
         self.locked().seen
     }
 
-    /// Lines of output so far, of runs that are not read as JSON.
+    /// How many lines wait, of runs that are not read as JSON.
     pub fn lines(&self) -> usize {
         self.locked().lines.len()
+    }
+
+    /// The lines that came since the last call, of runs that are not read as JSON.
+    pub fn take_lines(&self) -> Vec<String> {
+        std::mem::take(&mut self.locked().lines)
     }
 
     /// Looks at what came.
@@ -316,9 +323,9 @@ impl Trace {
                 }
                 None => self.odd.push(line.to_owned()),
             },
-            Row::Packet { packet, path, certainty, why } => {
-                let why = why.unwrap_or_default();
-                self.packets.insert(packet, Packet { certainty, why, path });
+            Row::Packet { packet, path, certainty, why, verdict } => {
+                let (why, verdict) = (why.unwrap_or_default(), verdict.unwrap_or_default());
+                self.packets.insert(packet, Packet { certainty, why, path, verdict });
             }
             Row::End(totals) => self.end = Some(totals),
             Row::Other => {}
@@ -337,6 +344,7 @@ enum Row<'a> {
         path: Vec<String>,
         certainty: Certainty,
         why: Option<String>,
+        verdict: Option<String>,
     },
     End(Totals),
     #[serde(other)]
@@ -363,6 +371,7 @@ struct StepRow<'a> {
     icmp_seq: Option<u16>,
     #[serde(default)]
     mark: u32,
+    #[serde(default)]
     netns: u64,
     doubt: Option<serde::de::IgnoredAny>,
     text: Option<std::borrow::Cow<'a, str>>,

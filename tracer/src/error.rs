@@ -48,6 +48,16 @@ impl Failure {
         self
     }
 
+    /// What can be done about it.
+    pub fn remedy(&self) -> Option<&str> {
+        self.remedy.as_deref()
+    }
+
+    /// What went wrong, with all causes, on one line.
+    pub fn reason(&self) -> String {
+        format!("{:#}", self.error)
+    }
+
     /// Which kind it is.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -72,7 +82,7 @@ impl From<anyhow::Error> for Failure {
 /// One line with all causes, and one with the remedy.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "nftracer: {}", text::escape(&format!("{:#}", self.error)))?;
+        write!(f, "nftracer: {}", text::escape(&self.reason()))?;
         match &self.remedy {
             Some(remedy) => write!(f, "\nremedy: {}", text::escape(remedy)),
             None => Ok(()),

@@ -24,6 +24,7 @@ pub mod path;
 pub mod history;
 pub mod filter;
 pub mod trace_line;
+pub mod kernel_log;
 pub mod xtables;
 pub mod nftables;
 pub mod netlink;
@@ -34,6 +35,7 @@ mod hash;
 // The shell: the kernel, files, people.
 pub mod backend;
 pub mod fetch;
+pub mod footprint;
 pub mod sink;
 pub mod recording;
 pub mod doctor;

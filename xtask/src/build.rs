@@ -6,6 +6,7 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -41,6 +42,14 @@ impl Built {
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
+}
+
+/// Builds the tracer to give out; quick when nothing changed.
+pub(crate) fn static_tracer() -> Result<PathBuf> {
+    let options = Options { release: true, ..Options::default() };
+    object(&options)?;
+    process::run(user_space_command(&options, RELEASE).args(STATIC))?;
+    Ok(already(&options).program("nftracer"))
 }
 
 /// Builds everything; quick when nothing changed.
@@ -82,13 +91,21 @@ fn object(options: &Options) -> Result<()> {
     if !options.features.is_empty() {
         command.args(["--features", &options.features.join(",")]);
     }
-    if let Some(library) = setup::rust_src::outside_sysroot()? {
-        // Cargo has this variable for its own tests; the toolchain is pinned, so it cannot vanish.
-        command.env("__CARGO_TESTS_ONLY_SRC_ROOT", library);
-    }
+    setup::rust_src::tell(&mut command)?;
     process::run(&mut command)
         .context("cannot build the kernel programs (has `cargo xtask setup` been run?)")?;
-    copy_if_changed(&folder.join("bpfel-unknown-none/release/tracer-ebpf"), &places::bpf_object())
+    let programs = folder.join("bpfel-unknown-none/release/tracer-ebpf");
+    let stripped = folder.join("nftracer.bpf.o");
+    strip(&programs, &stripped)?;
+    copy_if_changed(&stripped, &places::bpf_object())
+}
+
+/// Leaves out what is for debuggers alone: four fifths of the file. The kernel has types and lines from its BTF.
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    let sysroot = setup::rust_src::sysroot()?;
+    let mut objcopy = process::command(sysroot.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-objcopy"));
+    objcopy.arg("--strip-debug").args([from, to]).env("LD_LIBRARY_PATH", sysroot.join("lib"));
+    process::run(&mut objcopy)
 }
 
 /// Two machines build the same object: no path of theirs is in it.
@@ -123,16 +140,26 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn user_space(options: &Options) -> Result<()> {
-    let mut command = cargo();
-    command
-        .current_dir(places::root())
-        .args(["build", "--package", "nftracer", "--package", "nftracer-tests"])
-        .env("NFTRACER_BPF_OBJECT", places::bpf_object());
-    if options.release {
-        command.arg("--release");
+    if !options.release {
+        let both = ["build", "--package", "nftracer", "--package", "nftracer-tests"];
+        return process::run(&mut user_space_command(options, &both));
     }
+    process::run(&mut user_space_command(options, &["build", "--release", "--package", "nftracer-tests"]))?;
+    process::run(user_space_command(options, RELEASE).args(STATIC))
+}
+
+/// Cargo's words for the optimised tracer alone, for [`STATIC`] to follow.
+pub(crate) const RELEASE: &[&str] = &["rustc", "--release", "--package", "nftracer", "--bin", "nftracer"];
+
+/// Links the program so that it needs no library: what is tested optimised is what `dist` gives out. Whether to is known
+/// when the program itself is compiled, so that everything else stays as it was.
+pub(crate) const STATIC: &[&str] = &["--", "-Ctarget-feature=+crt-static"];
+
+fn user_space_command(options: &Options, words: &[&str]) -> Command {
+    let mut command = cargo();
+    command.current_dir(places::root()).args(words).env("NFTRACER_BPF_OBJECT", places::bpf_object());
     for feature in &options.features {
         command.arg("--features").arg(format!("nftracer/{feature}"));
     }
-    process::run(&mut command)
+    command
 }

@@ -1,6 +1,8 @@
 //! Everything that has to hold before a change goes in, cheapest first.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 
@@ -19,27 +21,58 @@ pub(crate) struct Options {
 
 /// The `test` task.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    setup::run(&setup::Options { build_only: options.no_vm })?;
-    tidy::run()?;
+    timed("setup", || setup::run(&setup::Options { build_only: options.no_vm }))?;
+    timed("tidy", tidy::run)?;
     step(&["fmt", "--all", "--check"])?;
-    build::run(&options.build)?;
+    let object = build::Options { object_only: true, ..options.build.clone() };
+    timed("the kernel programs", || build::run(&object).map(drop))?;
     step(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])?;
     step(&["test", "--quiet"])?;
+    native(&options.build)?;
     if options.no_vm {
         return Ok(ExitCode::SUCCESS);
     }
     // Emulated, an unoptimised reader falls behind.
     let release = build::Options { release: true, ..options.build.clone() };
-    build::run(&release)?;
-    vm::run(&vm::Options::all_tests(&release))
+    let built = timed("the programs for the guests", || build::run(&release))?;
+    // The same program without a shared library is another program to the kernel.
+    let old_kernel = ["test", "--quiet", "--package", "nftracer", "--test", "old_kernel"];
+    step_with(&old_kernel, &[("NFTRACER", built.program("nftracer"))])?;
+    timed("guests", || vm::run(&vm::Options::all_tests(&release)))
+}
+
+/// What needs no probes, and network namespaces of this machine, for which one has to be root.
+fn native(options: &build::Options) -> Result<()> {
+    let built = build::run(options)?;
+    println!("== native-tests");
+    let program = |name: &str| built.program(name).display().to_string();
+    let mut command = process::as_root("env")?;
+    command.arg(format!("NFTRACER={}", program("nftracer"))).args([&program("native-tests"), "all"]);
+    process::run(&mut command)
 }
 
 fn step(arguments: &[&str]) -> Result<()> {
-    println!("== cargo {}", arguments.join(" "));
-    let mut command = cargo();
-    command.current_dir(places::root()).args(arguments).env("NFTRACER_BPF_OBJECT", places::bpf_object());
-    if process::run(&mut command).is_err() {
-        bail!("cargo {} failed", arguments.join(" "));
-    }
-    Ok(())
+    step_with(arguments, &[])
+}
+
+fn step_with(arguments: &[&str], environment: &[(&str, PathBuf)]) -> Result<()> {
+    let words = format!("cargo {}", arguments.join(" "));
+    timed(&words, || {
+        let mut command = cargo();
+        command.current_dir(places::root()).args(arguments).env("NFTRACER_BPF_OBJECT", places::bpf_object());
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        if process::run(&mut command).is_err() {
+            bail!("{words} failed");
+        }
+        Ok(())
+    })
+}
+
+/// Says what is being done, and how long it took.
+fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    println!("== {what}");
+    let started = Instant::now();
+    let done = work()?;
+    println!("== {what}: {:.0} s", started.elapsed().as_secs_f32());
+    Ok(done)
 }

@@ -81,6 +81,7 @@ fn in_guest(kernel: &str, options: &Options) -> Result<ExitCode> {
         machine,
         timeout: 600,
         silence: 180,
+        jobs: 1,
         out: None,
         command: vec![COMMAND.to_owned()],
     })

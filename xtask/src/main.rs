@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod dist;
 mod places;
 mod process;
 mod setup;
@@ -43,6 +44,8 @@ enum Task {
     Tidy,
     /// Counts what tracing costs, in instructions per packet
     Bench(bench::Options),
+    /// Makes the static programs to give out, into target/dist
+    Dist(dist::Options),
     /// Shows the tracer at work
     Demo(demo::Options),
 }
@@ -72,6 +75,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Task::Test(options) => return ci::run(&options),
         Task::Tidy => tidy::run()?,
         Task::Bench(options) => return bench::run(&options),
+        Task::Dist(options) => dist::run(&options)?,
         Task::Demo(options) => return demo::run(&options),
     }
     Ok(ExitCode::SUCCESS)

@@ -1,3 +1,5 @@
-//! Where steps come from.
+//! Where events come from.
 
 pub mod ebpf;
+pub mod log;
+pub mod netlink;

@@ -7,12 +7,14 @@
 pub mod diff;
 pub mod doctor;
 pub mod netns;
+pub mod read;
 pub mod rules;
 pub mod trace;
 
 #[cfg(test)]
 mod tests;
 
+use crate::sys::process::Process;
 use clap::{Args, Parser, Subcommand};
 
 const EXAMPLES: &str = "\
@@ -20,6 +22,7 @@ Examples:
   nftracer trace icmp                     show the rules that each ping meets
   nftracer trace -c 5 tcp port 22         the next five packets from or to port 22
   nftracer trace --netns blue -o json     everything in a namespace, for a script
+  nftracer read /var/log/messages         the same from the lines of the TRACE target in a log
   nftracer doctor                         what works on this host, and what to do where it does not
 
 Exit status: 0 done, 1 failed while running, 2 wrong usage, 3 nothing here can do what was asked.";
@@ -36,15 +39,16 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Trace(trace::TraceArgs),
+    Read(read::ReadArgs),
     Rules(rules::RulesArgs),
     Doctor(doctor::DoctorArgs),
     /// Clear up when a process ends; started by `trace` for itself
     #[command(hide = true)]
     Guard {
-        pid: u32,
+        process: Process,
+        /// Numbers of open namespaces
+        namespaces: Vec<u32>,
     },
-    #[command(hide = true)]
-    Read(ReservedArgs),
     #[command(hide = true)]
     Bench(ReservedArgs),
     #[command(hide = true)]
@@ -65,6 +69,8 @@ struct ReservedArgs {
 pub enum Request {
     /// Trace packets.
     Trace(trace::TraceConfig),
+    /// Show packets of a log or a recording.
+    Read(read::ReadConfig),
     /// Show the loaded rules.
     Rules(rules::RulesConfig),
     /// Say what works here.
@@ -74,7 +80,9 @@ pub enum Request {
     /// Clear up after a process when it ends.
     Guard {
         /// The process.
-        pid: u32,
+        process: Process,
+        /// The numbers of the descriptors of the namespaces that it changes.
+        namespaces: Vec<u32>,
     },
 }
 
@@ -107,10 +115,10 @@ impl Cli {
         let reserved = |name: &str| Err(UsageError::Reserved(name.to_owned()));
         match self.command {
             Command::Trace(args) => args.config().map(Request::Trace),
+            Command::Read(args) => Ok(Request::Read(args.config())),
             Command::Rules(args) => args.config().map(Request::Rules),
             Command::Doctor(args) => Ok(Request::Doctor(args.config())),
-            Command::Guard { pid } => Ok(Request::Guard { pid }),
-            Command::Read(_) => reserved("read"),
+            Command::Guard { process, namespaces } => Ok(Request::Guard { process, namespaces }),
             Command::Bench(_) => reserved("bench"),
             Command::Why(_) => reserved("why"),
             Command::Diff(args) => Ok(Request::Diff(args.config())),

@@ -4,6 +4,7 @@ use super::netns::Netns;
 use super::trace::{Backend, Mark, TraceConfig};
 use super::{Cli, Request, UsageError};
 use crate::cli::doctor::DoctorConfig;
+use crate::cli::read::ReadConfig;
 use crate::cli::rules::RulesConfig;
 use crate::sink::Output;
 use clap::error::ErrorKind;
@@ -46,6 +47,7 @@ fn help() {
     for (name, expected) in [
         ("nftracer", expect_file!["snapshots/help.txt"]),
         ("trace", expect_file!["snapshots/trace.txt"]),
+        ("read", expect_file!["snapshots/read.txt"]),
         ("rules", expect_file!["snapshots/rules.txt"]),
         ("doctor", expect_file!["snapshots/doctor.txt"]),
         ("diff", expect_file!["snapshots/diff.txt"]),
@@ -84,6 +86,7 @@ fn options() {
             filter: "udp".to_owned(),
             mark: Mark::None,
             backend: Backend::Ebpf,
+            log_file: None,
             netns: Netns::Name("blue".to_owned()),
             count: NonZeroU64::new(1),
             duration: Some(Duration::from_secs(150)),
@@ -95,6 +98,27 @@ fn options() {
     let output = |output| TraceConfig { output, ..TraceConfig::default() };
     check_trace("nftracer trace --output=trace", output(Output::Trace));
     check_trace("nftracer trace -o pretty", output(Output::Pretty));
+}
+
+#[test]
+fn backends_and_marks() {
+    let config = |backend, mark| TraceConfig { backend, mark, ..TraceConfig::default() };
+    check_trace("nftracer trace --backend netlink --mark nft", config(Backend::Netlink, Mark::Nft));
+    check_trace("nftracer trace --backend log --mark rule", config(Backend::Log, Mark::Rule));
+    check_trace("nftracer trace --mark nft", config(Backend::Auto, Mark::Nft));
+    let file = Some("/var/log/kern.log".into());
+    check_trace(
+        "nftracer trace --log-file /var/log/kern.log",
+        TraceConfig { log_file: file, ..config(Backend::Log, Mark::Auto) },
+    );
+    check_usage_error(
+        "nftracer trace --backend ebpf --mark rule",
+        expect!["--mark rule: the ebpf backend needs no mark; --backend netlink and log do"],
+    );
+    check_usage_error(
+        "nftracer trace --backend netlink --log-file x",
+        expect!["--log-file x: only --backend log reads a file"],
+    );
 }
 
 #[test]
@@ -146,12 +170,30 @@ fn other_commands() {
 }
 
 #[test]
+fn reading() {
+    let read = |file: Option<&str>, filter: &str| ReadConfig {
+        file: file.map(Into::into),
+        filter: filter.to_owned(),
+        ..ReadConfig::default()
+    };
+    for (line, expected) in [
+        ("nftracer read", read(None, "")),
+        ("nftracer read -", read(None, "")),
+        ("nftracer read a.log", read(Some("a.log"), "")),
+        ("nftracer read - tcp port 22", read(None, "tcp port 22")),
+        (
+            "nftracer read -v a.log -o json",
+            ReadConfig { output: Output::Json, verbose: true, ..read(Some("a.log"), "") },
+        ),
+    ] {
+        assert_eq!(request(line), Ok(Request::Read(expected)), "{line}");
+    }
+}
+
+#[test]
 fn what_is_reserved_says_so() {
     check_usage_error("nftracer why tcp port 80", expect!["why: not in this version"]);
-    check_usage_error("nftracer read -o json -", expect!["read: not in this version"]);
     check_usage_error("nftracer bench --help", expect!["bench: not in this version"]);
-    check_usage_error("nftracer trace --backend log", expect!["--backend log: not in this version"]);
-    check_usage_error("nftracer trace --mark rule", expect!["--mark rule: not in this version"]);
 }
 
 #[test]

@@ -29,9 +29,14 @@ pub(super) struct TraceArgs {
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     backend: BackendArg,
 
-    /// How packets are chosen for the kernel's own tracing; with none, the host stays as it is
+    /// How packets are chosen for the kernel's own tracing: by a table of nftables, by TRACE rules, or with none by
+    /// those that are there; not for ebpf
     #[arg(long, value_name = "MARK", default_value = "auto")]
     mark: MarkArg,
+
+    /// Read the kernel's log from this file, which may be rotated, instead of /dev/kmsg; for log
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
 
     /// The network namespace: a name of `ip netns`, a process id, or a path
     #[arg(long, value_name = "NAME|PID|PATH", conflicts_with = "all_netns")]
@@ -66,9 +71,7 @@ pub(super) struct TraceArgs {
 enum BackendArg {
     Auto,
     Ebpf,
-    #[value(hide = true)]
     Netlink,
-    #[value(hide = true)]
     Log,
 }
 
@@ -76,14 +79,12 @@ enum BackendArg {
 enum MarkArg {
     Auto,
     None,
-    #[value(hide = true)]
     Nft,
-    #[value(hide = true)]
     Rule,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum OutputArg {
+pub(super) enum OutputArg {
     Pretty,
     Trace,
     Json,
@@ -97,16 +98,10 @@ pub enum Backend {
     Auto,
     /// Probes and a ring buffer.
     Ebpf,
-}
-
-impl Backend {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Ebpf => "ebpf",
-        }
-    }
+    /// TRACE over netlink.
+    Netlink,
+    /// TRACE in the kernel's log.
+    Log,
 }
 
 /// How packets are to be chosen for the kernel's own tracing.
@@ -115,8 +110,12 @@ pub enum Mark {
     /// The best that works here.
     #[default]
     Auto,
-    /// The host stays as it is.
+    /// Not at all: by TRACE rules that are there.
     None,
+    /// By a table of nftables.
+    Nft,
+    /// By TRACE rules.
+    Rule,
 }
 
 /// What `nftracer trace` is asked to do.
@@ -128,6 +127,8 @@ pub struct TraceConfig {
     pub backend: Backend,
     /// How packets are to be chosen for the kernel's own tracing.
     pub mark: Mark,
+    /// Where to read the kernel's log.
+    pub log_file: Option<PathBuf>,
     /// Which namespace.
     pub netns: Netns,
     /// Stop after this many packets.
@@ -144,10 +145,26 @@ pub struct TraceConfig {
 
 impl TraceArgs {
     pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
+        let (backend, mark) = (self.backend.into(), self.mark.into());
+        if backend == Backend::Ebpf && matches!(mark, Mark::Nft | Mark::Rule) {
+            let reason = "the ebpf backend needs no mark; --backend netlink and log do";
+            return Err(UsageError::Value { option: "--mark", value: word(self.mark), reason });
+        }
+        if let Some(file) =
+            self.log_file.as_ref().filter(|_| !matches!(backend, Backend::Auto | Backend::Log))
+        {
+            let reason = "only --backend log reads a file";
+            return Err(UsageError::Value {
+                option: "--log-file",
+                value: file.display().to_string(),
+                reason,
+            });
+        }
         Ok(TraceConfig {
-            mark: self.mark.checked()?,
             filter: self.filter.join(" ").trim().to_owned(),
-            backend: self.backend.checked()?,
+            backend: if self.log_file.is_some() { Backend::Log } else { backend },
+            mark,
+            log_file: self.log_file,
             netns: if self.all_netns { Netns::All } else { Netns::from_option(self.netns.as_deref())? },
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,
@@ -158,24 +175,29 @@ impl TraceArgs {
     }
 }
 
-impl BackendArg {
-    fn checked(self) -> Result<Backend, UsageError> {
-        match self {
-            Self::Auto => Ok(Backend::Auto),
-            Self::Ebpf => Ok(Backend::Ebpf),
-            Self::Netlink => Err(UsageError::Reserved("--backend netlink".to_owned())),
-            Self::Log => Err(UsageError::Reserved("--backend log".to_owned())),
+/// As it was typed.
+fn word(typed: impl ValueEnum) -> String {
+    typed.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+impl From<BackendArg> for Backend {
+    fn from(typed: BackendArg) -> Self {
+        match typed {
+            BackendArg::Auto => Self::Auto,
+            BackendArg::Ebpf => Self::Ebpf,
+            BackendArg::Netlink => Self::Netlink,
+            BackendArg::Log => Self::Log,
         }
     }
 }
 
-impl MarkArg {
-    fn checked(self) -> Result<Mark, UsageError> {
-        match self {
-            Self::Auto => Ok(Mark::Auto),
-            Self::None => Ok(Mark::None),
-            Self::Nft => Err(UsageError::Reserved("--mark nft".to_owned())),
-            Self::Rule => Err(UsageError::Reserved("--mark rule".to_owned())),
+impl From<MarkArg> for Mark {
+    fn from(typed: MarkArg) -> Self {
+        match typed {
+            MarkArg::Auto => Self::Auto,
+            MarkArg::None => Self::None,
+            MarkArg::Nft => Self::Nft,
+            MarkArg::Rule => Self::Rule,
         }
     }
 }

@@ -179,7 +179,7 @@ mod tests {
         );
         check(
             &[good.clone(), good.clone()],
-            &[good.clone()],
+            std::slice::from_ref(&good),
             expect![[r#"
                 no difference: 1 packets of each met the same rules
                 A has 2 packets, B has 1

@@ -4,10 +4,16 @@ use crate::backend::ebpf;
 use crate::backend::ebpf::kernel::{self, Kernel};
 use crate::backend::ebpf::offsets::{Reason, Unresolved};
 use crate::cli::doctor::DoctorConfig;
-use crate::doctor::{Diagnosis, diagnose};
+use crate::command::trace::listen;
+use crate::command::trace::plan::{Marking, Plan};
+use crate::doctor::{Diagnosis, Obstacle, Usability, diagnose};
 use crate::error::Failure;
+use crate::fetch;
+use crate::footprint;
 use crate::sys::kernel::Host;
 use crate::sys::tracefs::Tracefs;
+use crate::sys::{module, netns, nftables};
+use crate::text;
 use anyhow::{Context as _, anyhow};
 use std::io::{self, Write as _};
 
@@ -15,12 +21,12 @@ use std::io::{self, Write as _};
 pub fn run(config: DoctorConfig) -> Result<(), Failure> {
     match config {
         DoctorConfig::List => {
-            let diagnosis = diagnose(&host());
+            let diagnosis = diagnosis();
             print(&diagnosis.to_string())?;
             verdict(&diagnosis)
         }
         DoctorConfig::Json => {
-            let diagnosis = diagnose(&host());
+            let diagnosis = diagnosis();
             print(&format!("{}\n", diagnosis.to_json()))?;
             verdict(&diagnosis)
         }
@@ -28,7 +34,39 @@ pub fn run(config: DoctorConfig) -> Result<(), Failure> {
     }
 }
 
-/// The facts, with those that only this program can know about itself.
+/// All that is known, with the ways of tracing without probes tried.
+fn diagnosis() -> Diagnosis {
+    let mut host = host();
+    // Who may not look has left nothing.
+    host.leftovers.extend(footprint::leftovers().unwrap_or_default());
+    if let Ok(namespace) = netns::current() {
+        host.legacy_rules = fetch::tables_with_rules(&namespace).unwrap_or_default();
+        // To ask would load the module.
+        if module::is_there("nf_tables") {
+            host.nft_rules = nftables::tables_with_rules(&namespace).unwrap_or_default();
+        }
+    }
+    let others =
+        [Plan::Netlink, Plan::Log].into_iter().flat_map(|way| [Marking::Nft, Marking::Rule].map(way));
+    diagnose(&host, others.map(usability).collect())
+}
+
+fn usability(plan: Plan) -> Usability {
+    let (obstacle, footprint) = match listen::attempt(plan) {
+        Ok(footprint) => (None, Some(footprint)),
+        Err(failure) => {
+            let remedy = failure.remedy().map(str::to_owned);
+            (Some(Obstacle { reason: failure.reason(), remedy }), None)
+        }
+    };
+    let degraded = matches!(plan, Plan::Log(_)).then(|| {
+        "every step is a line in the kernel's log, which costs ten times what netlink costs, and names no namespace"
+            .to_owned()
+    });
+    Usability { backend: plan.backend(), mark: Some(plan.marking().name()), obstacle, degraded, footprint }
+}
+
+/// What concerns probes, with what only this program can know about itself.
 pub(super) fn host() -> Host {
     Host { programs: ebpf::object_embedded(), layout: layout(), ..Host::gather() }
 }
@@ -49,14 +87,15 @@ fn layout() -> Vec<String> {
 
 /// Removes what killed runs left, and says what that was.
 fn clean() -> anyhow::Result<String> {
-    let Some(tracefs) = Tracefs::find() else { return Ok(NOTHING.to_owned()) };
-    let leftovers = tracefs.leftovers().context("cannot look for leftovers in tracefs")?;
-    let mut said = String::new();
-    for event in &leftovers {
-        tracefs.remove(event).with_context(|| format!("cannot remove {event} from tracefs"))?;
-        said += &format!("removed the probe event {event} from tracefs\n");
+    let mut said = footprint::clean().context("cannot remove all that killed runs left")?;
+    if let Some(tracefs) = Tracefs::find() {
+        for event in tracefs.leftovers().context("cannot look for leftovers in tracefs")? {
+            tracefs.remove(&event).with_context(|| format!("cannot remove {event} from tracefs"))?;
+            said.push(format!("removed the probe event {event} from tracefs"));
+        }
     }
-    Ok(if said.is_empty() { NOTHING.to_owned() } else { said })
+    let lines = said.iter().map(|line| format!("{}\n", text::escape(line)));
+    Ok(if said.is_empty() { NOTHING.to_owned() } else { lines.collect() })
 }
 
 const NOTHING: &str = "nothing to clean\n";

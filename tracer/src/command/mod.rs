@@ -3,18 +3,19 @@
 
 pub mod diff;
 pub mod doctor;
+pub mod guard;
 mod outlet;
+pub mod read;
 pub mod rules;
 pub mod trace;
 
 use crate::cli::netns::Netns;
-use crate::cli::trace::Backend;
 use crate::cli::{Cli, Request};
 use crate::doctor::diagnose;
 use crate::error::Failure;
 use crate::recording::{Pcapng, Recorder};
 use crate::sink::{self, Output, Sink};
-use crate::sys::{guard, netns};
+use crate::sys::netns;
 use anyhow::Context as _;
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
@@ -24,10 +25,11 @@ use std::path::Path;
 pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.request().map_err(Failure::usage)? {
         Request::Trace(config) => trace::run(config),
+        Request::Read(config) => read::run(config),
         Request::Rules(config) => rules::run(config),
         Request::Doctor(config) => doctor::run(config),
         Request::Diff(config) => diff::run(&config),
-        Request::Guard { pid } => guard::stand(pid).map_err(Failure::running),
+        Request::Guard { process, namespaces } => guard::run(process, &namespaces),
     }
 }
 
@@ -60,16 +62,10 @@ fn open_namespace(namespace: &Netns) -> Result<File, Failure> {
     opened.map_err(Failure::running)
 }
 
-/// The backend that was asked for, or the best one; an error when it does not work here.
-pub fn choose_backend(choice: Backend) -> Result<&'static str, Failure> {
-    let diagnosis = diagnose(&doctor::host());
-    let (wanted, chosen) = match choice {
-        Backend::Auto => ("ebpf", diagnosis.best()),
-        Backend::Ebpf => ("ebpf", diagnosis.obstacle("ebpf").is_none().then_some("ebpf")),
-    };
-    chosen.ok_or_else(|| {
-        let reason = diagnosis.obstacle(wanted).map(|obstacle| obstacle.reason.as_str()).unwrap_or_default();
-        let failure = Failure::unusable(anyhow::anyhow!("cannot trace with {wanted}: {reason}"));
-        doctor::with_remedy(failure, &diagnosis, wanted)
-    })
+/// Why the eBPF backend does not work here, as `doctor` says it; `None` when doctor knows of nothing.
+fn ebpf_obstacle() -> Option<Failure> {
+    let diagnosis = diagnose(&doctor::host(), Vec::new());
+    let reason = &diagnosis.obstacle("ebpf")?.reason;
+    let failure = Failure::unusable(anyhow::anyhow!("cannot trace with ebpf: {reason}"));
+    Some(doctor::with_remedy(failure, &diagnosis, "ebpf"))
 }

@@ -1,7 +1,9 @@
 //! Where all that is found out leaves: counted, and up to the number of packets that was asked for.
 
+use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
 use crate::sink::{Sink, Start, Totals};
+use crate::trace_line::LogStyle;
 use std::io;
 use std::num::NonZeroU64;
 
@@ -50,6 +52,18 @@ impl Outlet {
         self.doubt = Some(why.to_owned());
     }
 
+    /// Gives out a line that the LOG target wrote about a packet.
+    pub(super) fn logged(&mut self, packet: u64, logged: &Logged) {
+        if self.failed.is_none() {
+            self.failed = self.sink.logged(packet, logged).err();
+        }
+    }
+
+    /// Steps from here on are of a kernel that writes its lines in this style.
+    pub(super) fn log_style(&mut self, style: LogStyle) {
+        self.sink.log_style(style);
+    }
+
     /// Gives out a path.
     pub(super) fn path(&mut self, path: &Path) {
         if self.enough() || self.failed.is_some() {
@@ -69,6 +83,11 @@ impl Outlet {
             Certainty::Inexact => self.totals.inexact += 1,
         }
         self.failed = self.sink.path(path).err();
+    }
+
+    /// Fails if the sink did.
+    pub(super) fn check(&mut self) -> io::Result<()> {
+        self.failed.take().map_or(Ok(()), Err)
     }
 
     /// Writes what is buffered.

@@ -19,6 +19,7 @@ impl Check {
 
 /// Every check.
 pub(super) const ALL: &[Check] = &[
+    Check { name: "rules", ask: rules },
     Check { name: "programs", ask: programs },
     Check { name: "kernel", ask: kernel },
     Check { name: "privileges", ask: privileges },
@@ -34,6 +35,8 @@ pub(super) const ALL: &[Check] = &[
     Check { name: "cpus", ask: cpus },
     Check { name: "tables", ask: tables },
     Check { name: "iptables", ask: iptables },
+    Check { name: "loggers", ask: loggers },
+    Check { name: "namespaces", ask: namespaces },
     Check { name: "leftovers", ask: leftovers },
 ];
 
@@ -66,19 +69,52 @@ impl Outcome {
     }
 }
 
+/// Who looks into one kind of rules and does not know of the other looks in the wrong place.
+fn rules(host: &Host) -> Outcome {
+    let (legacy, nft) = (host.legacy_rules.join(", "), host.nft_rules.join(", "));
+    match (legacy.is_empty(), nft.is_empty()) {
+        (true, true) => ok("none in this network namespace"),
+        (false, true) => ok(format!("legacy: {legacy}")),
+        (true, false) => warn(format!("nftables: {nft}")).because("this version traces legacy rules only"),
+        (false, false) => warn(format!("legacy: {legacy}; nftables: {nft}")).because(
+            "packets meet both, and this version traces legacy rules only: a packet that is accepted here may be dropped \
+             there",
+        ),
+    }
+}
+
+fn loggers(host: &Host) -> Outcome {
+    match host.loggers.as_slice() {
+        [] => warn("no nf_log sysctl").because("the kernel's own TRACE cannot be directed"),
+        loggers => ok(loggers.join(", ")),
+    }
+}
+
+fn namespaces(host: &Host) -> Outcome {
+    let others = match host.other_namespaces {
+        false => "no other",
+        true => "there are others; `--netns` names one, `--all-netns` means all",
+    };
+    if !host.in_container {
+        return ok(others);
+    }
+    warn(format!("in a container, {others}"))
+        .because("rules of the host and of other containers are in namespaces that may not be seen from here")
+        .remedy("run it on the host, with --netns and a process of the container")
+}
+
 fn programs(host: &Host) -> Outcome {
     if host.programs {
         return ok("the kernel programs are built in");
+    }
+    if host.arch != "x86_64" {
+        return fail(format!("the eBPF backend does not support {} yet, only x86_64", host.arch));
     }
     fail("this nftracer was built without its kernel programs").remedy("build it with `cargo xtask build`")
 }
 
 fn kernel(host: &Host) -> Outcome {
-    let what = format!("{}, {}", host.release, host.arch);
-    if host.arch == "x86_64" {
-        return ok(what);
-    }
-    warn(what).because("the probes have been tried on x86_64 only")
+    ok(format!("{}, {}", host.release, host.arch))
 }
 
 fn privileges(host: &Host) -> Outcome {
@@ -257,6 +293,6 @@ fn leftovers(host: &Host) -> Outcome {
         return ok("none");
     }
     warn(host.leftovers.join(", "))
-        .because("a run that was killed left probe events in tracefs")
+        .because("a run that was killed, and its guard, left this")
         .remedy("`nftracer doctor --clean`")
 }

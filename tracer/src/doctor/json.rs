@@ -24,7 +24,13 @@ struct Check<'a> {
 #[derive(Serialize)]
 struct Backend<'a> {
     name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mark: Option<&'a str>,
     usable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    degraded: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    footprint: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,10 +45,13 @@ impl<'a> From<&'a Finding> for Check<'a> {
 }
 
 impl<'a> From<&'a Usability> for Backend<'a> {
-    fn from(Usability { backend, obstacle }: &'a Usability) -> Self {
+    fn from(Usability { backend, mark, obstacle, degraded, footprint }: &'a Usability) -> Self {
         Self {
             name: backend,
+            mark: *mark,
             usable: obstacle.is_none(),
+            degraded: degraded.as_deref(),
+            footprint: footprint.as_deref(),
             reason: obstacle.as_ref().map(|obstacle| obstacle.reason.as_str()),
             remedy: obstacle.as_ref().and_then(|obstacle| obstacle.remedy.as_deref()),
         }

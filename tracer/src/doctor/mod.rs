@@ -20,7 +20,7 @@ pub enum Status {
     Ok,
     /// Something will be missing or different.
     Warn,
-    /// The eBPF backend cannot work.
+    /// The eBPF backend cannot work; others may.
     Fail,
 }
 
@@ -49,13 +49,19 @@ pub struct Finding {
     pub remedy: Option<String>,
 }
 
-/// Whether a backend can be used here.
+/// Whether a way of tracing can be used here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usability {
-    /// Its name.
+    /// The backend's name.
     pub backend: &'static str,
+    /// How packets are marked for it; `None` where they need not be.
+    pub mark: Option<&'static str>,
     /// Why not, and what to do; `None` when it can be used.
     pub obstacle: Option<Obstacle>,
+    /// What is worse than in the ways before, though it can be used.
+    pub degraded: Option<String>,
+    /// What it would change on the host, where that is known.
+    pub footprint: Option<String>,
 }
 
 /// Why a backend cannot be used.
@@ -76,14 +82,17 @@ pub struct Diagnosis {
     pub backends: Vec<Usability>,
 }
 
-/// Makes every check.
-pub fn diagnose(host: &Host) -> Diagnosis {
+/// Makes every check. `others` are the ways of tracing without probes, which have been tried.
+pub fn diagnose(host: &Host, others: Vec<Usability>) -> Diagnosis {
     let findings: Vec<Finding> = checks::ALL.iter().map(|check| check.run(host)).collect();
-    let backends = vec![
-        Usability { backend: "ebpf", obstacle: obstacle(&findings) },
-        not_in_this_version("netlink"),
-        not_in_this_version("log"),
-    ];
+    let ebpf = Usability {
+        backend: "ebpf",
+        mark: None,
+        obstacle: obstacle(&findings),
+        degraded: None,
+        footprint: None,
+    };
+    let backends = std::iter::once(ebpf).chain(others).collect();
     Diagnosis { findings, backends }
 }
 
@@ -104,17 +113,14 @@ impl Diagnosis {
     }
 }
 
-/// Every failed check stands in the way. The first remedy comes first: later checks may fail only because of it.
+/// Every failed check stands in the way. What helps against the first comes first: later checks may fail only because of
+/// it, and where nothing helps against it, nothing helps.
 fn obstacle(findings: &[Finding]) -> Option<Obstacle> {
     let failed: Vec<&Finding> = findings.iter().filter(|finding| finding.status == Status::Fail).collect();
     let reasons: Vec<String> =
         failed.iter().map(|finding| format!("{}: {}", finding.name, finding.what)).collect();
-    let remedy = failed.iter().find_map(|finding| finding.remedy.clone());
+    let remedy = failed.first().and_then(|finding| finding.remedy.clone());
     (!failed.is_empty()).then(|| Obstacle { reason: reasons.join("; "), remedy })
-}
-
-fn not_in_this_version(backend: &'static str) -> Usability {
-    Usability { backend, obstacle: Some(Obstacle { reason: "not in this version".to_owned(), remedy: None }) }
 }
 
 /// A list to read.
@@ -137,11 +143,24 @@ impl fmt::Display for Diagnosis {
 
 impl fmt::Display for Usability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.obstacle {
-            None => write!(f, "backend {}: usable", self.backend),
-            Some(obstacle) => {
-                write!(f, "backend {}: not usable: {}", self.backend, Escaped(&obstacle.reason))
+        write!(f, "backend {}", self.backend)?;
+        if let Some(mark) = self.mark {
+            write!(f, ", mark {mark}")?;
+        }
+        match (&self.obstacle, &self.degraded) {
+            (Some(obstacle), _) => {
+                write!(f, ": not usable: {}", Escaped(&obstacle.reason))?;
+                // Those of the first are with its findings.
+                if let Some(remedy) = obstacle.remedy.as_ref().filter(|_| self.mark.is_some()) {
+                    write!(f, "\n    remedy: {}", Escaped(remedy))?;
+                }
             }
+            (None, Some(degraded)) => write!(f, ": degraded: {}", Escaped(degraded))?,
+            (None, None) => f.write_str(": usable")?,
+        }
+        match &self.footprint {
+            Some(footprint) => write!(f, "\n    footprint: {}", Escaped(footprint)),
+            None => Ok(()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Hosts as they are met, and what is said about them.
 
-use super::{Status, diagnose};
+use super::{Obstacle, Status, Usability, diagnose};
 use crate::sys::kernel::{Answer, Host, Symbols};
 use crate::sys::privilege::{Capability, Privileges};
 use expect_test::{Expect, expect, expect_file};
@@ -36,15 +36,35 @@ fn good() -> Host {
         possible_cpus: Some(4),
         ip_tables: strings(&["filter", "raw"]),
         ip6_tables: Vec::new(),
+        legacy_rules: strings(&["ip filter"]),
+        nft_rules: Vec::new(),
+        loggers: strings(&["nf_log.2: nf_log_ipv4", "nf_log.10: NONE"]),
+        other_namespaces: false,
+        in_container: false,
         iptables_save: Some("iptables-save v1.8.9 (legacy)".to_owned()),
         iptables_legacy_save: Some("iptables-save v1.8.9 (legacy)".to_owned()),
     }
 }
 
+/// One way that works, one that does not, and one that is worse.
+fn ways() -> Vec<Usability> {
+    let netlink = Usability {
+        backend: "netlink",
+        mark: Some("nft"),
+        obstacle: None,
+        degraded: None,
+        footprint: Some("table inet nftracer_PID_START (owned)".to_owned()),
+    };
+    let obstacle = Obstacle { reason: "no iptables".to_owned(), remedy: Some("install it".to_owned()) };
+    let rule = Usability { mark: Some("rule"), obstacle: Some(obstacle), footprint: None, ..netlink.clone() };
+    let log = Usability { backend: "log", degraded: Some("slow".to_owned()), ..netlink.clone() };
+    vec![netlink, rule, log]
+}
+
 /// Shows what is not well.
 #[track_caller]
 fn check(host: Host, expected: Expect) {
-    let diagnosis = diagnose(&host);
+    let diagnosis = diagnose(&host, Vec::new());
     let mut text = String::new();
     for finding in diagnosis.findings.iter().filter(|finding| finding.status != Status::Ok) {
         text += &format!("{}: {}: {}\n", finding.status, finding.name, finding.what);
@@ -57,7 +77,7 @@ fn check(host: Host, expected: Expect) {
 
 #[test]
 fn a_good_host() {
-    let diagnosis = diagnose(&good());
+    let diagnosis = diagnose(&good(), ways());
     expect_file!["snapshots/good.txt"].assert_eq(&diagnosis.to_string());
     expect_file!["snapshots/good.json"].assert_eq(&diagnosis.to_json());
     assert_eq!((diagnosis.best(), diagnosis.obstacle("ebpf")), (Some("ebpf"), None));
@@ -65,7 +85,7 @@ fn a_good_host() {
 
 #[test]
 fn a_host_of_which_nothing_is_known() {
-    let diagnosis = diagnose(&Host::default());
+    let diagnosis = diagnose(&Host { arch: "x86_64".to_owned(), ..Host::default() }, Vec::new());
     expect_file!["snapshots/empty.txt"].assert_eq(&diagnosis.to_string());
     assert_eq!(diagnosis.best(), None);
 }
@@ -128,7 +148,7 @@ fn without_kprobes() {
           remedy: use a kernel with CONFIG_KPROBE_EVENTS; if it has it, `mount -t tracefs tracefs /sys/kernel/tracing`
         backend ebpf: not usable: kprobes: this kernel has no kprobes"#]],
     );
-    assert!(diagnose(&Host { kprobe_pmu: false, ..good() }).best().is_some());
+    assert!(diagnose(&Host { kprobe_pmu: false, ..good() }, Vec::new()).best().is_some());
 }
 
 #[test]
@@ -213,8 +233,27 @@ fn after_a_killed_run() {
         },
         expect![[r#"
             warn: leftovers: nftracer_7/leave_ipt_do_table, nftracer_7/leave_ip6t_do_table
-              a run that was killed left probe events in tracefs
+              a run that was killed, and its guard, left this
               remedy: `nftracer doctor --clean`
+            backend ebpf: usable"#]],
+    );
+}
+
+#[test]
+fn two_kinds_of_rules() {
+    check(
+        Host {
+            nft_rules: strings(&["inet firewalld"]),
+            in_container: true,
+            other_namespaces: true,
+            ..good()
+        },
+        expect![[r#"
+            warn: rules: legacy: ip filter; nftables: inet firewalld
+              packets meet both, and this version traces legacy rules only: a packet that is accepted here may be dropped there
+            warn: namespaces: in a container, there are others; `--netns` names one, `--all-netns` means all
+              rules of the host and of other containers are in namespaces that may not be seen from here
+              remedy: run it on the host, with --netns and a process of the container
             backend ebpf: usable"#]],
     );
 }
@@ -224,10 +263,7 @@ fn another_architecture() {
     check(
         Host { arch: "aarch64".to_owned(), programs: false, ..good() },
         expect![[r#"
-        fail: programs: this nftracer was built without its kernel programs
-          remedy: build it with `cargo xtask build`
-        warn: kernel: 6.1.0-18-amd64, aarch64
-          the probes have been tried on x86_64 only
-        backend ebpf: not usable: programs: this nftracer was built without its kernel programs"#]],
+            fail: programs: the eBPF backend does not support aarch64 yet, only x86_64
+            backend ebpf: not usable: programs: the eBPF backend does not support aarch64 yet, only x86_64"#]],
     );
 }

@@ -4,8 +4,6 @@
 
 mod engines;
 pub mod nft;
-mod save;
-mod tool;
 #[cfg(test)]
 mod tests;
 
@@ -13,14 +11,17 @@ pub use engines::{Engines, EnginesError, Loaded, engines};
 
 use crate::netfilter::Family;
 use crate::ruleset::{Table, text};
-use crate::sys::{netns, sockopt};
+use crate::sys::iptables::{Program, Tool};
+use crate::sys::{netns, program, sockopt};
 use crate::xtables::{self, RawTable, TargetNames};
-use save::Program;
 use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 
 /// The order in which tables meet at a hook.
 const ORDER: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
+/// The lists of tables, IPv4 and IPv6.
+const NAMES: [&str; 2] = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
 /// A table that changes while `iptables-save` runs is read this often before its text is given up.
 const ATTEMPTS: u32 = 3;
 
@@ -64,6 +65,11 @@ pub enum Error {
     },
 }
 
+/// Whether a namespace can have legacy tables: the kernel has their code.
+pub fn has_legacy(namespace: &File) -> Result<bool, Error> {
+    Ok(netns::inside(namespace, || NAMES.iter().any(|path| Path::new(path).exists()))?)
+}
+
 /// All legacy tables of a namespace, IPv4 first, in the order in which they meet at a hook.
 pub fn fetch_tables(namespace: &File) -> Result<Vec<Fetched>, Error> {
     netns::inside(namespace, || {
@@ -73,13 +79,21 @@ pub fn fetch_tables(namespace: &File) -> Result<Vec<Fetched>, Error> {
             if names.is_empty() {
                 continue;
             }
-            let program = Program::find(family);
+            let program = saver(family);
             for name in names {
                 fetched.extend(fetch_here(family, &name, &program)?);
             }
         }
         Ok(fetched)
     })?
+}
+
+/// Legacy tables of a namespace with at least one rule that somebody wrote, such as `ip filter`.
+pub fn tables_with_rules(namespace: &File) -> Result<Vec<String>, Error> {
+    let fetched = fetch_tables(namespace)?;
+    let written = |table: &Table| table.entries.iter().any(|entry| entry.chain.is_some() && !entry.tail);
+    let tables = fetched.iter().map(|found| &found.table).filter(|table| written(table));
+    Ok(tables.map(|table| format!("{} {}", table.family, table.name)).collect())
 }
 
 /// Entries in the largest legacy table of a namespace, hidden ones included; 0 when it has none.
@@ -95,21 +109,43 @@ pub fn largest_table(namespace: &File) -> Result<u32, Error> {
     })?
 }
 
+/// Whether the legacy tables of a namespace still have the rules that they had when they were read, and no table has
+/// come.
+pub fn are_same(namespace: &File, fetched: &[Fetched]) -> Result<bool, Error> {
+    netns::inside(namespace, || {
+        let mut known = fetched.iter();
+        for family in [Family::Ipv4, Family::Ipv6] {
+            for name in table_names(family)? {
+                let Some(now) = read(family, &name)? else { return Ok(false) };
+                if !known.next().is_some_and(|then| then.raw.same_rules(&now)) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(known.next().is_none())
+    })?
+}
+
 /// One legacy table of a namespace; `None` when it does not exist there.
 pub fn fetch_table(namespace: &File, family: Family, name: &str) -> Result<Option<Fetched>, Error> {
     netns::inside(namespace, || {
         if !table_names(family)?.iter().any(|existing| existing == name) {
             return Ok(None);
         }
-        fetch_here(family, name, &Program::find(family))
+        fetch_here(family, name, &saver(family))
     })?
+}
+
+/// The program that prints the text of rules; or why there is none, and what to do.
+fn saver(family: Family) -> Result<Program, String> {
+    Program::find(family, Tool::Save).map_err(|missing| format!("{missing} to see the text of rules"))
 }
 
 /// The legacy tables that exist in the calling thread's namespace.
 fn table_names(family: Family) -> Result<Vec<String>, Error> {
     let path = match family {
-        Family::Ipv4 => "/proc/thread-self/net/ip_tables_names",
-        Family::Ipv6 => "/proc/thread-self/net/ip6_tables_names",
+        Family::Ipv4 => NAMES[0],
+        Family::Ipv6 => NAMES[1],
     };
     let names = match fs::read_to_string(path) {
         // The kernel has no legacy tables, or has not loaded them.
@@ -139,7 +175,7 @@ fn fetch_here(
         }
     };
     for _ in 0..ATTEMPTS {
-        let saved = program.save(name);
+        let saved = program::run(program.path(), &["-t", name]);
         let Some(after) = read(family, name)? else { return Ok(None) };
         if saved.is_ok() && !after.same_rules(&raw) {
             raw = after;

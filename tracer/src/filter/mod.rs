@@ -17,12 +17,14 @@ mod error;
 mod expr;
 mod parse;
 mod token;
+mod ways;
 
 #[cfg(test)]
 mod tests;
 
 pub use error::{FilterError, FilterErrorKind};
 pub use expr::{Addresses, Direction, Expr, Primitive, Transport, Version};
+pub use ways::{Question, ways};
 
 use std::fmt;
 use tracer_common::filter::{Key, Program};

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+pub mod nflog;
 #[cfg(test)]
 mod tests;
 

@@ -1,7 +1,10 @@
 //! What is written is read again, and no bytes make the reader panic.
 
+use super::nflog::Logged;
 use super::*;
+use expect_test::expect;
 use proptest::prelude::*;
+use std::fmt::Write as _;
 
 #[test]
 fn what_is_written_is_read() {
@@ -46,11 +49,41 @@ fn what_is_cut_short_ends_the_list() {
     assert_eq!(messages(&[0; 64]).count(), 0);
 }
 
+/// See `tests/data/nflog/README.md`.
+#[test]
+fn rows_of_a_kernel_are_read() {
+    let bytes = include_bytes!("../../../tests/data/nflog/trace.bin");
+    let mut text = String::new();
+    for message in messages(bytes) {
+        let logged = message.netfilter().and_then(|message| Logged::parse(&message)).unwrap();
+        let Logged { hook, indev, outdev, mark, uid, hard_header, payload, sequence, .. } = &logged;
+        let header = hard_header.map(<[u8]>::len);
+        let step = logged.step().unwrap();
+        let length = payload.len();
+        let _ = writeln!(
+            text,
+            "{step} hook {hook} in {indev:?} out {outdev:?} mark {mark:x} uid {uid:?} header {header:?} \
+             length {length} sequence {sequence:?}"
+        );
+    }
+    expect![[r#"
+        raw:OUTPUT:policy:2 hook 3 in None out Some(1) mark 0 uid Some(0) header None length 36 sequence Some(0)
+        mangle:OUTPUT:rule:1 hook 3 in None out Some(1) mark 0 uid Some(0) header None length 36 sequence Some(1)
+        mangle:OUTPUT:policy:2 hook 3 in None out Some(1) mark 2a uid Some(0) header None length 36 sequence Some(2)
+        filter:OUTPUT:policy:1 hook 3 in None out Some(1) mark 2a uid Some(0) header None length 36 sequence Some(3)
+        mangle:POSTROUTING:policy:1 hook 4 in None out Some(1) mark 2a uid Some(0) header None length 36 sequence Some(4)
+        raw:PREROUTING:policy:1 hook 0 in Some(1) out None mark 2a uid None header Some(14) length 36 sequence Some(5)
+        mangle:PREROUTING:policy:1 hook 0 in Some(1) out None mark 2a uid None header Some(14) length 36 sequence Some(6)
+        mangle:INPUT:policy:1 hook 1 in Some(1) out None mark 2a uid None header Some(14) length 36 sequence Some(7)
+        filter:INPUT:rule:1 hook 1 in Some(1) out None mark 2a uid None header Some(14) length 36 sequence Some(8)
+    "#]].assert_eq(&text);
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         for message in messages(&bytes) {
-            let _ = message.netfilter();
+            let _ = message.netfilter().and_then(|message| Logged::parse(&message).map(|logged| logged.step().is_some()));
         }
         for attribute in attributes(&bytes) {
             let _ = (attribute.text(), attribute.be64(), attribute.nested().count());

@@ -359,6 +359,7 @@ impl Packet {
                 dev_type: self.dev_type,
                 hard_header_len: header.map_or(0, |header| header.len() as u16),
                 header,
+                ..Link::default()
             },
             len: self.length,
             bytes: &self.bytes,

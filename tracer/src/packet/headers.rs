@@ -1,8 +1,8 @@
 //! What people and scripts ask of a packet first: addresses, protocol, ports, length.
 
-use super::PacketView;
 use super::data::Data;
 use super::ip::{Ipv4, Ipv6, extension_len, is_extension, protocol};
+use super::{Link, PacketView};
 use crate::netfilter::Family;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -26,6 +26,27 @@ pub struct Headers {
     pub id: Option<u16>,
     /// Identifier and sequence number of an ICMP or ICMPv6 echo.
     pub echo: Option<[u16; 2]>,
+    /// Type and code of an ICMP or ICMPv6 message.
+    pub icmp: Option<[u8; 2]>,
+    /// Time to live, or hop limit.
+    pub ttl: Option<u8>,
+    /// Which part of a packet it is, if it is not all of it.
+    pub fragment: Option<Fragment>,
+}
+
+/// A part of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Where in the payload it begins, in bytes.
+    pub offset: u16,
+    /// Whether it is not the last.
+    pub more: bool,
+}
+
+impl Fragment {
+    fn new(offset: u16, more: bool) -> Option<Self> {
+        (offset != 0 || more).then_some(Self { offset, more })
+    }
 }
 
 /// Decodes the headers of a packet.
@@ -42,8 +63,37 @@ pub fn headers(view: &PacketView<'_>) -> Headers {
         headers.fields.sport = Some(sport);
         headers.fields.dport = Some(dport);
     }
+    headers.fields.icmp = headers.payload.and_then(|offset| message(data, headers.fields.protocol?, offset));
     headers.fields.echo = headers.payload.and_then(|offset| echo(data, headers.fields.protocol?, offset));
     headers.fields
+}
+
+/// Number of the protocol above IP, and where its header begins; later fragments have none. `None` when the way there
+/// was not copied.
+pub(crate) fn upper(view: &PacketView<'_>) -> Option<(u8, Option<u32>)> {
+    let data = Data::of(view);
+    let network = match view.family {
+        Family::Ipv4 => ipv4(data),
+        Family::Ipv6 => ipv6(data),
+    }?;
+    Some((network.fields.protocol?, network.payload))
+}
+
+/// The packet that an ICMP error is about, as far as it is quoted. Has no devices and no mark.
+pub fn quoted<'a>(view: &PacketView<'a>) -> Option<PacketView<'a>> {
+    let (number, offset) = upper(view)?;
+    let (data, offset) = (Data::of(view), offset?);
+    let &[kind] = data.header(offset).ok()?;
+    let is_error = match number {
+        protocol::ICMP => matches!(kind, 3 | 4 | 5 | 11 | 12),
+        protocol::ICMPV6 => kind < 128,
+        _ => false,
+    };
+    let start = offset.checked_add(8).filter(|_| is_error)?;
+    let bytes = view.bytes.get(start as usize..).filter(|bytes| !bytes.is_empty())?;
+    let len = view.len.checked_sub(start)?;
+    let (indev, outdev, link) = (None, None, Link::default());
+    Some(PacketView { family: view.family, indev, outdev, link, len, bytes, mark: 0, owner: None })
 }
 
 /// The protocol's name where it has a common one, otherwise its number.
@@ -85,6 +135,8 @@ fn ipv4(data: Data<'_>) -> Option<Network> {
         protocol: Some(ip.protocol()),
         length: Some(ip.packet_len(data)),
         id: Some(ip.id()),
+        ttl: Some(ip.ttl()),
+        fragment: Fragment::new(ip.fragment() << 3, ip.frag_off() & 0x2000 != 0),
         ..Headers::default()
     };
     Some(Network { fields, payload: (ip.fragment() == 0).then_some(ip.header_len()) })
@@ -96,11 +148,13 @@ fn ipv6(data: Data<'_>) -> Option<Network> {
         src: Some(ip.src_addr().into()),
         dst: Some(ip.dst_addr().into()),
         length: Some(ip.packet_len(data)),
+        ttl: Some(ip.hop_limit()),
         ..Headers::default()
     };
     let payload = match upper_layer(data, ip.next_header()) {
         Some(upper) => {
             fields.protocol = Some(upper.protocol);
+            fields.fragment = upper.fragment;
             upper.payload
         }
         None => None,
@@ -111,6 +165,7 @@ fn ipv6(data: Data<'_>) -> Option<Network> {
 /// What the extension headers lead to.
 struct Upper {
     protocol: u8,
+    fragment: Option<Fragment>,
     payload: Option<u32>,
 }
 
@@ -118,18 +173,21 @@ struct Upper {
 /// `None` when the way there was not copied.
 fn upper_layer(data: Data<'_>, mut number: u8) -> Option<Upper> {
     let mut offset = Ipv6::LEN;
+    let mut fragment = None;
     while is_extension(number) && number != protocol::ESP {
         let &[next, length] = data.header(offset).ok()?;
         if number == protocol::FRAGMENT {
             let &[_, _, high, low] = data.header(offset).ok()?;
-            if u16::from_be_bytes([high, low]) & 0xfff8 != 0 {
-                return Some(Upper { protocol: next, payload: None });
+            let frag_off = u16::from_be_bytes([high, low]);
+            fragment = Fragment::new(frag_off & 0xfff8, frag_off & 1 != 0);
+            if frag_off & 0xfff8 != 0 {
+                return Some(Upper { protocol: next, fragment, payload: None });
             }
         }
         offset = offset.saturating_add(extension_len(number, length));
         number = next;
     }
-    Some(Upper { protocol: number, payload: Some(offset) })
+    Some(Upper { protocol: number, fragment, payload: Some(offset) })
 }
 
 /// Identifier and sequence number of an echo request or reply.
@@ -141,6 +199,12 @@ fn echo(data: Data<'_>, number: u8, offset: u32) -> Option<[u16; 2]> {
         _ => false,
     };
     is_echo.then(|| [u16::from_be_bytes([i0, i1]), u16::from_be_bytes([s0, s1])])
+}
+
+/// Type and code of an ICMP message.
+fn message(data: Data<'_>, number: u8, offset: u32) -> Option<[u8; 2]> {
+    let is_icmp = matches!(number, protocol::ICMP | protocol::ICMPV6);
+    data.header(offset).ok().copied().filter(|_| is_icmp)
 }
 
 fn ports(data: Data<'_>, number: u8, offset: u32) -> Option<[u16; 2]> {

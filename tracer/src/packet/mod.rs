@@ -5,16 +5,21 @@
 pub(crate) mod data;
 mod headers;
 pub(crate) mod ip;
+mod owned;
 pub(crate) mod recent;
+mod tcp;
 #[cfg(test)]
 mod tests;
 
-pub use headers::{Headers, headers, protocol_name};
+pub(crate) use headers::upper;
+pub use headers::{Fragment, Headers, headers, protocol_name, quoted};
+pub use owned::{OwnedLink, Packet};
+pub use tcp::{Tcp, TcpOption, tcp};
 
 use crate::netfilter::Family;
 
 /// What is known of a packet at one moment. Borrowed, so that showing a packet copies nothing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketView<'a> {
     /// Address family of the hook.
     pub family: Family,
@@ -35,7 +40,7 @@ pub struct PacketView<'a> {
 }
 
 /// Link-layer facts that the kernel's logger looks at (`dump_mac_header` in `net/netfilter/nf_log_syslog.c`).
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Link<'a> {
     /// `skb->dev->type`, an ARPHRD value.
     pub dev_type: u16,
@@ -43,10 +48,40 @@ pub struct Link<'a> {
     pub hard_header_len: u16,
     /// Bytes from `skb->mac_header` on; `None` when it equals `skb->network_header`.
     pub header: Option<&'a [u8]>,
+    /// The 14 bytes before `header`, which the kernel prints of packets from a SIT tunnel; empty where not known.
+    pub before: &'a [u8],
+    /// The VLAN tag that the device took off.
+    pub vlan: Option<Vlan>,
+    /// Name of the bridge port that the packet came in by, where that is not the input device itself.
+    pub physin: Option<&'a [u8]>,
+    /// Name of the bridge port that the packet leaves by, where that is not the output device itself.
+    pub physout: Option<&'a [u8]>,
+}
+
+impl<'a> Link<'a> {
+    /// Destination, source and type of a header like Ethernet's.
+    pub fn ethernet(&self) -> Option<(&'a [u8; 6], &'a [u8; 6], u16)> {
+        const ETH_HLEN: u16 = 14;
+        const LIKE_ETHERNET: [u16; 3] = [0, 1, 772];
+        let header = self.header.filter(|_| self.hard_header_len == ETH_HLEN);
+        let (destination, rest) =
+            header.filter(|_| LIKE_ETHERNET.contains(&self.dev_type))?.split_first_chunk()?;
+        let (source, rest) = rest.split_first_chunk()?;
+        Some((destination, source, u16::from_be_bytes(*rest.first_chunk()?)))
+    }
+}
+
+/// A VLAN tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Vlan {
+    /// `skb->vlan_proto`: 0x8100, or 0x88a8 for the outer tag of two.
+    pub protocol: u16,
+    /// `skb->vlan_tci`: priority and number.
+    pub tci: u16,
 }
 
 /// Owner of a locally generated packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// `fsuid` of the opener.
     pub uid: u32,

@@ -1,7 +1,7 @@
 //! Texts about packets that were made a moment ago. Most steps of a packet show the same, and so do its devices and
 //! those of the packets after it.
 
-use super::{Owner, PacketView};
+use super::{OwnedLink, Owner, PacketView};
 use crate::netfilter::Family;
 
 /// Texts that are kept: packets of several CPUs and both ends of a way come in turns.
@@ -20,28 +20,19 @@ pub(crate) trait Part: Default {
 pub(crate) struct Devices {
     indev: Option<Vec<u8>>,
     outdev: Option<Vec<u8>>,
-    header: Option<Vec<u8>>,
-    dev_type: u16,
-    hard_header_len: u16,
+    link: OwnedLink,
 }
 
 impl Part for Devices {
     fn is_of(&self, packet: &PacketView<'_>) -> bool {
         self.indev.as_deref() == packet.indev
             && self.outdev.as_deref() == packet.outdev
-            && self.header.as_deref() == packet.link.header
-            && (self.dev_type, self.hard_header_len) == (packet.link.dev_type, packet.link.hard_header_len)
+            && self.link.link() == packet.link
     }
 
     fn set(&mut self, packet: &PacketView<'_>) {
         let owned = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
-        *self = Self {
-            indev: owned(packet.indev),
-            outdev: owned(packet.outdev),
-            header: owned(packet.link.header),
-            dev_type: packet.link.dev_type,
-            hard_header_len: packet.link.hard_header_len,
-        };
+        *self = Self { indev: owned(packet.indev), outdev: owned(packet.outdev), link: packet.link.into() };
     }
 }
 

@@ -144,12 +144,18 @@ impl<'a, 't> Traversal<'a, 't> {
         })
     }
 
-    /// Whether a target of `steps` can have changed anything. One that is not known is trusted if nothing changed.
+    /// Whether a target of `steps` can have changed anything. One that is not known is trusted if nothing changed, as
+    /// long as there is no second one that can have undone it.
     fn any_effect(&self, steps: &[usize]) -> bool {
-        steps.iter().any(|step| match self.effects(*step) {
+        let mut unknown = 0;
+        let known = steps.iter().any(|step| match self.effects(*step) {
             Effects::Known(effects) => !effects.is_empty(),
-            Effects::Unknown => self.exit.is_none(),
-        })
+            Effects::Unknown => {
+                unknown += 1;
+                self.exit.is_none()
+            }
+        });
+        known || unknown > 1
     }
 
     /// The bytes that differ between entry and exit, checksums left out.
@@ -237,7 +243,9 @@ impl<'a, 't> Traversal<'a, 't> {
         if explained && large {
             // No target undoes what another did to them.
             changes = exact;
-        } else if !explained {
+        } else if explained {
+            self.distrust_hidden(field, &mut changes);
+        } else {
             let any = Change::Opaque(full(field));
             for (step, known) in self.steps.iter().zip(&mut changes) {
                 if self.effects(*step) == Effects::Unknown {
@@ -257,6 +265,27 @@ impl<'a, 't> Traversal<'a, 't> {
                 let doubts = (0..states.len()).map(|step| (step > 0).then(|| doubt.clone())).collect();
                 Solved { field, states, doubts }
             }
+        }
+    }
+
+    /// A target that is not known is trusted to have left the field alone where its work would show at the exit: not
+    /// where a later target wrote over it.
+    fn distrust_hidden(&self, field: Field, changes: &mut [Vec<Change>]) {
+        let mut hidden = 0;
+        for (step, changes) in self.steps.iter().zip(changes).rev() {
+            let written = changes.iter().map(|change| match change {
+                Change::Bits { mask, .. } | Change::Opaque(mask) => *mask,
+                // What is at its limit does not tell where it came from.
+                Change::Add(_) | Change::Subtract(_) => full(field),
+            });
+            let written = written.fold(0, |all, mask| all | mask);
+            if self.effects(*step) == Effects::Unknown {
+                if hidden != 0 {
+                    *changes = vec![Change::Opaque(hidden)];
+                }
+                hidden = full(field);
+            }
+            hidden |= written;
         }
     }
 

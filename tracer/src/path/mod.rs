@@ -1,9 +1,11 @@
 //! From the set of rules that matched to the way the packet took.
 //!
 //! Pure: no I/O, no clock. [`walk`] orders the entries of one traversal, [`attribute`] says what the packet looked
-//! like at each of them, [`track`] joins the traversals of a packet to a [`Path`].
+//! like at each of them, [`track`] joins the traversals of a packet to a [`Path`]. [`group`] does that for steps that come
+//! one by one, without a word on which packet they are of.
 
 pub mod attribute;
+pub mod group;
 pub mod stands;
 mod targets;
 #[cfg(test)]

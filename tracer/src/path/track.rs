@@ -23,8 +23,14 @@ const USUAL_STEPS: usize = 16;
 /// The loopback device of every namespace.
 const LOOPBACK: &[u8] = b"lo\0";
 
-/// More fragments, or a fragment offset.
-const IP_MORE_OR_OFFSET: u16 = 0x3fff;
+const IP_MORE: u16 = 0x2000;
+const IP_OFFSET: u16 = 0x1fff;
+const IPV6_MORE: u16 = 1;
+const IPV6_OFFSET: u16 = 0xfff8;
+
+const IPPROTO_ICMP: u8 = 1;
+const IPPROTO_FRAGMENT: u8 = 44;
+const IPPROTO_ICMPV6: u8 = 58;
 
 /// `enum ip_conntrack_info`.
 mod info {
@@ -81,15 +87,25 @@ struct Open {
     met: u64,
 }
 
-/// What of a packet's header no translation of addresses changes: another packet at the same address differs in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What identifies a packet by its header. But for the addresses nothing of it is ever translated: another packet at
+/// the same place in memory differs in it.
+#[derive(Clone, Copy, Debug)]
 struct Header {
     /// Identification, or flow label.
     id: u32,
     len: u16,
     protocol: u8,
-    /// Whether it is a fragment of an IPv4 packet.
-    fragment: bool,
+    piece: Piece,
+    /// Source and destination.
+    addresses: [u8; 32],
+}
+
+/// Whether a packet is a fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Piece {
+    Whole,
+    First,
+    Later,
 }
 
 impl Header {
@@ -97,18 +113,42 @@ impl Header {
         let bytes = bytes.get(..usize::try_from(copied).ok()?.min(bytes.len()))?;
         let byte = |at: usize| bytes.get(at).copied();
         let pair = |at| Some(u16::from_be_bytes([byte(at)?, byte(at + 1)?]));
+        let mut addresses = [0; 32];
+        let place = if family == Family::Ipv4 { 12..20 } else { 8..40 };
+        addresses[..place.len()].copy_from_slice(bytes.get(place)?);
         Some(match family {
-            Family::Ipv4 => Self {
-                id: u32::from(pair(4)?),
-                len: pair(2)?,
-                protocol: byte(9)?,
-                fragment: pair(6)? & IP_MORE_OR_OFFSET != 0,
-            },
+            Family::Ipv4 => {
+                let piece = Piece::of(pair(6)? & IP_MORE != 0, pair(6)? & IP_OFFSET);
+                let (id, len, protocol) = (u32::from(pair(4)?), pair(2)?, byte(9)?);
+                Self { id, len, protocol, piece, addresses }
+            }
             Family::Ipv6 => {
                 let label = u32::from(byte(1)? & 0x0f) << 16 | u32::from(pair(2)?);
-                Self { id: label, len: pair(4)?, protocol: byte(6)?, fragment: false }
+                let (protocol, piece) = match byte(6)? {
+                    IPPROTO_FRAGMENT => {
+                        (byte(40)?, Piece::of(pair(42)? & IPV6_MORE != 0, pair(42)? & IPV6_OFFSET))
+                    }
+                    protocol => (protocol, Piece::Whole),
+                };
+                Self { id: label, len: pair(4)?, protocol, piece, addresses }
             }
         })
+    }
+
+    /// Whether this can be the same packet some time later.
+    fn stays(&self, later: &Self) -> bool {
+        let what = |header: &Self| (header.id, header.len, header.protocol, header.piece);
+        what(self) == what(later)
+    }
+}
+
+impl Piece {
+    fn of(more: bool, offset: u16) -> Self {
+        match (more, offset) {
+            (false, 0) => Self::Whole,
+            (true, 0) => Self::First,
+            _ => Self::Later,
+        }
     }
 }
 
@@ -144,6 +184,8 @@ struct Place {
 struct Connection {
     info: u8,
     status: u64,
+    /// The packet is an ICMP error about the connection: what happens to its addresses follows from that.
+    is_error: bool,
 }
 
 /// What one traversal adds to a path.
@@ -170,6 +212,7 @@ impl Visit {
         let hook = traversal.hook.min(4);
         let name = [0, 1, 2, 3].map(|index| traversal.table_name[index]);
         let class = table_class(u32::from_ne_bytes(name));
+        let entry = Header::of(family, traversal.entry.copied, &traversal.entry_bytes);
         Self {
             packet: traversal.packet,
             skb: traversal.skb,
@@ -181,11 +224,11 @@ impl Visit {
                 key: Key::Legacy { rank: rank(hook, class) },
                 priority: legacy_priority(hook, class),
                 connection: has(fact::CONNTRACK)
-                    .then_some(Connection { info: traversal.ctinfo, status: u64::from(traversal.ct_status) }),
+                    .then(|| Connection::of(family, (traversal.ctinfo, traversal.ct_status), entry)),
                 loopback: has(fact::OUT) && traversal.outdev.starts_with(LOOPBACK),
             },
             family,
-            entry: Header::of(family, traversal.entry.copied, &traversal.entry_bytes),
+            entry,
             exit: has(fact::EXIT)
                 .then(|| Header::of(family, traversal.exit.copied, &traversal.exit_bytes))
                 .flatten(),
@@ -208,7 +251,7 @@ impl Visit {
                 key: Key::Nft { table: run.table, chain: run.chain },
                 priority: run.priority,
                 connection: has(fact::CONNTRACK)
-                    .then_some(Connection { info: run.ctinfo, status: u64::from(run.ct_status) }),
+                    .then(|| Connection::of(family, (run.ctinfo, run.ct_status), header)),
                 loopback: has(fact::OUT) && run.outdev.starts_with(LOOPBACK),
             },
             family,
@@ -222,7 +265,7 @@ impl Tracker {
     /// The packet's number in this trace, from 1.
     pub fn number(&mut self, visit: &Visit) -> u64 {
         match self.open.get(&visit.packet) {
-            Some(open) if !visit.first && !open.is_part_of(visit) => open.path.packet,
+            Some(open) if !visit.first && open.becomes(visit).is_none() => open.path.packet,
             _ => self.packets + 1,
         }
     }
@@ -244,12 +287,12 @@ impl Tracker {
     /// shows that it is.
     pub fn add(&mut self, visit: &Visit, part: Part<'_>, stands: &Rc<Stands>, give: &mut impl FnMut(Path)) {
         let Visit { packet, first, place, .. } = *visit;
-        // The whole packet takes the skb of the fragment that came last.
-        let reassembled = !first && self.open.get(&packet).is_some_and(|open| open.is_part_of(visit));
-        if reassembled && let Some(open) = self.open.get_mut(&packet) {
-            open.path.outcome = Some("put together with other fragments".to_owned());
-        }
-        if first || reassembled {
+        let open = self.open.get_mut(&packet).filter(|_| !first);
+        let fate = open.and_then(|open| {
+            open.path.outcome = Some(open.becomes(visit)?.to_owned());
+            Some(())
+        });
+        if first || fate.is_some() {
             self.give(packet, give);
         }
         let earlier = match self.open.get(&packet) {
@@ -272,7 +315,7 @@ impl Tracker {
             let mut open = Open::new(*packets, visit, Rc::clone(stands));
             if first {
                 open.check_beginning(place);
-            } else if !reassembled {
+            } else if fate.is_none() {
                 open.doubt("its earlier tables were not seen, or shown before, as another packet".to_owned());
             }
             open
@@ -344,14 +387,21 @@ impl Tracker {
 }
 
 impl Connection {
+    fn of(family: Family, (info, status): (u8, u32), header: Option<Header>) -> Self {
+        let icmp = if family == Family::Ipv4 { IPPROTO_ICMP } else { IPPROTO_ICMPV6 };
+        let protocol = header.map(|header| header.protocol);
+        let is_error = [info::RELATED, info::RELATED_REPLY].contains(&info) && protocol == Some(icmp);
+        Self { info, status: u64::from(status), is_error }
+    }
+
     /// Whether the packet is the first of a connection that nothing has confirmed, so that the nat table decides.
     fn is_first(self) -> bool {
         self.may_be_first() && self.status & (status::CONFIRMED | status::TEMPLATE) == 0
     }
 
-    /// As the kernel's `nf_nat_inet_fn` asks. ICMP errors look the same and are not asked about.
+    /// As the kernel's `nf_nat_inet_fn` asks; `nf_nat_ipv4_fn` and its sibling do not come there with ICMP errors.
     fn may_be_first(self) -> bool {
-        [info::NEW, info::RELATED, info::RELATED_REPLY].contains(&self.info)
+        !self.is_error && [info::NEW, info::RELATED, info::RELATED_REPLY].contains(&self.info)
     }
 
     fn is_done(self, hook: u8) -> bool {
@@ -437,12 +487,24 @@ impl Open {
         (missing & !nat) | asked
     }
 
-    /// Whether this is a fragment of the packet seen now: without conntrack, fragments are put together between
-    /// PREROUTING and INPUT (`ip_local_deliver` in `net/ipv4/ip_input.c`).
-    fn is_part_of(&self, visit: &Visit) -> bool {
-        self.header.zip(visit.entry).is_some_and(|(part, whole)| {
-            part.fragment && !whole.fragment && (part.id, part.protocol) == (whole.id, whole.protocol)
-        })
+    /// What has become of this packet, if what is seen now is another one in its memory: the whole packet takes the skb
+    /// of the fragment that came last, and the first fragment takes that of the packet that is cut.
+    fn becomes(&self, visit: &Visit) -> Option<&'static str> {
+        let later = visit.entry?;
+        let before = self.header.filter(|it| (it.id, it.protocol) == (later.id, later.protocol))?;
+        match (before.piece, later.piece) {
+            // Without conntrack between PREROUTING and INPUT: `ip_local_deliver` in `net/ipv4/ip_input.c`.
+            (Piece::First | Piece::Later, Piece::Whole) if self.path.family == Family::Ipv4 => {
+                Some("put together with other fragments")
+            }
+            // After POSTROUTING: `ip_finish_output` and its sibling. Only through loopback is the fragment seen again.
+            (Piece::Whole, Piece::First)
+                if self.last.loopback && later.len < before.len && later.addresses == before.addresses =>
+            {
+                Some("cut into fragments")
+            }
+            _ => None,
+        }
     }
 
     /// A packet begins at the first table of PREROUTING or OUTPUT, or earlier tables were not seen.
@@ -494,7 +556,7 @@ impl Open {
             }
         }
         if let Some((last, entry)) = self.header.zip(visit.entry)
-            && last != entry
+            && !last.stays(&entry)
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }

@@ -36,6 +36,7 @@ pub enum Error {
 
 /// What a recording holds, in the order it was written.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "an event is looked at when it is read, and not kept")]
 pub enum Event<'a> {
     /// Tracing began.
     Start(Start),
@@ -347,6 +348,7 @@ impl Content {
                 dev_type: place.dev_type,
                 hard_header_len: place.hard_header_len,
                 header: place.header.as_deref(),
+                ..Link::default()
             },
             len: self.len,
             bytes: &self.bytes,

@@ -9,7 +9,6 @@ use crate::netfilter::Verdict;
 use crate::packet::PacketView;
 use crate::path::{Action, Path, Step};
 use crate::sink::{Sink, Start, Totals};
-use crate::trace_line::LogStyle;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufWriter, Write};
 use std::rc::Rc;
@@ -118,7 +117,7 @@ impl<W: Write> Recorder<W> {
 impl<W: Write> Sink for Recorder<W> {
     fn begin(&mut self, start: &Start) -> io::Result<()> {
         let Start { filter, netns, backend, footprint, kernel, log_style } = start;
-        let ae_flag = *log_style == LogStyle::AeFlag;
+        let ae_flag = log_style.ae_flag;
         self.write(&Record::Start { filter, netns, backend, footprint, kernel, ae_flag })
     }
 

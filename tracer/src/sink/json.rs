@@ -4,7 +4,8 @@ use super::buffer::Buffer;
 use super::{Sink, Start, Totals};
 use crate::netfilter::Verdict;
 use crate::packet::recent::{Content, Devices, Recent};
-use crate::packet::{PacketView, headers, protocol_name};
+use crate::packet::{Fragment, PacketView, Tcp, headers, protocol_name, quoted, tcp};
+use crate::path::group::Logged;
 use crate::path::{Action, Path, Step};
 use crate::text;
 use crate::trace_line::text::push_decimal;
@@ -93,6 +94,14 @@ impl<W: Write> Sink for Json<W> {
         if let Some(doubt) = step.view_doubt {
             row.text("doubt", doubt);
         }
+        row.end();
+        self.out.end_row()
+    }
+
+    fn logged(&mut self, packet: u64, logged: &Logged) -> io::Result<()> {
+        let mut row = Row::begin(self.out.row(), "log", packet);
+        row.text("prefix", &logged.prefix);
+        row.text("line", &logged.line);
         row.end();
         self.out.end_row()
     }
@@ -221,9 +230,11 @@ fn verdict_text(verdict: Verdict) -> Cow<'static, str> {
 struct StartRow<'a> {
     version: &'static str,
     filter: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
     netns: &'a str,
     backend: &'static str,
     footprint: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
     kernel: &'a str,
 }
 
@@ -233,24 +244,73 @@ impl<'a> From<&'a Start> for StartRow<'a> {
     }
 }
 
-/// The fields of a step that are of its devices.
+/// The fields of a step that are of its devices and its link layer.
 #[derive(Serialize)]
 struct DeviceFields<'a> {
     #[serde(rename = "in", skip_serializing_if = "Option::is_none")]
     indev: Option<Cow<'a, str>>,
     #[serde(rename = "out", skip_serializing_if = "Option::is_none")]
     outdev: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    physin: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    physout: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mac_src: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mac_dst: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ethertype: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vlan: Option<u16>,
 }
 
 impl<'a> DeviceFields<'a> {
     fn of(view: &PacketView<'a>) -> Self {
-        Self { indev: view.indev.map(text::lossy), outdev: view.outdev.map(text::lossy) }
+        let ethernet = view.link.ethernet();
+        Self {
+            indev: view.indev.map(text::lossy),
+            outdev: view.outdev.map(text::lossy),
+            physin: view.link.physin.map(text::lossy),
+            physout: view.link.physout.map(text::lossy),
+            mac_src: ethernet.map(|(_, source, _)| super::mac(source)),
+            mac_dst: ethernet.map(|(destination, ..)| super::mac(destination)),
+            ethertype: ethernet.map(|(.., number)| format!("{number:#06x}")),
+            vlan: view.link.vlan.map(|tag| tag.tci & 0x0fff),
+        }
     }
 }
 
 /// The fields of a step that are of its packet.
 #[derive(Serialize)]
 struct HeaderFields {
+    #[serde(flatten)]
+    network: NetworkFields,
+    /// The packet that an ICMP error is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inner: Option<NetworkFields>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gid: Option<u32>,
+    mark: u32,
+}
+
+impl HeaderFields {
+    fn of(view: &PacketView<'_>) -> Self {
+        Self {
+            network: NetworkFields::of(view),
+            inner: quoted(view).map(|inner| NetworkFields::of(&inner)),
+            uid: view.owner.map(|owner| owner.uid),
+            gid: view.owner.map(|owner| owner.gid),
+            mark: view.mark,
+        }
+    }
+}
+
+/// The fields of a packet's headers.
+#[derive(Serialize)]
+struct NetworkFields {
     #[serde(skip_serializing_if = "Option::is_none")]
     src: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -264,17 +324,35 @@ struct HeaderFields {
     #[serde(skip_serializing_if = "Option::is_none")]
     length: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    ttl: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fragment: Option<FragmentFields>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flags: Option<Vec<&'static str>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    options: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    icmp_type: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    icmp_code: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     icmp_id: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     icmp_seq: Option<u16>,
-    mark: u32,
 }
 
-impl HeaderFields {
+#[derive(Serialize)]
+struct FragmentFields {
+    offset: u16,
+    more: bool,
+}
+
+impl NetworkFields {
     fn of(view: &PacketView<'_>) -> Self {
         let headers = headers(view);
+        let tcp = tcp(view);
         Self {
             src: headers.src,
             dst: headers.dst,
@@ -282,10 +360,15 @@ impl HeaderFields {
             sport: headers.sport,
             dport: headers.dport,
             length: headers.length,
+            ttl: headers.ttl,
             id: headers.id,
+            fragment: headers.fragment.map(|Fragment { offset, more }| FragmentFields { offset, more }),
+            flags: tcp.as_ref().map(Tcp::flags),
+            options: tcp.iter().flat_map(Tcp::options).map(|option| option.to_string()).collect(),
+            icmp_type: headers.icmp.map(|[kind, _]| kind),
+            icmp_code: headers.icmp.map(|[_, code]| code),
             icmp_id: headers.echo.map(|[id, _]| id),
             icmp_seq: headers.echo.map(|[_, sequence]| sequence),
-            mark: view.mark,
         }
     }
 }

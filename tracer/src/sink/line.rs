@@ -3,8 +3,10 @@
 
 use super::buffer::Buffer;
 use super::{Sink, Start, Totals};
+use crate::path::group::Logged;
 use crate::path::{Path, Step};
-use crate::trace_line::Writer;
+use crate::text::escape;
+use crate::trace_line::{LogStyle, Writer};
 use std::io::{self, Write};
 
 /// Writes TRACE lines.
@@ -30,6 +32,15 @@ impl<W: Write> Sink for Line<W> {
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
         self.lines.write(self.out.row(), step.name, &step.view);
         self.out.end_row()
+    }
+
+    fn logged(&mut self, _packet: u64, logged: &Logged) -> io::Result<()> {
+        self.out.row().extend_from_slice(escape(&logged.line).as_bytes());
+        self.out.end_row()
+    }
+
+    fn log_style(&mut self, style: LogStyle) {
+        self.lines = Writer::new(style);
     }
 
     fn path(&mut self, _path: &Path) -> io::Result<()> {

@@ -14,6 +14,7 @@ pub use line::Line;
 pub use pretty::Pretty;
 pub(crate) use pretty::{outcome, packet_line};
 
+use crate::path::group::Logged;
 use crate::path::{Path, Step};
 use crate::text::Escaped;
 use crate::trace_line::LogStyle;
@@ -109,6 +110,12 @@ pub trait Sink {
     }
     /// A packet met an entry.
     fn step(&mut self, step: &Step<'_>) -> io::Result<()>;
+    /// The LOG target wrote a line about a packet, by the rule of its last step.
+    fn logged(&mut self, _packet: u64, _logged: &Logged) -> io::Result<()> {
+        Ok(())
+    }
+    /// Steps from here on are of a kernel that writes its lines in this style.
+    fn log_style(&mut self, _style: LogStyle) {}
     /// A packet is done.
     fn path(&mut self, path: &Path) -> io::Result<()>;
     /// After the last path.
@@ -133,6 +140,16 @@ impl Sink for Both<'_> {
         self.0.step(step)
     }
 
+    fn logged(&mut self, packet: u64, logged: &Logged) -> io::Result<()> {
+        self.1.logged(packet, logged)?;
+        self.0.logged(packet, logged)
+    }
+
+    fn log_style(&mut self, style: LogStyle) {
+        self.1.log_style(style);
+        self.0.log_style(style);
+    }
+
     fn path(&mut self, path: &Path) -> io::Result<()> {
         self.1.path(path)?;
         self.0.path(path)
@@ -147,6 +164,12 @@ impl Sink for Both<'_> {
         self.1.flush()?;
         self.0.flush()
     }
+}
+
+/// A link-layer address as people write it.
+fn mac(address: &[u8; 6]) -> String {
+    let [a, b, c, d, e, f] = address;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
 /// Bytes gathered before they are written.

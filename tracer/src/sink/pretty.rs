@@ -1,8 +1,9 @@
 //! For people: one block for each packet, given out when the packet is done.
 
-use super::{BUFFER_BYTES, Sink, Totals};
+use super::{BUFFER_BYTES, Sink, Start, Totals, mac};
 use crate::netfilter::{Hook, Verdict};
-use crate::packet::{Headers, PacketView, headers, protocol_name};
+use crate::packet::{Fragment, Headers, PacketView, Tcp, headers, protocol_name, quoted, tcp};
+use crate::path::group::Logged;
 use crate::path::{Action, Certainty, Path, Step};
 use crate::text::{Escaped, escape, lossy};
 use anstyle::{AnsiColor, Style};
@@ -26,6 +27,8 @@ pub struct Pretty<W: Write> {
     pending: BTreeMap<u64, Block>,
     pending_steps: usize,
     most_pending_steps: usize,
+    /// Whether a second line explains link layer and options.
+    explain: bool,
 }
 
 impl<W: Write> Pretty<W> {
@@ -38,11 +41,12 @@ impl<W: Write> Pretty<W> {
             pending: BTreeMap::new(),
             pending_steps: 0,
             most_pending_steps: PENDING_STEPS,
+            explain: false,
         }
     }
 
     #[cfg(test)]
-    pub(super) fn in_utc(mut self) -> Self {
+    pub(crate) fn in_utc(mut self) -> Self {
         self.zone = TimeZone::UTC;
         self
     }
@@ -68,8 +72,15 @@ impl<W: Write> Pretty<W> {
 }
 
 impl<W: Write> Sink for Pretty<W> {
+    /// Of a line of a log there is nothing else to look at: all that it says is explained.
+    fn begin(&mut self, start: &Start) -> io::Result<()> {
+        self.explain = start.backend == "log";
+        Ok(())
+    }
+
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        let block = self.pending.entry(step.packet).or_insert_with(|| Block::begin(step, &self.zone));
+        let block =
+            self.pending.entry(step.packet).or_insert_with(|| Block::begin(step, &self.zone, self.explain));
         let shown = Shown::of(&step.view);
         let change = (block.shown != shown).then(|| shown.to_string());
         block.shown = shown;
@@ -84,11 +95,19 @@ impl<W: Write> Sink for Pretty<W> {
             text: step.rule.text.cloned(),
             owner: step.rule.owner.map(|owner| escape(owner).into_owned()),
             doubt: step.view_doubt.map(|doubt| escape(doubt).into_owned()),
+            logged: None,
             change,
         });
         self.pending_steps += 1;
         while self.pending_steps > self.most_pending_steps {
             self.give_out_oldest()?;
+        }
+        Ok(())
+    }
+
+    fn logged(&mut self, packet: u64, logged: &Logged) -> io::Result<()> {
+        if let Some(row) = self.pending.get_mut(&packet).and_then(|block| block.rows.last_mut()) {
+            row.logged = Some(escape(logged.prefix.trim_end()).into_owned());
         }
         Ok(())
     }
@@ -117,6 +136,7 @@ impl<W: Write> Sink for Pretty<W> {
 #[derive(Debug)]
 struct Block {
     header: String,
+    explained: Option<String>,
     shown: Shown,
     rows: Vec<Row>,
 }
@@ -131,18 +151,21 @@ struct Row {
     /// Who made the rule.
     owner: Option<String>,
     doubt: Option<String>,
+    /// How a line begins that the rule wrote to the log.
+    logged: Option<String>,
     /// What the packet has become, where it differs from the step before.
     change: Option<String>,
 }
 
 impl Block {
-    fn begin(step: &Step<'_>, zone: &TimeZone) -> Self {
+    fn begin(step: &Step<'_>, zone: &TimeZone, explain: bool) -> Self {
         let Step { packet, view, .. } = step;
         let shown = Shown::of(view);
         let time = step.time_ns.map_or(String::new(), |time_ns| clock_time(time_ns, zone) + " ");
         let netns = Namespace(step.netns);
         let header = format!("{time}{} {shown} {netns}packet {packet}", view.family);
-        Self { header, shown, rows: Vec::new() }
+        let explained = explained(view).filter(|_| explain);
+        Self { header, explained, shown, rows: Vec::new() }
     }
 
     fn write(&self, out: &mut impl Write, styles: &Styles) -> io::Result<()> {
@@ -152,6 +175,9 @@ impl Block {
         let place_width = column(|row| row.place.chars().count());
         let action_width = column(|row| row.action.chars().count());
         writeln!(out, "{}{}{:#}", styles.header, self.header, styles.header)?;
+        if let Some(explained) = &self.explained {
+            writeln!(out, "  {}{explained}{:#}", styles.note, styles.note)?;
+        }
         for row in &self.rows {
             row.write(out, styles, place_width, action_width)?;
         }
@@ -164,7 +190,12 @@ impl Row {
         if let Some(change) = &self.change {
             writeln!(out, "  {}now {change}{:#}", styles.note, styles.note)?;
         }
-        write!(out, "  {:<11}  {:<place$}  ", self.hook.map_or("", Hook::name), self.place)?;
+        // Nothing follows: no blanks at the end of the line.
+        let (place, gap) = match (&self.text, self.action.is_empty()) {
+            (None, true) => (0, ""),
+            _ => (place, "  "),
+        };
+        write!(out, "  {:<11}  {:<place$}{gap}", self.hook.map_or("", Hook::name), self.place)?;
         match &self.text {
             Some(text) => {
                 write!(out, "{}{:<action$}{:#}  {}", self.style, self.action, self.style, Escaped(text))?;
@@ -173,6 +204,9 @@ impl Row {
         }
         if let Some(owner) = &self.owner {
             write!(out, "  {}[{owner}]{:#}", styles.note, styles.note)?;
+        }
+        if let Some(logged) = &self.logged {
+            write!(out, "  {}logged {logged:?}{:#}", styles.note, styles.note)?;
         }
         if let Some(doubt) = &self.doubt {
             write!(out, "  {}({doubt}){:#}", styles.doubt, styles.doubt)?;
@@ -240,16 +274,21 @@ struct Shown {
     indev: Option<Vec<u8>>,
     outdev: Option<Vec<u8>>,
     headers: Headers,
+    /// What kind of TCP segment, ICMP message or fragment it is.
+    detail: String,
     len: u32,
     mark: u32,
 }
 
 impl Shown {
     fn of(view: &PacketView<'_>) -> Self {
+        // Not shown here, and it changes at every router.
+        let headers = Headers { ttl: None, ..headers(view) };
         Self {
+            detail: detail(view, &headers),
             indev: view.indev.map(<[u8]>::to_vec),
             outdev: view.outdev.map(<[u8]>::to_vec),
-            headers: headers(view),
+            headers,
             len: view.len,
             mark: view.mark,
         }
@@ -270,12 +309,55 @@ impl fmt::Display for Shown {
         if let Some(protocol) = self.headers.protocol.map(protocol_name) {
             write!(f, "{protocol} ")?;
         }
+        if !self.detail.is_empty() {
+            write!(f, "{} ", self.detail)?;
+        }
         write!(f, "length {}", self.headers.length.unwrap_or(self.len))?;
         if self.mark != 0 {
             write!(f, " mark {:#x}", self.mark)?;
         }
         Ok(())
     }
+}
+
+/// `syn,ack`, `type 3 code 10 about 10.9.0.2:60142 > 10.9.0.1:25 tcp`, `fragment 1480+`, or nothing.
+fn detail(view: &PacketView<'_>, headers: &Headers) -> String {
+    let mut words = Vec::new();
+    if let Some(Fragment { offset, more }) = headers.fragment {
+        words.push(format!("fragment {offset}{}", if more { "+" } else { "" }));
+    }
+    if let Some(flags) = tcp(view).map(|tcp| tcp.flags().join(",")).filter(|flags| !flags.is_empty()) {
+        words.push(flags);
+    }
+    match (headers.echo, headers.icmp) {
+        (Some([id, sequence]), Some([kind, _])) => {
+            let word = if matches!(kind, 8 | 128) { "echo" } else { "reply" };
+            words.push(format!("{word} id {id} seq {sequence}"));
+        }
+        (_, Some([kind, code])) => words.push(format!("type {kind} code {code}")),
+        (_, None) => {}
+    }
+    if let Some(inner) = quoted(view).map(|inner| self::headers(&inner))
+        && let (Some(src), Some(dst)) = (inner.src, inner.dst)
+    {
+        let protocol = inner.protocol.map_or(String::new(), |number| format!(" {}", protocol_name(number)));
+        words.push(format!("about {} > {}{protocol}", End(src, inner.sport), End(dst, inner.dport)));
+    }
+    words.join(" ")
+}
+
+/// `12:dd:bf:71:4f:e9 > 8a:3a:5b:48:21:77 type 0x0800, options mss 1460,nop`, or nothing.
+fn explained(view: &PacketView<'_>) -> Option<String> {
+    let mut parts = Vec::new();
+    if let Some((destination, source, number)) = view.link.ethernet() {
+        parts.push(format!("{} > {} type {number:#06x}", mac(source), mac(destination)));
+    }
+    let options: Vec<String> =
+        tcp(view).iter().flat_map(Tcp::options).map(|option| option.to_string()).collect();
+    if !options.is_empty() {
+        parts.push(format!("options {}", options.join(",")));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 /// An address with its port: `192.0.2.1:80`, `[2001:db8::1]:80`, `2001:db8::1`.

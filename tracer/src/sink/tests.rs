@@ -87,7 +87,7 @@ fn start() -> Start {
         backend: "ebpf",
         footprint: "none".to_owned(),
         kernel: "6.1.0-18-amd64".to_owned(),
-        log_style: crate::trace_line::LogStyle::AeReserved,
+        log_style: crate::trace_line::LogStyle::of_tcp_header(false),
     }
 }
 
@@ -185,7 +185,7 @@ fn nothing_a_terminal_acts_on_gets_through() {
     check_hostile(
         Output::Json,
         expect![[r#"
-            {"type":"step","packet":1,"time":"2026-11-23T15:04:05.000000042Z","family":"ip","engine":"legacy","hook":"input","table":"filter","chain":"X\u001b[1m\u009bü","kind":"rule","rule":1,"text":"-A X -m comment --comment \"\u001b[2J\u009b31m\u202e\n\" -j ACCEPT","verdict":"jump Y\u001bc","in":"e\u001b]0;h\u0007\\xff","src":"10.0.0.1","dst":"10.0.0.2","proto":"tcp","sport":4242,"dport":80,"length":60,"id":1,"mark":0,"netns":4026531840,"doubt":"\b"}
+            {"type":"step","packet":1,"time":"2026-11-23T15:04:05.000000042Z","family":"ip","engine":"legacy","hook":"input","table":"filter","chain":"X\u001b[1m\u009bü","kind":"rule","rule":1,"text":"-A X -m comment --comment \"\u001b[2J\u009b31m\u202e\n\" -j ACCEPT","verdict":"jump Y\u001bc","in":"e\u001b]0;h\u0007\\xff","src":"10.0.0.1","dst":"10.0.0.2","proto":"tcp","sport":4242,"dport":80,"length":60,"ttl":64,"id":1,"mark":0,"netns":4026531840,"doubt":"\b"}
             {"type":"packet","packet":1,"path":["filter:X\u001b:rule:1"],"certainty":"inexact","why":"\u001b[8m","family":"ip","generation":["raw@1","filter@7"],"netns":4026531840}
             {"type":"end","packets":0,"steps":0,"lost":0,"missed":0,"unordered":0,"inexact":0}
         "#]],

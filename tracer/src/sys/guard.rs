@@ -1,18 +1,17 @@
 //! A process that clears up after us, even when we are killed.
 //!
-//! It holds the reading end of a pipe whose writing end only we have. When we end, however, it reads the end of the
-//! pipe, removes the tracefs events that bear our process number, and ends as well.
+//! It holds the reading end of a pipe whose writing end only we have, and the programs that we start to change
+//! something. When all of these have ended, however, it reads the end of the pipe, undoes what we have not undone, and
+//! ends as well.
 
-use super::tracefs::{Event, Tracefs};
+use super::process::Process;
+use super::program::Witness;
+use rustix::io::{FdFlags, fcntl_setfd};
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
-
-/// How long the kernel may need to let go of what a killed process had attached.
-const PATIENCE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// A running guard. Dropping it tells it that we are done, and waits for it.
 #[derive(Debug)]
@@ -21,11 +20,19 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Starts one, as `nftracer guard OUR-PID`, and waits until nothing but our end can end it.
-    pub fn start() -> io::Result<Self> {
+    /// Starts one, as `nftracer guard PROCESS DESCRIPTOR…`, and waits until nothing but our end can end it. It keeps
+    /// these namespaces open.
+    pub fn start(ours: Process, namespaces: &[&File]) -> io::Result<Self> {
+        // For the moment of its start, they are open for all that are started.
+        let kept = namespaces.iter().map(|file| file.as_fd().try_clone_to_owned());
+        let kept = kept.collect::<io::Result<Vec<OwnedFd>>>()?;
+        for descriptor in &kept {
+            fcntl_setfd(descriptor, FdFlags::empty())?;
+        }
         let mut process = Command::new("/proc/self/exe")
             .arg0("nftracer")
-            .args(["guard", &std::process::id().to_string()])
+            .args(["guard", &ours.to_string()])
+            .args(kept.iter().map(|descriptor| descriptor.as_raw_fd().to_string()))
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -38,6 +45,11 @@ impl Guard {
             _ => Err(io::Error::other("it ended at once")),
         }
     }
+
+    /// The end of the pipe that keeps it waiting.
+    pub fn witness(&self) -> Witness<'_> {
+        self.process.stdin.as_ref().map(|stdin| stdin.as_fd())
+    }
 }
 
 impl Drop for Guard {
@@ -47,33 +59,16 @@ impl Drop for Guard {
     }
 }
 
-/// What the guard does.
-pub fn stand(pid: u32) -> io::Result<()> {
-    close_inherited();
+/// What the guard does until its maker ends. `namespaces` are the numbers of the open ones.
+pub fn stand(namespaces: &[u32]) -> io::Result<Vec<File>> {
+    let kept = inherited(namespaces)?;
     outlive_signals();
     // A name for `ps`, else it is the last word of `/proc/self/exe`.
     let _ = rustix::thread::set_name(c"nftracer-guard");
     io::stdout().write_all(b"!")?;
     io::stdout().flush()?;
     io::copy(&mut io::stdin(), &mut io::sink())?;
-    match Tracefs::find() {
-        Some(tracefs) => remove_all(&tracefs, pid),
-        None => Ok(()),
-    }
-}
-
-/// Tries until all are gone: the pipe of a killed process can end before its programs are detached.
-fn remove_all(tracefs: &Tracefs, pid: u32) -> io::Result<()> {
-    let give_up = Instant::now() + PATIENCE;
-    loop {
-        let events: Vec<Event> = tracefs.events()?.into_iter().filter(|event| event.pid == pid).collect();
-        let removed = events.iter().map(|event| tracefs.remove(event)).fold(Ok(()), Result::and);
-        match removed {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > give_up => return Err(error),
-            Err(_) => thread::sleep(PAUSE),
-        }
-    }
+    Ok(kept)
 }
 
 /// Leaves the terminal, whose keys and end are for our maker, and ignores what a service manager sends to all alike.
@@ -87,10 +82,21 @@ fn outlive_signals() {
     }
 }
 
-/// Closes what our maker had open for others, so that they are not kept waiting for its end.
-#[expect(unsafe_code, reason = "neither the standard library nor rustix has close_range(2)")]
-fn close_inherited() {
-    let (first, last, flags): (libc::c_uint, libc::c_uint, libc::c_uint) = (3, libc::c_uint::MAX, 0);
-    // SAFETY: this process has opened nothing yet besides its standard streams.
-    unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+/// Takes the namespaces, and closes what else our maker had open for others, so that they are not kept waiting for its
+/// end.
+fn inherited(namespaces: &[u32]) -> io::Result<Vec<File>> {
+    // Opened anew, because a number on a command line proves nothing.
+    let open = |number: &u32| File::open(format!("/proc/self/fd/{number}"));
+    let kept = namespaces.iter().map(open).collect::<io::Result<Vec<File>>>()?;
+    let ours: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<RawFd>().ok();
+    let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")?.flatten().filter_map(number).collect();
+    open.into_iter().filter(|number| *number > 2 && !ours.contains(number)).for_each(close);
+    Ok(kept)
+}
+
+#[expect(unsafe_code, reason = "what our maker had open belongs to nothing here")]
+fn close(number: RawFd) {
+    // SAFETY: this process has opened nothing yet besides its standard streams and the namespaces that it keeps.
+    unsafe { libc::close(number) };
 }

@@ -1,5 +1,6 @@
 //! The running kernel: what it has, what it allows, what is loaded.
 
+use crate::sys::netns;
 use crate::sys::privilege::Privileges;
 use crate::sys::tracefs::{Event, Tracefs};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,8 @@ use std::process::{Command, Stdio};
 pub const TABLE_MODULES: [&str; 3] = ["x_tables", "ip_tables", "ip6_tables"];
 /// The functions that walk a legacy table; at least one has to be there.
 pub const TABLE_FUNCTIONS: [&str; 2] = ["ipt_do_table", "ip6t_do_table"];
+/// The host's process namespace, `PROC_PID_INIT_INO` in `include/linux/proc_ns.h`.
+const HOST_PIDS: &str = "pid:[4026531836]";
 /// What brings them.
 pub const LOAD_TABLES: &str = "`modprobe -a ip_tables ip6_tables`, or load rules with iptables-legacy";
 /// Variables that the probes read.
@@ -59,6 +62,16 @@ pub struct Host {
     pub ip_tables: Vec<String>,
     /// Legacy tables in use in this network namespace, IPv6.
     pub ip6_tables: Vec<String>,
+    /// Legacy tables with rules in this network namespace; nobody looked when it is empty.
+    pub legacy_rules: Vec<String>,
+    /// Tables of nftables with rules in this network namespace; likewise.
+    pub nft_rules: Vec<String>,
+    /// What `nf_log.2` and `nf_log.10` of this network namespace say.
+    pub loggers: Vec<String>,
+    /// Whether there are other network namespaces that have a name or a process.
+    pub other_namespaces: bool,
+    /// Whether processes have other numbers here than on the host.
+    pub in_container: bool,
     /// What `iptables-save --version` says.
     pub iptables_save: Option<String>,
     /// What `iptables-legacy-save --version` says.
@@ -93,7 +106,8 @@ impl Host {
         Self {
             programs: false,
             layout: Vec::new(),
-            release: sysctl("osrelease").unwrap_or_default(),
+            // The system call, for it needs no /proc.
+            release: rustix::system::uname().release().to_string_lossy().into_owned(),
             arch: std::env::consts::ARCH.to_owned(),
             privileges: Privileges::gather(),
             lockdown: read("/sys/kernel/security/lockdown").and_then(|text| chosen(&text)),
@@ -110,6 +124,11 @@ impl Host {
             possible_cpus: read("/sys/devices/system/cpu/possible").and_then(|text| count_cpus(&text)),
             ip_tables: table_names("/proc/net/ip_tables_names"),
             ip6_tables: table_names("/proc/net/ip6_tables_names"),
+            legacy_rules: Vec::new(),
+            nft_rules: Vec::new(),
+            loggers: ["2", "10"].into_iter().filter_map(logger).collect(),
+            other_namespaces: netns::list().len() > 1,
+            in_container: fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link != Path::new(HOST_PIDS)),
             iptables_save: version_of("iptables-save"),
             iptables_legacy_save: version_of("iptables-legacy-save"),
         }
@@ -168,6 +187,12 @@ fn read(path: &str) -> Option<String> {
 
 fn sysctl<T: std::str::FromStr>(name: &str) -> Option<T> {
     read(&format!("/proc/sys/kernel/{name}"))?.trim().parse().ok()
+}
+
+/// What TRACE of a family goes to in this network namespace, such as `nf_log.2: NONE`.
+fn logger(family: &str) -> Option<String> {
+    let value = read(&format!("/proc/sys/net/netfilter/nf_log/{family}"))?;
+    Some(format!("nf_log.{family}: {}", value.trim_end()))
 }
 
 fn has_btf(module: &str) -> bool {

@@ -2,11 +2,17 @@
 
 pub mod clock;
 pub mod guard;
+pub mod iptables;
 pub mod kernel;
+pub mod module;
 pub mod netlink;
 pub mod netns;
+pub mod nftables;
 pub mod perf;
 pub mod privilege;
+pub mod process;
+pub mod program;
 pub mod ready;
 pub mod sockopt;
+pub mod sysctl;
 pub mod tracefs;

@@ -1,6 +1,6 @@
 //! Network namespaces: finding them, naming them, working inside them.
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -54,7 +54,7 @@ pub enum Error {
         source: io::Error,
     },
     /// No thread could be had.
-    #[error("cannot start a thread to enter a network namespace with")]
+    #[error("cannot start a thread to enter or make a network namespace with")]
     Thread {
         /// The system's reason.
         source: io::Error,
@@ -128,6 +128,21 @@ fn open_path(path: &Path) -> Result<File, Error> {
     } else {
         Err(Error::NotNetns { path: path.to_owned() })
     }
+}
+
+/// A new namespace, which goes when nothing has it open any more.
+pub fn scratch() -> Result<File, Error> {
+    let make = || -> Result<File, Error> {
+        let failed = |error: rustix::io::Errno| Error::Thread { source: error.into() };
+        #[expect(unsafe_code, reason = "rustix has no safe way, because of flags that are not used here")]
+        // SAFETY: only the network namespace is unshared, which no memory and no descriptor depends on.
+        let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
+        unshared.map_err(failed)?;
+        current()
+    };
+    let thread = thread::Builder::new().name("netns-scratch".to_owned()).spawn(make);
+    let thread = thread.map_err(|source| Error::Thread { source })?;
+    thread.join().unwrap_or_else(|cause| panic::resume_unwind(cause))
 }
 
 /// The inode number of an open namespace, `net->ns.inum` in the kernel.

@@ -10,24 +10,24 @@ const HEADER_LEN: u32 = 20;
 const ICMP_HEADER_LEN: u32 = 8;
 
 /// ICMP types, in the kernel's spelling.
-mod icmp {
-    pub(super) const ECHOREPLY: u8 = 0;
-    pub(super) const DEST_UNREACH: u8 = 3;
-    pub(super) const SOURCE_QUENCH: u8 = 4;
-    pub(super) const REDIRECT: u8 = 5;
-    pub(super) const ECHO: u8 = 8;
-    pub(super) const TIME_EXCEEDED: u8 = 11;
-    pub(super) const PARAMETERPROB: u8 = 12;
-    pub(super) const TIMESTAMP: u8 = 13;
-    pub(super) const TIMESTAMPREPLY: u8 = 14;
-    pub(super) const ADDRESS: u8 = 17;
-    pub(super) const ADDRESSREPLY: u8 = 18;
+pub(super) mod icmp {
+    pub(in super::super) const ECHOREPLY: u8 = 0;
+    pub(in super::super) const DEST_UNREACH: u8 = 3;
+    pub(in super::super) const SOURCE_QUENCH: u8 = 4;
+    pub(in super::super) const REDIRECT: u8 = 5;
+    pub(in super::super) const ECHO: u8 = 8;
+    pub(in super::super) const TIME_EXCEEDED: u8 = 11;
+    pub(in super::super) const PARAMETERPROB: u8 = 12;
+    pub(in super::super) const TIMESTAMP: u8 = 13;
+    pub(in super::super) const TIMESTAMPREPLY: u8 = 14;
+    pub(in super::super) const ADDRESS: u8 = 17;
+    pub(in super::super) const ADDRESSREPLY: u8 = 18;
 
     /// The code of `DEST_UNREACH` that carries an MTU.
-    pub(super) const FRAG_NEEDED: u8 = 4;
+    pub(in super::super) const FRAG_NEEDED: u8 = 4;
 
     /// How much of a message of this type has to be there.
-    pub(super) fn required_len(kind: u8) -> u32 {
+    pub(in super::super) fn required_len(kind: u8) -> u32 {
         match kind {
             ECHOREPLY | ECHO => 4,
             DEST_UNREACH | SOURCE_QUENCH | REDIRECT | TIME_EXCEEDED | PARAMETERPROB => 28,

@@ -9,13 +9,13 @@ use std::ops::ControlFlow;
 const ICMP_HEADER_LEN: u32 = 8;
 
 /// ICMPv6 types, in the kernel's spelling.
-mod icmpv6 {
-    pub(super) const DEST_UNREACH: u8 = 1;
-    pub(super) const PKT_TOOBIG: u8 = 2;
-    pub(super) const TIME_EXCEED: u8 = 3;
-    pub(super) const PARAMPROB: u8 = 4;
-    pub(super) const ECHO_REQUEST: u8 = 128;
-    pub(super) const ECHO_REPLY: u8 = 129;
+pub(super) mod icmpv6 {
+    pub(in super::super) const DEST_UNREACH: u8 = 1;
+    pub(in super::super) const PKT_TOOBIG: u8 = 2;
+    pub(in super::super) const TIME_EXCEED: u8 = 3;
+    pub(in super::super) const PARAMPROB: u8 = 4;
+    pub(in super::super) const ECHO_REQUEST: u8 = 128;
+    pub(in super::super) const ECHO_REPLY: u8 = 129;
 }
 
 /// Breaks where the kernel ends the line, without owner and mark.

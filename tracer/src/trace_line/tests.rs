@@ -4,7 +4,8 @@ use super::*;
 use crate::packet::Owner;
 use proptest::prelude::*;
 
-const STEP: StepName<'_> = StepName { table: "raw", chain: "PREROUTING", kind: StepKind::Policy, number: 2 };
+pub(super) const STEP: StepName<'_> =
+    StepName { table: "raw", chain: "PREROUTING", kind: StepKind::Policy, number: 2 };
 
 /// A locally made packet without owner, wholly copied.
 fn local(family: Family, bytes: &[u8]) -> PacketView<'_> {
@@ -20,7 +21,7 @@ fn local(family: Family, bytes: &[u8]) -> PacketView<'_> {
     }
 }
 
-fn line_in(style: LogStyle, step: StepName<'_>, packet: &PacketView<'_>) -> String {
+pub(super) fn line_in(style: LogStyle, step: StepName<'_>, packet: &PacketView<'_>) -> String {
     let mut out = b"before ".to_vec();
     let name = step.to_string();
     write(&mut out, &name, packet, style);
@@ -146,7 +147,7 @@ fn devices_and_link_layer() {
     let bytes = ipv4(253, 0, &[], &[]);
     let tail = format!("{NET4} LEN=20 TOS=0x00 PREC=0x00 TTL=64 ID=12345 PROTO=253 ");
     let header: Vec<u8> = (0xf8..=0xff).chain(0..12).collect();
-    let ethernet = Link { dev_type: 1, hard_header_len: 14, header: Some(&header) };
+    let ethernet = Link { dev_type: 1, hard_header_len: 14, header: Some(&header), ..Link::default() };
     let arriving =
         PacketView { indev: Some(b"eth0"), outdev: None, link: ethernet, ..local(Family::Ipv4, &bytes) };
     let check = |packet: PacketView<'_>, devices: &str| {
@@ -158,7 +159,7 @@ fn devices_and_link_layer() {
     check(PacketView { link: Link { header: None, ..ethernet }, ..arriving }, "IN=eth0 OUT= MAC=");
     // The bytes are not known: the field is left out.
     check(PacketView { link: Link { header: Some(&header[..13]), ..ethernet }, ..arriving }, "IN=eth0 OUT=");
-    let sit = Link { dev_type: ARPHRD_SIT, hard_header_len: 20, header: Some(&header) };
+    let sit = Link { dev_type: ARPHRD_SIT, hard_header_len: 20, header: Some(&header), ..Link::default() };
     check(PacketView { link: sit, ..arriving }, "IN=eth0 OUT= TUNNEL=4.5.6.7->8.9.10.11");
     // No input device: nothing of the link layer.
     check(PacketView { indev: None, outdev: Some(b"w0"), ..arriving }, "IN= OUT=w0");
@@ -179,7 +180,7 @@ fn names_are_escaped() {
 #[test]
 fn no_longer_than_the_kernels_buffer() {
     let (bytes, header) = (ipv4(253, 0, &[], &[]), [0xee; 500]);
-    let link = Link { dev_type: 1, hard_header_len: 500, header: Some(&header) };
+    let link = Link { dev_type: 1, hard_header_len: 500, header: Some(&header), ..Link::default() };
     let line = line_in(
         LogStyle::default(),
         STEP,
@@ -505,16 +506,27 @@ mod captured {
     }
 
     #[test]
-    fn are_written_byte_for_byte() {
+    fn give_packets_that_give_the_lines() {
+        let mut style = LogStyle::default();
         let mut count = 0;
-        for expected in lines().filter(|text| text.starts_with("TRACE: ")) {
-            let (step, rest) = parse_prefix(expected).expect(expected);
-            let made = Made::from_fields(rest);
-            let line = line_in(LogStyle::of_tcp_header(false), step, &made.view());
-            assert_eq!(line, expected);
+        for expected in lines() {
+            let (prefix, text) = match trace_line(expected) {
+                Some(TraceLine { name, content, .. }) => (format!("TRACE: {name} "), content),
+                None => {
+                    log_line(expected).map(|line| (line.prefix.to_owned(), line.content)).expect(expected)
+                }
+            };
+            let packet = packet(text, &mut style).expect(expected);
+            style.ae_flag = false;
+            let mut written = Vec::new();
+            whole_line(&mut written, |line| {
+                line.raw(prefix.as_bytes());
+                after_name(line, &packet.view(), style);
+            });
+            assert_eq!(str::from_utf8(&written), Ok(expected));
             count += 1;
         }
-        assert_eq!(count, 296);
+        assert_eq!(count, 300);
     }
 
     #[test]
@@ -522,130 +534,9 @@ mod captured {
         for text in lines() {
             match parse_prefix(text) {
                 Some((step, rest)) => assert_eq!(format!("TRACE: {step} {rest}"), text),
-                None => assert!(text.starts_with("FWD: ")),
+                None => assert_eq!(log_line(text).map(|line| line.prefix), Some("FWD: ")),
             }
         }
-    }
-
-    struct Made<'a> {
-        fields: &'a str,
-        header: Option<Vec<u8>>,
-        bytes: Vec<u8>,
-    }
-
-    impl<'a> Made<'a> {
-        fn from_fields(fields: &'a str) -> Self {
-            let header = value(fields, "MAC")
-                .map(|text| text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect());
-            let fields_of_ip = &fields[fields.find("SRC=").unwrap()..];
-            Self { fields, header, bytes: ip(fields_of_ip) }
-        }
-
-        fn view(&self) -> PacketView<'_> {
-            let device = |key| value(self.fields, key).filter(|name| !name.is_empty()).map(str::as_bytes);
-            let last = self.fields.rsplit(']').next().unwrap();
-            PacketView {
-                family: if self.bytes[0] >> 4 == 4 { Family::Ipv4 } else { Family::Ipv6 },
-                indev: device("IN"),
-                outdev: device("OUT"),
-                link: Link { dev_type: 1, hard_header_len: 14, header: self.header.as_deref() },
-                len: self.bytes.len() as u32,
-                bytes: &self.bytes[..self.bytes.len().min(256)],
-                mark: value(last, "MARK").map_or(0, |mark| u32::from_str_radix(&mark[2..], 16).unwrap()),
-                owner: value(last, "UID")
-                    .map(|_| Owner { uid: number(last, "UID"), gid: number(last, "GID") }),
-            }
-        }
-    }
-
-    fn value<'a>(fields: &'a str, key: &str) -> Option<&'a str> {
-        fields.split(' ').find_map(|field| field.strip_prefix(key)?.strip_prefix('='))
-    }
-
-    fn number(fields: &str, key: &str) -> u32 {
-        value(fields, key).unwrap().parse().unwrap()
-    }
-
-    fn ip(fields: &str) -> Vec<u8> {
-        let (network, transport) = fields.split_once("PROTO=").unwrap();
-        let len = number(network, "LEN") as usize;
-        let mut packet = if value(network, "TTL").is_some() { ip4(network) } else { ip6(network) };
-        let protocol = transport.split(' ').next().unwrap();
-        let at = if packet[0] >> 4 == 4 {
-            9
-        } else if packet.len() > 40 {
-            40
-        } else {
-            6
-        };
-        packet[at] = match protocol {
-            "TCP" => 6,
-            "ICMP" => 1,
-            "ICMPv6" => 58,
-            other => panic!("{other}"),
-        };
-        packet.extend(if protocol == "TCP" { tcp(transport) } else { icmp(transport) });
-        packet.resize(len, 0);
-        packet
-    }
-
-    fn ip4(network: &str) -> Vec<u8> {
-        let hex = |key| u8::from_str_radix(&value(network, key).unwrap()[2..], 16).unwrap();
-        let mut packet = vec![0x45, hex("TOS") | hex("PREC")];
-        packet.extend((number(network, "LEN") as u16).to_be_bytes());
-        packet.extend((number(network, "ID") as u16).to_be_bytes());
-        packet.extend(if network.contains(" DF ") { [0x40, 0] } else { [0, 0] });
-        packet.extend([number(network, "TTL") as u8, 0, 0, 0]);
-        for key in ["SRC", "DST"] {
-            packet.extend(value(network, key).unwrap().split('.').map(|octet| octet.parse::<u8>().unwrap()));
-        }
-        packet
-    }
-
-    fn ip6(network: &str) -> Vec<u8> {
-        let mut packet = vec![0x60, 0, 0, 0];
-        packet.extend((number(network, "LEN") as u16 - 40).to_be_bytes());
-        packet.extend([0, number(network, "HOPLIMIT") as u8]);
-        for key in ["SRC", "DST"] {
-            for group in value(network, key).unwrap().split(':') {
-                packet.extend(u16::from_str_radix(group, 16).unwrap().to_be_bytes());
-            }
-        }
-        if network.contains("OPT ( ) ") {
-            packet.extend(options6(0));
-        }
-        packet
-    }
-
-    fn tcp(transport: &str) -> Vec<u8> {
-        let options = transport.split_once("OPT (").map_or("", |(_, rest)| rest.split_once(')').unwrap().0);
-        let mut tcp = Vec::new();
-        tcp.extend((number(transport, "SPT") as u16).to_be_bytes());
-        tcp.extend((number(transport, "DPT") as u16).to_be_bytes());
-        tcp.extend(number(transport, "SEQ").to_be_bytes());
-        tcp.extend(number(transport, "ACK").to_be_bytes());
-        let flags = ["FIN", "SYN", "RST", "PSH", "ACK", "URG"].iter().enumerate();
-        let flags = flags.filter(|(_, name)| transport.split(' ').any(|field| field == **name));
-        tcp.extend([(((20 + options.len() / 2) / 4) << 4) as u8, flags.map(|(bit, _)| 1 << bit).sum()]);
-        tcp.extend((number(transport, "WINDOW") as u16).to_be_bytes());
-        tcp.extend([0, 0]);
-        tcp.extend((number(transport, "URGP") as u16).to_be_bytes());
-        tcp.extend(
-            (0..options.len()).step_by(2).map(|at| u8::from_str_radix(&options[at..at + 2], 16).unwrap()),
-        );
-        tcp
-    }
-
-    fn icmp(transport: &str) -> Vec<u8> {
-        let mut icmp = vec![number(transport, "TYPE") as u8, number(transport, "CODE") as u8, 0, 0];
-        if let Some((_, quoted)) = transport.split_once('[') {
-            icmp.extend([0; 4]);
-            icmp.extend(ip(quoted.split_once(']').unwrap().0));
-        } else if value(transport, "SEQ").is_some() {
-            icmp.extend((number(transport, "ID") as u16).to_be_bytes());
-            icmp.extend((number(transport, "SEQ") as u16).to_be_bytes());
-        }
-        icmp
     }
 }
 
@@ -681,7 +572,7 @@ fn kinds() -> impl Strategy<Value = StepKind> {
 }
 
 /// Bytes with numbers of known protocols and messages where a walk through the headers looks for them.
-fn packets() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn packets() -> impl Strategy<Value = Vec<u8>> {
     let number = || prop::sample::select(vec![0, 1, 6, 17, 43, 44, 50, 51, 58, 59, 60, 136, 200_u8]);
     let small = || prop::sample::select(vec![0, 1, 2, 3, 4, 5, 8, 11, 12, 13, 128, 143_u8]);
     let fixed = (number(), number(), number(), small(), small(), any::<bool>(), any::<bool>());
@@ -731,6 +622,7 @@ proptest! {
                 dev_type: if link.0 { ARPHRD_SIT } else { 1 },
                 hard_header_len: link.1 % 32,
                 header: link.2.as_deref(),
+                ..Link::default()
             },
             len: (bytes.len() as i64 + beyond).clamp(0, u32::MAX.into()) as u32,
             bytes: &bytes,

@@ -136,6 +136,13 @@ impl Line {
         }
     }
 
+    /// `%04x`
+    pub(super) fn hex16(&mut self, value: u16) {
+        let [high, low] = value.to_be_bytes();
+        let [[a, b], [c, d]] = [hex8(high), hex8(low)];
+        self.text(&[a, b, c, d]);
+    }
+
     /// `%08x`
     pub(super) fn hex32(&mut self, value: u32) {
         self.text(&hex_digits(&LOWER, value.to_be_bytes()).to_le_bytes());

@@ -6,10 +6,11 @@ use crate::packet::data::{Data, Missing};
 use crate::packet::ip::protocol;
 use std::ops::ControlFlow;
 
-const TCP_HEADER_LEN: u32 = 20;
+pub(super) const TCP_HEADER_LEN: u32 = 20;
 
 /// The flags of TCP's 14th byte, from the highest bit on.
-const FLAGS: [&[u8; 4]; 8] = [b"CWR ", b"ECE ", b"URG ", b"ACK ", b"PSH ", b"RST ", b"SYN ", b"FIN "];
+pub(super) const FLAGS: [&[u8; 4]; 8] =
+    [b"CWR ", b"ECE ", b"URG ", b"ACK ", b"PSH ", b"RST ", b"SYN ", b"FIN "];
 
 pub(super) fn tcp(
     line: &mut Line,
@@ -44,9 +45,9 @@ pub(super) fn tcp(
 }
 
 fn reserved_and_flags(line: &mut Line, offset_and_reserved: u8, flags: u8, style: LogStyle) {
-    let (reserved, ae) = match style {
-        LogStyle::AeReserved => (offset_and_reserved & 0x0f, false),
-        LogStyle::AeFlag => (offset_and_reserved & 0x0e, offset_and_reserved & 1 != 0),
+    let (reserved, ae) = match style.ae_flag {
+        false => (offset_and_reserved & 0x0f, false),
+        true => (offset_and_reserved & 0x0e, offset_and_reserved & 1 != 0),
     };
     let [high, low] = hex8(reserved << 2);
     line.text(&[b' ', b'R', b'E', b'S', b'=', b'0', b'x', high, low, b' ']);

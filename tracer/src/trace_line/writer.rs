@@ -22,7 +22,7 @@ impl Writer {
     /// Appends the line for a packet at an entry, as [`write`](super::write) does.
     pub fn write(&mut self, out: &mut Vec<u8>, name: &str, packet: &PacketView<'_>) {
         let style = self.style;
-        let devices = self.devices.text(packet, |text| whole_line(text, |line| devices(line, packet)));
+        let devices = self.devices.text(packet, |text| whole_line(text, |line| devices(line, packet, style)));
         let content =
             self.contents.text(packet, |text| whole_line(text, |line| content(line, packet, style)));
         let start = out.len();

@@ -110,6 +110,7 @@ fn measure(options: &Options, kernel: &str, machine: vm::MachineOptions) -> Resu
         machine,
         timeout: 3 * 60 * 60,
         silence: 30 * 60,
+        jobs: 1,
         out: Some(folder.clone()),
         command: vec![script(options)],
     })?;

@@ -25,7 +25,7 @@ pub(crate) struct Options {
 /// Links with the LLVM of exactly this toolchain; later releases want a newer one installed.
 const BPF_LINKER_VERSION: &str = "0.10.4";
 
-/// A file that shows whether a Debian package is there, by package.
+/// What shows whether a Debian package is there, by package: a program, or a file with its path.
 const PACKAGES: &[(&str, &str)] = &[
     ("qemu-system-x86", "qemu-system-x86_64"),
     ("iptables", "xtables-legacy-multi"),
@@ -38,14 +38,26 @@ const PACKAGES: &[(&str, &str)] = &[
     ("binutils", "strip"),
 ];
 
+/// The same for building and trying aarch64 programs.
+const AARCH64_PACKAGES: &[(&str, &str)] = &[
+    ("gcc-aarch64-linux-gnu", "aarch64-linux-gnu-gcc"),
+    ("libc6-dev-arm64-cross", "/usr/aarch64-linux-gnu/lib/libc.a"),
+    ("qemu-user-static", "qemu-aarch64-static"),
+];
+
 /// The `setup` task.
 pub(crate) fn run(options: &Options) -> Result<()> {
     rust_src::ensure()?;
     ensure_bpf_linker()?;
     if !options.build_only {
-        ensure_packages()?;
+        ensure_packages(PACKAGES)?;
     }
     Ok(())
+}
+
+/// What `dist` needs besides: another architecture's C library and linker, and something that runs its programs.
+pub(crate) fn for_aarch64() -> Result<()> {
+    ensure_packages(AARCH64_PACKAGES)
 }
 
 /// The folder bpf-linker is installed below.
@@ -70,9 +82,9 @@ fn ensure_bpf_linker() -> Result<()> {
     )
 }
 
-fn ensure_packages() -> Result<()> {
+fn ensure_packages(packages: &[(&'static str, &str)]) -> Result<()> {
     let missing: Vec<&str> =
-        PACKAGES.iter().filter(|(_, program)| find(program).is_none()).map(|(package, _)| *package).collect();
+        packages.iter().filter(|(_, program)| find(program).is_none()).map(|(package, _)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -7,6 +7,7 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -42,6 +43,15 @@ pub(crate) fn outside_sysroot() -> Result<Option<PathBuf>> {
         return Ok(None);
     }
     Ok(Some(cached(&rustc_version()?)?).filter(|folder| is_library(folder)))
+}
+
+/// Tells a cargo that is to build from the sources where they are.
+pub(crate) fn tell(cargo: &mut Command) -> Result<()> {
+    if let Some(library) = outside_sysroot()? {
+        // Cargo has this variable for its own tests; the toolchain is pinned, so it cannot vanish.
+        cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", library);
+    }
+    Ok(())
 }
 
 /// The folder of the compiler and its libraries.

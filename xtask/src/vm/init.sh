@@ -55,7 +55,8 @@ else
 fi
 
 # The kernel may have complained without falling over, and below the level the console shows.
-dmesg | grep -E 'WARNING:|BUG:|Oops|stall|lockup|blocked for more' > /tmp/complaints
+dmesg | grep -E 'WARNING:|BUG:|Oops|stall|lockup|blocked for more' |
+    grep -vE '[Cc]ommand line:|stall warnings timeout' > /tmp/complaints
 tar -C /out -cf /tmp/out.tar .
 size=$(stat -c %s /tmp/out.tar)
 {

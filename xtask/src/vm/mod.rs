@@ -11,11 +11,14 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::io::{IsTerminal, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::build;
 use crate::places;
@@ -99,6 +102,9 @@ pub(crate) struct Options {
     /// Seconds a machine may say nothing
     #[arg(long, default_value_t = 180)]
     pub(crate) silence: u64,
+    /// Machines that run at the same time
+    #[arg(long, short, default_value_t = 1)]
+    pub(crate) jobs: usize,
     /// Where to put what the guest leaves in /out; every kernel gets a folder below
     #[arg(long)]
     pub(crate) out: Option<PathBuf>,
@@ -108,12 +114,14 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// The guest tests on all kernels.
+    /// The guest tests on all kernels. Most of them keep one of a machine's CPUs busy.
     pub(crate) fn all_tests(build: &build::Options) -> Self {
         Self {
             machine: MachineOptions::for_kernel("all", build),
-            timeout: 1200,
-            silence: 600,
+            // A busy machine can be ten times slower; what hangs is silent.
+            timeout: 3 * 60 * 60,
+            silence: 15 * 60,
+            jobs: thread::available_parallelism().map_or(1, NonZeroUsize::get),
             out: None,
             command: Vec::new(),
         }
@@ -130,30 +138,28 @@ pub(crate) struct ShellOptions {
 /// The command that runs all guest tests.
 const ALL_TESTS: &str = "exec /bin/guest-tests all";
 
-/// The `vm` task: one kernel after the other, every failure named at the end.
+/// The `vm` task: every failure is named at the end.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let rows = options.machine.rows()?;
     let programs = programs(&options.machine)?;
     let script = script(&options.command);
-    let mut report = Report::default();
-    for row in &rows {
-        let started = Instant::now();
-        let kernel = debian::kernel(&row.suite, &row.pattern, options.machine.refresh)?;
-        println!("== kernel {}: {}", row.name, kernel.release);
-        let limits = Limits {
-            overall: Duration::from_secs(options.timeout),
-            silence: Duration::from_secs(options.silence),
-        };
-        let mut lines = report.kernel(row, options.command.is_empty());
-        let guest = Guest { options: &options.machine, row, programs: &programs, script: &script, limits };
-        let outcome = guest.run(&kernel, false, |bytes| lines.take(bytes))?;
-        lines.finish(&outcome.verdict, &outcome.complaints);
-        println!("== kernel {}: {} s", row.name, started.elapsed().as_secs());
-        explain(&outcome);
-        if let Some(folder) = &options.out {
-            unpack(&outcome.files, &folder.join(&row.name))?;
+    let left = Mutex::new(rows.iter());
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let lane = || -> Result<Report> {
+        let mut report = Report::default();
+        while let Some(row) = next() {
+            report.add(run_row(options, row, &programs, &script, rows.len() == 1)?);
         }
-    }
+        Ok(report)
+    };
+    let report = thread::scope(|scope| -> Result<Report> {
+        let lanes: Vec<_> = (0..options.jobs.clamp(1, rows.len())).map(|_| scope.spawn(lane)).collect();
+        let mut report = Report::default();
+        for lane in lanes {
+            report.add(lane.join().map_err(|_| anyhow!("a machine's thread panicked"))??);
+        }
+        Ok(report)
+    })?;
     // A lone command behaves as if it had been run here.
     if let ([_], false) = (&rows[..], options.command.is_empty())
         && let Some(code) = report.only_exit_code()
@@ -162,6 +168,33 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     println!("{report}");
     Ok(if report.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Runs the machine of one row.
+fn run_row(
+    options: &Options,
+    row: &Row,
+    programs: &[(PathBuf, PathBuf)],
+    script: &str,
+    alone: bool,
+) -> Result<Report> {
+    let started = Instant::now();
+    let limits = Limits {
+        overall: Duration::from_secs(options.timeout),
+        silence: Duration::from_secs(options.silence),
+    };
+    let guest = Guest { options: &options.machine, row, programs, script, limits };
+    let prepared = guest.prepare(false)?;
+    println!("== kernel {}: {}", row.name, prepared.kernel.release);
+    let mut lines = Report::kernel(row, options.command.is_empty(), alone);
+    let outcome = guest.run(&prepared, |bytes| lines.take(bytes))?;
+    let report = lines.finish(&outcome.verdict, &outcome.complaints);
+    println!("== kernel {}: {} s", row.name, started.elapsed().as_secs());
+    explain(row, &outcome);
+    if let Some(folder) = &options.out {
+        unpack(&outcome.files, &folder.join(&row.name))?;
+    }
+    Ok(report)
 }
 
 /// The `shell` task.
@@ -174,11 +207,10 @@ pub(crate) fn attached(options: &MachineOptions, script: &str) -> Result<ExitCod
     let mut rows = options.rows()?;
     let row = rows.pop().context("there is no such kernel")?;
     let programs = programs(options)?;
-    let kernel = debian::kernel(&row.suite, &row.pattern, options.refresh)?;
     let limits = Limits { overall: Duration::MAX, silence: Duration::MAX };
     let guest = Guest { options, row: &row, programs: &programs, script, limits };
-    let outcome = guest.run(&kernel, true, |_| {})?;
-    explain(&outcome);
+    let outcome = guest.run(&guest.prepare(true)?, |_| {})?;
+    explain(&row, &outcome);
     Ok(match outcome.verdict {
         Verdict::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
         _ => ExitCode::FAILURE,
@@ -194,15 +226,33 @@ struct Guest<'a> {
     limits: Limits,
 }
 
+/// A machine that can be started.
+struct Prepared {
+    kernel: debian::Kernel,
+    /// Of this machine alone; holds its file system.
+    folder: PathBuf,
+    terminal: bool,
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
 impl Guest<'_> {
-    fn run(&self, kernel: &debian::Kernel, terminal: bool, output: impl FnMut(&[u8])) -> Result<Outcome> {
-        let folder = env::temp_dir().join(format!("nftracer-vm-{}", std::process::id()));
+    /// Fetches the kernel and writes the file system. What is kept in the cache, only one machine makes at a time.
+    fn prepare(&self, terminal: bool) -> Result<Prepared> {
+        static CACHE: Mutex<()> = Mutex::new(());
+        let _only = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = debian::kernel(&self.row.suite, &self.row.pattern, self.options.refresh)?;
+        let folder = env::temp_dir().join(format!("nftracer-vm-{}-{}", std::process::id(), self.row.name));
         fs::create_dir_all(&folder)?;
+        let prepared = Prepared { kernel, folder, terminal };
         let mut files = self.programs.to_vec();
         for file in &self.options.files {
             files.push(placed(file)?);
         }
-        let terminal_size = terminal.then(terminal_size);
         let run = initramfs::Run {
             files: &files,
             script: self.script,
@@ -211,26 +261,31 @@ impl Guest<'_> {
                 ("NFTRACER_BACKENDS".to_owned(), self.row.backends.join(",")),
                 ("NFTRACER_BTF".to_owned(), self.row.btf.clone()),
             ]),
-            terminal: terminal_size,
+            terminal: terminal.then(terminal_size),
         };
-        let initramfs = folder.join("initramfs");
-        initramfs::write(kernel, &run, &initramfs)?;
-        let outcome = qemu::run(
-            &Machine {
-                image: &kernel.image,
-                initramfs: &initramfs,
-                cpus: self.options.cpus,
-                memory: self.options.memory,
-                count_instructions: self.options.icount,
-                kernel_arguments: &self.options.append,
-                terminal,
-                limits: self.limits,
-                folder: &folder,
-            },
-            output,
-        );
-        let _ = fs::remove_dir_all(&folder);
-        outcome
+        initramfs::write(&prepared.kernel, &run, &prepared.initramfs())?;
+        Ok(prepared)
+    }
+
+    fn run(&self, prepared: &Prepared, output: impl FnMut(&[u8])) -> Result<Outcome> {
+        let machine = Machine {
+            image: &prepared.kernel.image,
+            initramfs: &prepared.initramfs(),
+            cpus: self.options.cpus,
+            memory: self.options.memory,
+            count_instructions: self.options.icount,
+            kernel_arguments: &self.options.append,
+            terminal: prepared.terminal,
+            limits: self.limits,
+            folder: &prepared.folder,
+        };
+        qemu::run(&machine, output)
+    }
+}
+
+impl Prepared {
+    fn initramfs(&self) -> PathBuf {
+        self.folder.join("initramfs")
     }
 }
 
@@ -297,16 +352,14 @@ fn terminal_size() -> (u16, u16) {
 }
 
 /// Shows why a machine did not end well.
-fn explain(outcome: &Outcome) {
+fn explain(row: &Row, outcome: &Outcome) {
     if matches!(outcome.verdict, Verdict::Exited(_)) && outcome.complaints.is_empty() {
         return;
     }
     let lines: Vec<&str> = outcome.console.lines().collect();
     if !lines.is_empty() {
-        println!("-- the kernel's console:");
-        for line in &lines[lines.len().saturating_sub(80)..] {
-            println!("   {line}");
-        }
+        let last = lines[lines.len().saturating_sub(80)..].join("\n   ");
+        println!("-- the console of kernel {}:\n   {last}", row.name);
     }
     print!("{}", outcome.complaints);
 }

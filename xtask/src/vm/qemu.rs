@@ -39,6 +39,10 @@ const TROUBLE: &[&str] = &[
     "Out of memory",
 ];
 
+/// A machine may have to wait for this one's CPUs: what looks like a lockup soon is none yet.
+const PATIENCE: &str = "watchdog_thresh=60 workqueue.watchdog_thresh=120 rcupdate.rcu_cpu_stall_timeout=120 \
+                        rcupdate.rcu_exp_cpu_stall_timeout=120000";
+
 /// How long a kernel in trouble may go on to explain itself.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -223,7 +227,7 @@ fn qemu(machine: &Machine<'_>, sockets: &Sockets) -> Result<Command> {
         command.args(["-smp", &machine.cpus.to_string()]);
     }
     let arguments = format!(
-        "console=ttyS0 loglevel=4 panic=-1 oops=panic random.trust_cpu=on rdinit=/init {} {}",
+        "console=ttyS0 loglevel=4 panic=-1 oops=panic random.trust_cpu=on rdinit=/init {PATIENCE} {} {}",
         if machine.count_instructions { "maxcpus=1" } else { "" },
         machine.kernel_arguments
     );

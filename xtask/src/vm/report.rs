@@ -17,10 +17,18 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Starts with the next kernel. If the guest is to run tests, it has to name at least one.
-    pub(crate) fn kernel<'a>(&'a mut self, row: &'a Row, tests: bool) -> Lines<'a> {
-        let (failures_before, count_before) = (self.failures.len(), self.count());
-        Lines { report: self, row, tests, line: Vec::new(), failures_before, count_before }
+    /// Begins the report of one kernel. If the guest is to run tests, it has to name at least one. If it is not
+    /// `alone`, others run at the same time, and each line names its kernel.
+    pub(crate) fn kernel(row: &Row, tests: bool, alone: bool) -> Lines<'_> {
+        Lines { report: Self::default(), row, tests, alone, line: Vec::new() }
+    }
+
+    /// Adds what another kernel's tests came to.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.skipped += other.skipped;
+        self.failures.extend(other.failures);
+        self.exit_codes.extend(other.exit_codes);
     }
 
     pub(crate) fn failed(&self) -> bool {
@@ -51,19 +59,20 @@ impl fmt::Display for Report {
 
 /// The output of one guest: shown as it comes, read line by line.
 pub(crate) struct Lines<'a> {
-    report: &'a mut Report,
+    report: Report,
     row: &'a Row,
     tests: bool,
+    alone: bool,
     line: Vec<u8>,
-    failures_before: usize,
-    count_before: usize,
 }
 
 impl Lines<'_> {
     /// The next bytes of the output.
     pub(crate) fn take(&mut self, bytes: &[u8]) {
-        let mut stdout = std::io::stdout();
-        let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        if self.alone {
+            let mut stdout = std::io::stdout();
+            let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        }
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.line.extend_from_slice(piece);
             if piece.ends_with(b"\n") {
@@ -73,14 +82,16 @@ impl Lines<'_> {
     }
 
     /// The guest has ended.
-    pub(crate) fn finish(mut self, verdict: &Verdict, complaints: &str) {
-        self.read_line();
+    pub(crate) fn finish(mut self, verdict: &Verdict, complaints: &str) -> Report {
+        if !self.line.is_empty() {
+            self.read_line();
+        }
         let code = match verdict {
             Verdict::Exited(status) if complaints.is_empty() => u8::try_from(*status).ok(),
             _ => None,
         };
         self.report.exit_codes.push(code);
-        let nothing_yet = self.report.failures.len() == self.failures_before;
+        let nothing_yet = self.report.failures.is_empty();
         match verdict {
             Verdict::Exited(0) => {}
             Verdict::Exited(status) if nothing_yet => self.fail(&format!("ended with status {status}")),
@@ -92,17 +103,21 @@ impl Lines<'_> {
         if !complaints.is_empty() {
             self.fail("the kernel's log has complaints");
         }
-        let named_none = self.report.count() == self.count_before;
+        let named_none = self.report.count() == 0;
         if !self.tests && named_none {
             self.report.passed += 1;
         } else if named_none {
             self.fail("ran no test");
         }
+        self.report
     }
 
     fn read_line(&mut self) {
         let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
         self.line.clear();
+        if !self.alone {
+            println!("{}: {line}", self.row.name);
+        }
         let Some((name, result)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "))
         else {
             return;
@@ -132,11 +147,9 @@ mod tests {
     }
 
     fn report(row: &Row, output: &[u8], verdict: &Verdict) -> String {
-        let mut report = Report::default();
-        let mut lines = report.kernel(row, true);
+        let mut lines = Report::kernel(row, true, true);
         lines.take(output);
-        lines.finish(verdict, "");
-        report.to_string()
+        lines.finish(verdict, "").to_string()
     }
 
     #[test]
@@ -144,6 +157,19 @@ mod tests {
         let output = b"test a ... ok\ntest b ... FAILED\ntest c ... skipped (no ebpf)\n";
         let text = report(&row(&[]), output, &Verdict::Exited(1));
         assert_eq!(text, "failed: kernel suite: b\n1 passed, 1 failed, 1 skipped");
+    }
+
+    #[test]
+    fn kernels_are_added_up() {
+        let row = row(&[]);
+        let mut sum = Report::default();
+        for output in [&b"test a ... ok\n"[..], b"test a ... FAILED\n"] {
+            let mut lines = Report::kernel(&row, true, false);
+            lines.take(output);
+            sum.add(lines.finish(&Verdict::Exited(0), ""));
+        }
+        assert_eq!(sum.to_string(), "failed: kernel suite: a\n1 passed, 1 failed, 0 skipped");
+        assert_eq!(sum.only_exit_code(), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{PRIVILEGES, kernel, not_permitted, system_code};
 use crate::sys::guard::Guard;
 use crate::sys::kernel::LOAD_TABLES;
 use crate::sys::perf;
+use crate::sys::process::Process;
 use crate::sys::tracefs::{self, Event, Tracefs};
 use aya::programs::{KProbe, ProgramError};
 use std::io;
@@ -196,7 +197,7 @@ impl Returns {
     fn prepare() -> Result<Self, Error> {
         let tracefs = Tracefs::find().ok_or(Error::NoTracefs)?;
         let pid = std::process::id();
-        let guard = Guard::start().map_err(Error::Guard)?;
+        let guard = Process::own().and_then(|ours| Guard::start(ours, &[])).map_err(Error::Guard)?;
         for event in tracefs.events().map_err(Error::Leftover)?.iter().filter(|event| event.pid == pid) {
             tracefs.remove(event).map_err(Error::Leftover)?;
         }

@@ -145,4 +145,15 @@ mod tests {
         assert!(decode(record.as_bytes()).is_none(), "its match is missing");
         assert!(decode(traversal(kind::TRAVERSAL, 9, 0).as_bytes()).is_none(), "so many do not fit");
     }
+    proptest::proptest! {
+        /// Also of bytes that begin as a record does, at any alignment.
+        #[test]
+        fn any_bytes_are_a_record_or_not(kind in 0_u32..6, bytes: Vec<u8>, len in 0..2 * size_of::<Traversal>(), at in 0..8_usize) {
+            _ = decode(&bytes);
+            let mut record = vec![0; at];
+            record.extend(kind.to_ne_bytes());
+            record.extend(bytes.iter().copied().cycle().take(if bytes.is_empty() { 0 } else { len }));
+            _ = decode(&record[at..]);
+        }
+    }
 }

@@ -130,10 +130,19 @@ impl Kernel {
             modules: &modules,
         };
         let layout = offsets::resolve(&kernel, &symbols)?;
-        let tcp_header = vmlinux.find(btf::Kind::Struct, "tcphdr");
-        let has_ae = tcp_header.is_ok_and(|header| vmlinux.member(header, "ae").is_ok());
-        Ok(Self { layout, symbols, log_style: LogStyle::of_tcp_header(has_ae) })
+        Ok(Self { layout, symbols, log_style: log_style_of(&vmlinux) })
     }
+}
+
+/// How the running kernel writes the lines of its log; `None` when it does not describe its types.
+pub fn log_style() -> Option<LogStyle> {
+    let bytes = read(&format!("{BTF_FOLDER}/vmlinux")).ok()?;
+    Btf::parse(&bytes).ok().map(|vmlinux| log_style_of(&vmlinux))
+}
+
+fn log_style_of(vmlinux: &Btf<'_>) -> LogStyle {
+    let tcp_header = vmlinux.find(btf::Kind::Struct, "tcphdr");
+    LogStyle::of_tcp_header(tcp_header.is_ok_and(|header| vmlinux.member(header, "ae").is_ok()))
 }
 
 /// Possible CPUs, not those that are online: the kernel decides by them where counters lie.

@@ -21,7 +21,7 @@ use std::rc::Rc;
 use thiserror::Error;
 use tracer_common::config::Config;
 use tracer_common::counter::Counter;
-use tracer_common::legacy::TABLE_SLOTS;
+use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits, NftConfig, Witness};
 
 #[cfg(bpf_object)]
@@ -310,10 +310,19 @@ impl ReplaceCounts {
     pub fn now(&self) -> [u32; TABLE_SLOTS as usize] {
         let mut counts = [0; TABLE_SLOTS as usize];
         for (slot, count) in (0..).zip(&mut counts) {
-            // The map has exactly these slots, and reading an array element does not fail.
-            *count = self.0.get(&slot, 0).unwrap_or(0);
+            *count = self.slot(slot);
         }
         counts
+    }
+
+    /// The counter of a table, by the table's address.
+    pub fn of(&self, table: u64) -> u32 {
+        self.slot(table_slot(table))
+    }
+
+    fn slot(&self, slot: u32) -> u32 {
+        // The map has exactly these slots, and reading an array element does not fail.
+        self.0.get(&slot, 0).unwrap_or(0)
     }
 }
 

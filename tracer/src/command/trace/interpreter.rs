@@ -27,8 +27,17 @@ use tracer_common::nft::Run;
 /// A table that changes is read again at most this often, for the texts of its rules.
 const READ_AGAIN: Duration = Duration::from_millis(250);
 
-/// Reads a table of a namespace again; `None` when it cannot be had.
-pub type ReadAgain = Box<dyn FnMut(u32, Family, &str) -> Option<Reading>>;
+/// Reads the table that a traversal met again, by its family and name.
+pub type ReadAgain = Box<dyn FnMut(&Traversal, Family, &str) -> Result<Reading, NotRead>>;
+
+/// Why a table was not read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotRead {
+    /// It is not the one any more that the traversal met.
+    Replaced,
+    /// It cannot be had.
+    Failed,
+}
 
 /// Reads the rules of nftables in a namespace again, with their texts or without; `None` when they cannot be had.
 pub type ReadNftables = Box<dyn FnMut(u32, bool) -> Option<NftReading>>;
@@ -56,6 +65,8 @@ pub struct Interpreter {
     names: Vec<Rc<str>>,
     /// What to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
     epoch_ns: u64,
+    /// The time (CLOCK_MONOTONIC) of the latest traversal.
+    seen_ns: u64,
     /// When tables that changed were last read again.
     last_read: HashMap<(u32, Family, String), Instant>,
     runs: Runs,
@@ -88,6 +99,7 @@ impl Interpreter {
             walker: Walker::default(),
             names: Vec::new(),
             epoch_ns,
+            seen_ns: 0,
             last_read: HashMap::new(),
             runs: Runs::default(),
             rules: Rules::new(read_nftables),
@@ -154,6 +166,7 @@ impl Interpreter {
 
     fn traversal(&mut self, seen: Seen<'_>) {
         let traversal = seen.traversal;
+        self.seen_ns = self.seen_ns.max(traversal.entry_ns);
         let (Some(family), Some(hook)) =
             (Family::from_nfproto(traversal.family), Hook::from_number(traversal.hook))
         else {
@@ -268,7 +281,7 @@ impl Interpreter {
     }
 
     /// The version of the table that the packet met. A new one is read at once, for the texts of its rules, unless the
-    /// table is being changed all the time.
+    /// table is being changed all the time, or has been changed again meanwhile.
     fn version(&mut self, traversal: &Traversal, family: Family) -> Result<Rc<Version>, Unknown> {
         let met = self.history.version(traversal);
         match &met {
@@ -281,9 +294,11 @@ impl Interpreter {
         if self.last_read.get(&key).is_some_and(|last| now.duration_since(*last) < READ_AGAIN) {
             return met;
         }
-        let read = (self.read_again)(key.0, family, &key.2);
-        self.last_read.insert(key, Instant::now());
-        let Some(reading) = read else { return met };
+        let read = (self.read_again)(traversal, family, &key.2);
+        if !matches!(read, Err(NotRead::Replaced)) {
+            self.last_read.insert(key, Instant::now());
+        }
+        let Ok(reading) = read else { return met };
         self.fetched(traversal.netns, reading);
         self.history.version(traversal)
     }
@@ -360,6 +375,11 @@ impl Interpreter {
             outcome,
             verdict: verdict_of(traversal),
         }
+    }
+
+    /// The time (CLOCK_MONOTONIC) of the latest traversal.
+    pub(super) fn seen_ns(&self) -> u64 {
+        self.seen_ns
     }
 
     /// Gives out packets that have been silent for long.
@@ -455,6 +475,7 @@ fn view<'a>(traversal: &'a Traversal, state: State<'a>) -> PacketView<'a> {
             hard_header_len: traversal.hard_header_len,
             header: has(fact::MAC)
                 .then(|| &traversal.mac[..usize::from(traversal.mac_len).min(traversal.mac.len())]),
+            ..Link::default()
         },
         len: state.len,
         bytes: state.bytes,
@@ -476,6 +497,7 @@ fn view_of_run(run: &Run, family: Family, mark: u32) -> PacketView<'_> {
             dev_type: run.dev_type,
             hard_header_len: run.hard_header_len,
             header: has(fact::MAC).then(|| &run.mac[..usize::from(run.mac_len).min(run.mac.len())]),
+            ..Link::default()
         },
         len: run.len,
         bytes: &run.bytes[..copied],

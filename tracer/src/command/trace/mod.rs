@@ -2,93 +2,139 @@
 
 #[doc(hidden)]
 pub mod interpreter;
-mod live;
+mod known;
+pub(super) mod listen;
+pub(super) mod plan;
+mod probes;
+mod rows;
 #[doc(hidden)]
 pub mod runs;
 
-use crate::backend::ebpf::{self, Ebpf};
-use crate::cli::trace::{Mark, TraceConfig};
-use crate::error::Failure;
-use crate::filter;
-use crate::sink::Start;
-use crate::sys::netns;
+use crate::cli::trace::TraceConfig;
+use crate::error::{Failure, Kind};
+use crate::filter::{self, Filter};
+use crate::sink::{Sink, Start};
+use crate::text;
+use crate::trace_line::LogStyle;
 use anyhow::Context as _;
-use live::{Live, Next};
+use listen::Listening;
+use plan::Plan;
+use probes::Probing;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-/// The ring is looked at this often; the kernel wakes us earlier only when much is waiting.
+/// A source is looked at this often; the kernel wakes us earlier only when much is waiting.
 const LOOK: Duration = Duration::from_millis(10);
-/// Tables of this size fit in any case, larger ones when they were there at the beginning.
-const TABLE_ENTRIES: u32 = 2048;
-const RING_BYTES: u32 = 1 << 25;
+
+/// What is to be done after a look at a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// More is waiting.
+    LookAgain,
+    /// Wait for more.
+    Wait,
+    /// All packets that were asked for have been given out.
+    End,
+}
+
+/// A trace under way, wherever its steps come from.
+trait Session {
+    /// Gives out what is said first.
+    fn begin(&mut self, start: &Start) -> Result<(), Failure>;
+    /// Waits until something can be taken.
+    async fn ready(&mut self);
+    /// Takes what is waiting. Says what is to be done next.
+    fn look(&mut self) -> Result<Next, Failure>;
+    /// Undoes what was changed, gives out what is left, and the totals.
+    fn end(self) -> Result<(), Failure>;
+}
+
+/// What every source is asked for.
+struct Wish<'a> {
+    config: &'a TraceConfig,
+    filter: &'a Filter,
+}
+
+impl Wish<'_> {
+    fn sink(&self) -> Result<Box<dyn Sink>, Failure> {
+        super::open_sink(self.config.output, self.config.write.as_deref())
+    }
+
+    fn start(&self, backend: &'static str, footprint: String, log_style: LogStyle) -> Start {
+        Start {
+            filter: self.filter.text.clone(),
+            netns: self.config.netns.to_string(),
+            backend,
+            footprint,
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            log_style,
+        }
+    }
+}
 
 /// Traces until it is told to stop.
 pub fn run(config: TraceConfig) -> Result<(), Failure> {
     let filter = filter::compile(&config.filter).map_err(Failure::usage)?;
-    let namespace = match config.netns.path() {
-        Some(_) => Some(super::open_namespace(&config.netns)?),
-        None => None,
-    };
-    let netns = namespace.as_ref().map(netns::inode).transpose().map_err(Failure::running)?;
-    let namespaces = live::Namespaces::new(namespace, netns);
-    // Read once for its size, which the kernel programs must know before they are loaded.
-    let largest = namespaces.largest_table();
-    let home = namespaces.home().map_err(Failure::running)?;
-    let nftables = match config.mark {
-        _ if !namespaces.have_base_chains() => ebpf::Nftables::Absent,
-        Mark::Auto => ebpf::Nftables::Rules(&home),
-        Mark::None => ebpf::Nftables::Ends,
-    };
-    let options = ebpf::Options {
-        nftables,
-        filter: &filter,
-        netns,
-        ring_bytes: ring_bytes(),
-        table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
-    };
-    // Whether it works is found out by trying; what keeps it from working is said as `doctor` says it.
-    let ebpf = Ebpf::attach(&options).map_err(|error| match super::choose_backend(config.backend) {
-        Ok(_) => refused(error),
-        Err(failure) => failure,
-    })?;
-    let start = Start {
-        filter: filter.text.clone(),
-        netns: config.netns.to_string(),
-        backend: "ebpf",
-        footprint: ebpf.footprint().unwrap_or("none").to_owned(),
-        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-        log_style: ebpf.log_style(),
-    };
-    let sink = super::open_sink(config.output, config.write.as_deref())?;
+    let wish = Wish { config: &config, filter: &filter };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the event loop")?.block_on(async {
-        let live = Live::new(ebpf, namespaces, sink, config.count)?;
-        follow(live, &start, config.duration).await
+        let mut refused = Vec::new();
+        // Whether it works is found out by trying.
+        for plan in plan::plans(config.backend, config.mark) {
+            let failure = match plan {
+                Plan::Ebpf => match Probing::start(&wish) {
+                    Ok((session, start)) => return follow(session, &start, config.duration).await,
+                    Err(failure) => failure,
+                },
+                Plan::Netlink(_) | Plan::Log(_) => match Listening::start(&wish, plan) {
+                    Ok((session, start)) => {
+                        refused.iter().for_each(|failure: &Failure| say(&failure.reason()));
+                        return follow(session, &start, config.duration).await;
+                    }
+                    Err(failure) => failure,
+                },
+            };
+            if failure.kind() != Kind::Unusable {
+                return Err(failure);
+            }
+            if !refused.iter().any(|earlier| earlier.reason() == failure.reason()) {
+                refused.push(failure);
+            }
+        }
+        Err(nothing_works(refused))
     })
 }
 
-/// The ring buffer's size; the environment variable is for tests of what happens when it is full.
-fn ring_bytes() -> u32 {
-    std::env::var("NFTRACER_RING_BYTES")
-        .ok()
-        .and_then(|bytes| bytes.parse::<u32>().ok())
-        .and_then(u32::checked_next_power_of_two)
-        .map_or(RING_BYTES, |bytes| bytes.max(4096))
-}
-
-fn refused(error: ebpf::Error) -> Failure {
-    let (unusable, remedy) = (error.unusable(), error.remedy());
-    let failure = if unusable { Failure::unusable(error) } else { Failure::running(error) };
+/// One failure of several: what each said, and what to do about the best.
+fn nothing_works(mut refused: Vec<Failure>) -> Failure {
+    if refused.len() == 1 {
+        return refused.remove(0);
+    }
+    let reasons: Vec<String> = refused.iter().map(Failure::reason).collect();
+    let remedy = refused.iter().find_map(Failure::remedy);
+    let failure = Failure::unusable(anyhow::anyhow!("{}", reasons.join("; ")));
     match remedy {
         Some(remedy) => failure.with_remedy(remedy),
         None => failure,
     }
 }
 
-/// One loop over everything that can happen: records, time, signals.
-async fn follow(mut live: Live, start: &Start, duration: Option<Duration>) -> Result<(), Failure> {
+/// The size of a buffer between the kernel and us; the environment variable is for tests of what happens when it is
+/// full.
+fn buffer_bytes(usual: u32) -> u32 {
+    let wanted = std::env::var("NFTRACER_RING_BYTES").ok().and_then(|bytes| bytes.parse::<u32>().ok());
+    let wanted = wanted.and_then(u32::checked_next_power_of_two);
+    wanted.map_or(usual, |bytes| bytes.max(4096))
+}
+
+/// Says something beside the output.
+fn say(message: &str) {
+    eprintln!("nftracer: {}", text::escape(message));
+}
+
+/// One loop over everything that can happen: steps, time, signals.
+async fn follow(mut session: impl Session, start: &Start, duration: Option<Duration>) -> Result<(), Failure> {
     let listen = |kind| signal(kind).context("cannot listen for signals");
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
@@ -96,7 +142,8 @@ async fn follow(mut live: Live, start: &Start, duration: Option<Duration>) -> Re
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
-    live.begin(start)?;
+    session.begin(start)?;
+    eprintln!("{start}");
     let end = duration.map(|duration| Instant::now() + duration);
     let mut next = Next::Wait;
     while next != Next::End {
@@ -108,15 +155,15 @@ async fn follow(mut live: Live, start: &Start, duration: Option<Duration>) -> Re
             () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => break,
             () = std::future::ready(()), if next == Next::LookAgain => {}
             _ = look.tick() => {}
-            () = live.ready() => {}
+            () = session.ready() => {}
         }
-        next = live.look()?;
+        next = session.look()?;
     }
     // What came before the end is shown, too: at most a full ring of the smallest records.
     for _ in 0..12 {
-        if next == Next::End || live.look()? != Next::LookAgain {
+        if next == Next::End || session.look()? != Next::LookAgain {
             break;
         }
     }
-    live.end()
+    session.end()
 }

@@ -8,11 +8,11 @@ mod oracle;
 #[cfg(test)]
 mod tests;
 
-use crate::fetch::tool::{SYSTEM, find, run};
 use crate::netfilter::TableFamily;
 use crate::netlink::{Builder, Message};
 use crate::nftables::{Mismatch, Ruleset, attach_listing, attach_save, decode};
 use crate::sys::netlink::{Error as NetlinkError, NETFILTER, Socket};
+use crate::sys::program::{SYSTEM, find_in, run};
 use crate::sys::{kernel, netns};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -180,13 +180,13 @@ impl Programs {
                 run(program, &["--version"])
                     .is_ok_and(|version| version.windows(9).any(|word| word == b"nf_tables"))
             };
-            let plain = || find(path, system, plain).filter(is_nft);
-            find(path, system, nft).or_else(plain).ok_or_else(|| {
+            let plain = || find_in(path, system, plain).filter(is_nft);
+            find_in(path, system, nft).or_else(plain).ok_or_else(|| {
                 format!("{nft} is not installed; install iptables to see rules as it prints them")
             })
         };
         Self {
-            nft: find(path, system, "nft").ok_or_else(missing),
+            nft: find_in(path, system, "nft").ok_or_else(missing),
             save: SAVE.map(|(family, nft, plain)| (family, save(nft, plain))).into(),
         }
     }

@@ -103,7 +103,7 @@ impl Drop for Monitor {
 
 impl Monitor {
     fn start(throwaway: &Throwaway) -> Self {
-        let program = find(&env::var_os("PATH").unwrap_or_default(), &SYSTEM, "nft").unwrap();
+        let program = crate::sys::program::find("nft").unwrap();
         let start = || {
             let mut command = Command::new(program);
             command.args(["monitor", "trace"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()

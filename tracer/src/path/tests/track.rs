@@ -17,6 +17,7 @@ const START: u64 = 1000 * MS;
 const ESTABLISHED: (u8, u64) = (0, CONFIRMED | NAT);
 const RELATED: u8 = 1;
 const NEW: u8 = 2;
+const RELATED_REPLY: u8 = 4;
 const CONFIRMED: u64 = 1 << 3;
 const SRC_NAT: u64 = 1 << 7;
 const DST_NAT: u64 = 1 << 8;
@@ -96,6 +97,7 @@ fn traversal(place: &str, connection: Option<(u8, u64)>, entry_ns: u64) -> (Trav
             }
             "first" => traversal.facts |= fact::FIRST,
             "other" => set_header(&mut traversal, 8),
+            "icmp" => (traversal.entry_bytes[9], traversal.exit_bytes[9]) = (1, 1),
             "missed" => (traversal.missed, traversal.checkpoint_ns) = (1, entry_ns - 5 * MS),
             _ => panic!("{word}"),
         }
@@ -215,6 +217,13 @@ fn nat_is_expected_as_the_kernel_asks_it() {
     check_doubt("mangle nat", &before, &["nat:PREROUTING was not seen"]);
     let error = Some((RELATED, CONFIRMED | NAT));
     check_done("mangle nat", &[("mangle:PRE", error), ("mangle:FORWARD", error), ("mangle:POST", error)]);
+    // What REJECT sends belongs to the refused connection, which nothing will confirm. A reset is asked about.
+    let refused = Some((RELATED_REPLY, DST_NAT));
+    let error =
+        [("mangle:OUT lo icmp", refused), ("mangle:POST lo icmp", refused), ("mangle:PRE icmp", refused)];
+    check_waited("mangle nat", &error);
+    let reset = [("mangle:OUT lo", refused), ("mangle:POST lo", refused), ("mangle:PRE", refused)];
+    check_doubt("mangle nat", &reset, &["nat:POSTROUTING was not seen"]);
     // The nat table came later than the connection: it may be asked, or not.
     let late = Some((NEW, CONFIRMED));
     check_waited("mangle nat", &[("mangle:PRE", late), ("mangle:FORWARD", late), ("mangle:POST", late)]);
@@ -282,6 +291,45 @@ fn another_packet_at_its_address() {
         &[("mangle:PRE", OLD), ("mangle:INPUT other", OLD)],
         &["another packet may have come to its place in memory"],
     );
+}
+
+#[test]
+fn a_packet_is_cut_on_its_way_through_loopback() {
+    // Length, more fragments and offset, next header; then the fragment header's next header, and more again.
+    let headers = [
+        (Family::Ipv4, [(2, 90), (9, 17)].as_slice(), [(2, 60), (6, 0x20), (9, 17)].as_slice()),
+        (Family::Ipv6, &[(4, 90), (6, 17)], &[(4, 60), (6, 44), (40, 17), (43, 1)]),
+    ];
+    let change = |later: &str, address: u8, cut: bool| {
+        for (family, whole, fragment) in headers {
+            let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
+            for (index, (place, header)) in
+                [("nat:OUT lo first", whole), (later, fragment)].iter().enumerate()
+            {
+                let (mut traversal, verdict) = traversal(place, OLD, START + index as u64 * MS);
+                for bytes in [&mut traversal.entry_bytes, &mut traversal.exit_bytes] {
+                    *bytes = [0; 128];
+                    header.iter().for_each(|(at, byte)| bytes[*at] = *byte);
+                    bytes[15] = if index == 0 { 0 } else { address };
+                }
+                (traversal.entry.copied, traversal.exit.copied) = (48, 48);
+                let part = part(Some(verdict));
+                let visit = Visit::of_traversal(&traversal, family);
+                tracker.add(&visit, part, &stands("nat"), &mut |path| paths.push(path));
+            }
+            tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+            let doubtful = paths.iter().filter(|path| path.certainty != Certainty::Complete).count();
+            let outcome = paths[0].outcome.as_deref();
+            assert_eq!(
+                (paths.len(), doubtful),
+                if cut { (2, 0) } else { (1, 1) },
+                "{family} {later} {paths:?}"
+            );
+            assert_eq!(outcome, cut.then_some("cut into fragments"));
+        }
+    };
+    change("nat:PRE", 0, true);
+    change("nat:PRE", 1, false);
 }
 
 #[test]

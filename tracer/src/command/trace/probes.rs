@@ -1,8 +1,11 @@
-//! A trace under way: the ring, the namespaces and the interpreter between them.
+//! Tracing with probes: the ring, the namespaces and the interpreter between them.
 
-use super::interpreter::{Interpreter, Reading};
+use super::interpreter::{Interpreter, NotRead, Reading};
 use super::runs::NftReading;
-use crate::backend::ebpf::{CommitCounts, Ebpf, ReplaceCounts};
+use super::{Next, Session, Wish, buffer_bytes, say};
+use crate::backend::ebpf::{self, CommitCounts, Ebpf, ReplaceCounts};
+use crate::cli::trace::Mark;
+use crate::command;
 use crate::error::Failure;
 use crate::fetch;
 use crate::netfilter::{Family, Hook, TableFamily};
@@ -10,7 +13,6 @@ use crate::nftables::{Ruleset, Table};
 use crate::sink::{Sink, Start};
 use crate::sys::netlink::{NETFILTER, Received, Socket};
 use crate::sys::{clock, kernel, netns};
-use crate::text;
 use anyhow::Context as _;
 use std::fs::File;
 use std::num::NonZeroU64;
@@ -18,12 +20,17 @@ use std::rc::Rc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracer_common::counter::Counter;
+use tracer_common::legacy::Traversal;
 
 /// Records taken before signals and time are looked at again.
 const BATCH: usize = 4096;
 
 /// Asking how many records were lost is a system call. Where none come, few are lost: it is asked every so many looks.
 const LOOKS_PER_COUNT: u32 = 10;
+
+/// Tables of this size fit in any case, larger ones when they were there at the beginning.
+const TABLE_ENTRIES: u32 = 2048;
+const RING_BYTES: u32 = 1 << 25;
 
 /// The namespaces that are traced. They are open only while their tables are read: an open one outlives its last
 /// process.
@@ -90,13 +97,23 @@ impl Namespaces {
         self.with(inode, |file| read_nftables(file, texts, commits))?
     }
 
-    /// Reads a table again, if its namespace can be found.
-    fn read(&self, inode: u32, family: Family, name: &str, counts: &ReplaceCounts) -> Option<Reading> {
-        self.with(inode, |file| {
+    /// Reads a table again, if it is still the one that was met and its namespace can be found.
+    fn read(
+        &self,
+        met: &Traversal,
+        family: Family,
+        name: &str,
+        counts: &ReplaceCounts,
+    ) -> Result<Reading, NotRead> {
+        if counts.of(met.table) != met.replace_count {
+            return Err(NotRead::Replaced);
+        }
+        let read = |file: &File| {
             let before = counts.now();
             let fetched = fetch::fetch_table(file, family, name).ok().flatten()?;
             Some(Reading { fetched, before, after: counts.now(), read_ns: clock::monotonic_ns() })
-        })?
+        };
+        self.with(met.netns, read).flatten().ok_or(NotRead::Failed)
     }
 }
 
@@ -201,19 +218,8 @@ impl Watch {
     }
 }
 
-/// What is to be done after a look at the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// More is waiting.
-    LookAgain,
-    /// Wait for more.
-    Wait,
-    /// All packets that were asked for have been given out.
-    End,
-}
-
-/// A trace under way.
-pub(super) struct Live {
+/// A trace with probes.
+pub(super) struct Probing {
     ebpf: AsyncFd<Ebpf>,
     interpreter: Interpreter,
     /// Records lost until the last look, and when that was.
@@ -227,9 +233,42 @@ pub(super) struct Live {
     changes: Option<(u32, Changes)>,
 }
 
-impl Live {
+impl Probing {
+    /// Places the probes.
+    pub(super) fn start(wish: &Wish<'_>) -> Result<(Self, Start), Failure> {
+        let config = wish.config;
+        let namespace = match config.netns.path() {
+            Some(_) => Some(command::open_namespace(&config.netns)?),
+            None => None,
+        };
+        let netns = namespace.as_ref().map(netns::inode).transpose().map_err(Failure::running)?;
+        let namespaces = Namespaces::new(namespace, netns);
+        // Read once for its size, which the kernel programs must know before they are loaded.
+        let largest = namespaces.largest_table();
+        let home = namespaces.home().map_err(Failure::running)?;
+        let nftables = match config.mark {
+            _ if !namespaces.have_base_chains() => ebpf::Nftables::Absent,
+            Mark::None => ebpf::Nftables::Ends,
+            _ => ebpf::Nftables::Rules(&home),
+        };
+        let options = ebpf::Options {
+            nftables,
+            filter: wish.filter,
+            netns,
+            ring_bytes: buffer_bytes(RING_BYTES),
+            table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
+        };
+        // What keeps it from working is said as `doctor` says it.
+        let ebpf = Ebpf::attach(&options)
+            .map_err(|error| command::ebpf_obstacle().unwrap_or_else(|| refused(error)))?;
+        let footprint = ebpf.footprint().unwrap_or("none").to_owned();
+        let start = wish.start("ebpf", footprint, ebpf.log_style());
+        let session = Self::new(ebpf, namespaces, wish.sink()?, config.count)?;
+        Ok((session, start))
+    }
+
     /// Takes the tables of all namespaces as they are now.
-    pub(super) fn new(
+    fn new(
         ebpf: Ebpf,
         namespaces: Namespaces,
         sink: Box<dyn Sink>,
@@ -253,20 +292,20 @@ impl Live {
             });
         }
         for reason in ebpf.without() {
-            eprintln!("nftracer: not traced: {}", text::escape(reason));
+            say(&format!("not traced: {reason}"));
         }
         let changes = namespaces.only.as_ref().filter(|_| ebpf.traces_nftables());
         let changes = changes.and_then(|(inode, file)| Some((*inode, Changes::of(file)?)));
         let watch = if ebpf.traces_nftables() { None } else { namespaces.home().ok().map(Watch::new) };
         let namespaces = Rc::new(namespaces);
         let again = Rc::clone(&namespaces);
-        let read_again = move |inode, family, name: &str| again.read(inode, family, name, &counts);
+        let read_again = move |met: &Traversal, family, name: &str| again.read(met, family, name, &counts);
         let read_nftables = move |inode, texts| namespaces.read_nftables(inode, texts, &commits);
         let (read_again, read_nftables) = (Box::new(read_again), Box::new(read_nftables));
         let mut interpreter = Interpreter::new(sink, limit, clock::epoch_ns(), read_again, read_nftables);
         for (inode, reading) in rules {
             for name in not_traced(&reading.ruleset) {
-                eprintln!("nftracer: not traced: base chain {}", text::escape(&name));
+                say(&format!("not traced: base chain {name}"));
             }
             interpreter.fetched_nftables(inode, reading);
         }
@@ -278,27 +317,25 @@ impl Live {
             .context("cannot wait for the ring buffer")?;
         Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0, watch, changes })
     }
+}
 
-    /// Says that the probes are in place.
-    pub(super) fn begin(&mut self, start: &Start) -> Result<(), Failure> {
-        self.interpreter.begin(start).context("cannot write")?;
-        eprintln!("{start}");
-        Ok(())
+impl Session for Probing {
+    fn begin(&mut self, start: &Start) -> Result<(), Failure> {
+        Ok(self.interpreter.begin(start).context("cannot write")?)
     }
 
     /// Waits until the kernel says that much is waiting.
-    pub(super) async fn ready(&mut self) {
+    async fn ready(&mut self) {
         if let Ok(mut guard) = self.ebpf.readable_mut().await {
             guard.clear_ready();
         }
     }
 
-    /// Takes waiting records. Says what is to be done next.
-    pub(super) fn look(&mut self) -> Result<Next, Failure> {
+    fn look(&mut self) -> Result<Next, Failure> {
         let interpreter = &mut self.interpreter;
         if self.watch.as_mut().is_some_and(Watch::look) {
             self.watch = None;
-            eprintln!("nftracer: nftables has rules that are not traced: from here on no path is complete");
+            say("nftables has rules that are not traced: from here on no path is complete");
             interpreter.doubt_all("nftables has rules that are not traced");
         }
         if let Some((netns, changes)) = &mut self.changes
@@ -307,8 +344,9 @@ impl Live {
             // At once: the next change may come soon.
             interpreter.nftables_changed(*netns);
         }
-        let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
+        // Of what happened until now, everything is in the ring.
         let now_ns = clock::monotonic_ns();
+        let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
         self.idle_looks = if records == 0 { self.idle_looks + 1 } else { LOOKS_PER_COUNT };
         if self.idle_looks >= LOOKS_PER_COUNT {
             let lost = self.ebpf.get_ref().counter(Counter::Lost).map_err(Failure::running)?;
@@ -317,7 +355,8 @@ impl Live {
             }
             (self.lost, self.looked_ns, self.idle_looks) = (lost, now_ns, 0);
         }
-        interpreter.expire(now_ns);
+        // While records wait, what a packet met next may be among them: it is as late as the last one taken.
+        interpreter.expire(if records < BATCH { now_ns } else { interpreter.seen_ns() });
         interpreter.flush().context("cannot write")?;
         Ok(match records {
             _ if self.interpreter.enough() => Next::End,
@@ -326,8 +365,7 @@ impl Live {
         })
     }
 
-    /// Gives out what is left, and the totals.
-    pub(super) fn end(mut self) -> Result<(), Failure> {
+    fn end(mut self) -> Result<(), Failure> {
         let interpreter = &mut self.interpreter;
         interpreter.give_out_rest();
         let ebpf = self.ebpf.get_ref();
@@ -339,10 +377,19 @@ impl Live {
     }
 }
 
+fn refused(error: ebpf::Error) -> Failure {
+    let (unusable, remedy) = (error.unusable(), error.remedy());
+    let failure = if unusable { Failure::unusable(error) } else { Failure::running(error) };
+    match remedy {
+        Some(remedy) => failure.with_remedy(remedy),
+        None => failure,
+    }
+}
+
 /// Says why the rules of a table have no text.
 fn complain(fetched: &fetch::Fetched) {
     if let Some(reason) = &fetched.text_reason {
         let table = &fetched.table;
-        eprintln!("nftracer: {} table {}: {}", table.family, table.name, text::escape(reason));
+        say(&format!("{} table {}: {reason}", table.family, table.name));
     }
 }

@@ -1,37 +1,59 @@
-//! Running the programs that print rules.
+//! Other programs: finding them, running them to their end.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::OsStr;
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::io::{self, Read, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
 /// How long one may take.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Where administrators' programs are even when `PATH` does not say so.
-pub(super) const SYSTEM: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin"];
+pub const SYSTEM: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin"];
 
-/// The program of a name, in the directories of `path` or in `system`.
-pub(super) fn find(path: &OsStr, system: &[&str], name: &str) -> Option<PathBuf> {
+/// Where this host has a program of this name, in the folders of `PATH` or where administrators' programs are.
+pub fn find(name: &str) -> Option<PathBuf> {
+    find_in(&env::var_os("PATH").unwrap_or_default(), &SYSTEM, name)
+}
+
+/// Where a program of this name is, in these folders.
+pub fn find_in(path: &OsStr, system: &[&str], name: &str) -> Option<PathBuf> {
     let directories = env::split_paths(path).filter(|directory| directory.is_absolute());
     let directories = directories.chain(system.iter().map(PathBuf::from));
     directories.map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
-/// What a program prints, or why it could not.
-pub(super) fn run(program: &Path, arguments: &[&str]) -> Result<Vec<u8>, String> {
+/// What a program prints, or why it could not. It inherits the calling thread's namespace.
+pub fn run(program: &Path, arguments: &[&str]) -> Result<Vec<u8>, String> {
     let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+    finish(program, arguments, command, "")
+}
+
+/// The writing end of a pipe: whoever reads the other end knows when all programs that were given it have ended, even
+/// when this process is killed meanwhile.
+pub type Witness<'a> = Option<BorrowedFd<'a>>;
+
+/// Has a program read `input`; why it could not.
+pub fn feed(program: &Path, arguments: &[&str], input: &str, witness: Witness<'_>) -> Result<(), String> {
+    let mut command = Command::new(program);
+    let witness = witness.map(|end| end.try_clone_to_owned()).transpose();
+    let witness = witness.map_err(|error| format!("cannot duplicate a descriptor: {error}"))?;
+    command.args(arguments).stdin(Stdio::piped()).stdout(witness.map_or_else(Stdio::null, Stdio::from));
+    finish(program, arguments, command, input).map(drop)
+}
+
+fn finish(program: &Path, arguments: &[&str], mut command: Command, input: &str) -> Result<Vec<u8>, String> {
     let words = format!("{} {}", program.display(), arguments.join(" "));
-    let mut child = Running(command.spawn().map_err(|error| format!("cannot run {words}: {error}"))?);
+    let child = command.env("LC_ALL", "C").stderr(Stdio::piped()).spawn();
+    let mut child = Running(child.map_err(|error| format!("cannot run {words}: {error}"))?);
+    if let Some(mut stdin) = child.0.stdin.take() {
+        // One that does not want all of it says so by its status.
+        let _ = stdin.write_all(input.as_bytes());
+    }
     match child.output(TIMEOUT) {
         Ok((status, output, _)) if status.success() => Ok(output),
         Ok((status, _, errors)) => {
@@ -117,20 +139,39 @@ fn read_some(pipe: &mut Option<impl Read>, into: &mut Vec<u8>) -> io::Result<()>
 mod tests {
     use super::*;
 
+    fn shell(text: &str) -> Running {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", text]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running(command.spawn().unwrap())
+    }
+
     #[test]
     fn much_output_and_no_end() {
-        let spawn = |text: &str| {
-            let mut command = Command::new("/bin/sh");
-            command.args(["-c", text]).stdout(Stdio::piped()).stderr(Stdio::piped());
-            Running(command.spawn().unwrap())
-        };
         let (status, output, errors) =
-            spawn("head -c 300000 /dev/zero; head -c 300000 /dev/zero >&2").output(TIMEOUT).unwrap();
+            shell("head -c 300000 /dev/zero; head -c 300000 /dev/zero >&2").output(TIMEOUT).unwrap();
         assert!(status.success());
         assert_eq!((output.len(), errors.len()), (300_000, 300_000));
-        let error = spawn("exec sleep 60").output(Duration::from_millis(50)).unwrap_err();
+        let error = shell("exec sleep 60").output(Duration::from_millis(50)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        let error = spawn("exec >&- 2>&-; exec sleep 60").output(Duration::from_millis(50)).unwrap_err();
+        let error = shell("exec >&- 2>&-; exec sleep 60").output(Duration::from_millis(50)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_failure_is_told() {
+        let shell = Path::new("/bin/sh");
+        let reason = run(shell, &["-c", "echo out; echo 'no such table' >&2; exit 3"]).unwrap_err();
+        assert_eq!(reason, "/bin/sh -c echo out; echo 'no such table' >&2; exit 3 failed: no such table");
+    }
+
+    #[test]
+    fn the_witness_sees_the_end() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let script = ["-c", "read line; test $line = yes"];
+        feed(Path::new("/bin/sh"), &script, "yes\n", Some(writer.as_fd())).unwrap();
+        drop(writer);
+        let mut seen = Vec::new();
+        reader.read_to_end(&mut seen).unwrap();
+        assert!(seen.is_empty());
     }
 }
