@@ -78,6 +78,10 @@ pub(crate) struct Row {
     pub(crate) start: fn(&Means<'_>) -> Result<Tracer>,
 }
 
+/// No two of them can be asked at once, and all have to be.
+const TEN_TERMS: &str = "src host 192.0.2.1 or dst net 198.51.100.0/24 or udp port 9 or tcp port 80 or udp portrange 6000-6100 \
+                         or icmp or ip proto 47 or ip[8] < 3 or len > 4000 or udp[8:4] = 0x12345678";
+
 const ROWS: &[Row] = &[
     Row { name: "baseline", title: "baseline", world: World::Seven, start: |_| nothing() },
     Row {
@@ -91,6 +95,12 @@ const ROWS: &[Row] = &[
         title: "nftracer, filter does not match",
         world: World::Seven,
         start: |_| nftracer("trace", "udp port 9"),
+    },
+    Row {
+        name: "no-match-ten",
+        title: "nftracer, filter of ten terms does not match",
+        world: World::Seven,
+        start: |_| nftracer("trace", TEN_TERMS),
     },
     Row {
         name: "match-stopped",

@@ -1,6 +1,7 @@
 //! The tests that run inside a guest kernel, as root.
 
 mod bad_input;
+mod filters;
 mod footprint;
 mod lines;
 mod nft_oracle;
@@ -62,6 +63,7 @@ const TESTS: &[&[Test]] = &[
     nft_oracle::TESTS,
     lines::TESTS,
     footprint::TESTS,
+    filters::TESTS,
     usage::TESTS,
     bad_input::TESTS,
 ];

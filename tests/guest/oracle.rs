@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use nftracer_tests::compare::{Figures, Verdict, Wrong};
+use nftracer_tests::compare::{Verdict, Wrong};
 use nftracer_tests::generate::{Parts, Ruleset, Shape, generate};
 use nftracer_tests::lab::{Family, Place, Spread, addresses};
 use nftracer_tests::packet::identity;
@@ -121,7 +121,7 @@ fn handwritten(options: &Options, family: Family) -> Result<Outcome> {
     }
     let totals = session.end(&mut total)?;
     examine(&total, "the end", "")?;
-    check_missed(&total.figures, &totals)?;
+    check_missed(&total, &totals)?;
     conclude(&total, SINGLE_FLOW)
 }
 
@@ -188,7 +188,7 @@ fn generated(options: &Options) -> Result<Outcome> {
         run.add(verdict);
         if end.is_multiple_of(RULESETS_PER_RUN) || end == options.rulesets {
             let totals = session.end(&mut run)?;
-            check_missed(&run.figures, &totals)?;
+            check_missed(&run, &totals)?;
             examine(&run, "the end of a run", "")?;
             total.add(std::mem::take(&mut run));
         }
@@ -306,7 +306,7 @@ fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
     }
     let totals = session.end(&mut total)?;
     examine(&total, &format!("seed {}, up to round {round}, {totals:?}", options.seed), "")?;
-    check_missed(&total.figures, &totals)?;
+    check_missed(&total, &totals)?;
     let limit = if edited { WHILE_EDITED } else { UNDER_LOAD };
     let Outcome::Passed(figures) = conclude(&total, limit)? else { bail!("concluded otherwise") };
     let edits = edits.load(Ordering::Relaxed);
@@ -360,12 +360,16 @@ fn examine(verdict: &Verdict, place: &str, ruleset: &str) -> Result<()> {
 }
 
 /// What nobody saw has been counted by the tracer.
-fn check_missed(figures: &Figures, totals: &Totals) -> Result<()> {
+fn check_missed(verdict: &Verdict, totals: &Totals) -> Result<()> {
+    let figures = &verdict.figures;
     // A packet that says that it is inexact may lack traversals, too.
     let told = totals.missed + totals.lost + figures.inexact;
     check(
         figures.unseen <= told,
-        format!("{} traversals unseen, but the totals are {totals:?}", figures.unseen),
+        format!(
+            "{} traversals unseen, such as {:?}, but the totals are {totals:?}",
+            figures.unseen, verdict.unseen_example
+        ),
     )
 }
 

@@ -181,7 +181,7 @@ fn words(words: &[u16]) -> Vec<u8> {
 }
 
 /// The Internet checksum.
-fn checksum(bytes: impl Iterator<Item = u8>) -> u16 {
+pub fn checksum(bytes: impl Iterator<Item = u8>) -> u16 {
     let mut sum: u32 = 0;
     for (at, byte) in bytes.enumerate() {
         sum += u32::from(byte) << if at % 2 == 0 { 8 } else { 0 };

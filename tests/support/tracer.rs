@@ -408,7 +408,9 @@ fn number(protocol: &str) -> Option<u8> {
         "igmp" => Some(2),
         "tcp" => Some(6),
         "udp" => Some(17),
+        "gre" => Some(47),
         "icmpv6" => Some(58),
+        "sctp" => Some(132),
         other => other.parse().ok(),
     }
 }

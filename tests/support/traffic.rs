@@ -113,11 +113,15 @@ impl Sender {
 
     /// Sends a packet. What the ruleset refuses counts as sent.
     pub fn send(&self, packet: &Packet) {
-        let to = SocketAddr::new(packet.dst, 0);
-        let socket = if packet.dst.is_ipv4() { &self.v4 } else { &self.v6 };
         for bytes in packet.bytes() {
-            let _ = sendto(socket, &bytes, SendFlags::empty(), &to);
+            self.send_bytes(packet.dst, &bytes);
         }
+    }
+
+    /// Sends what begins with an IP header.
+    pub fn send_bytes(&self, to: IpAddr, bytes: &[u8]) {
+        let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
+        let _ = sendto(socket, bytes, SendFlags::empty(), &SocketAddr::new(to, 0));
     }
 }
 
@@ -137,12 +141,16 @@ impl Senders {
 
     /// Sends from where the shot says.
     pub fn fire(&self, shot: &Shot) {
-        let sender = match shot.from {
+        self.at(shot.from).send(&shot.packet);
+    }
+
+    /// Those of one place.
+    pub fn at(&self, place: Place) -> &Sender {
+        match place {
             Place::A => &self.a,
             Place::R => &self.r,
             Place::B => &self.b,
-        };
-        sender.send(&shot.packet);
+        }
     }
 }
 

@@ -34,13 +34,18 @@ pub struct Config {
     pub snapshot_pages: u32,
     /// Bytes in the ring before the reader is woken.
     pub wakeup_bytes: u32,
+    /// First bytes of a packet that the translated filter wants at hand, 0 where there is none; see
+    /// [`translated`](crate::translated).
+    pub filter_window: u32,
+    /// Bytes in front of the IP header where the packet begins for the translated filter.
+    pub filter_link_bytes: u32,
     /// Fills the structure to a multiple of eight.
     pub reserved: u32,
     /// Field offsets.
     pub offsets: Offsets,
     /// Fills the structure to a multiple of eight.
     pub reserved_after_offsets: [u32; Config::OFFSETS_PADDING],
-    /// Which packets are traced.
+    /// Which packets are traced where no filter is translated.
     pub filter: Program,
 }
 

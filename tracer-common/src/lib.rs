@@ -16,3 +16,4 @@ pub mod legacy;
 pub mod nft;
 pub mod offsets;
 pub mod place;
+pub mod translated;

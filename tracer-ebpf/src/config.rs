@@ -17,6 +17,8 @@ pub static CONFIG: Config = Config {
     netns: 0,
     snapshot_pages: 0,
     wakeup_bytes: 0,
+    filter_window: 0,
+    filter_link_bytes: 0,
     reserved: 0,
     offsets: Offsets::UNRESOLVED,
     reserved_after_offsets: [0; Config::OFFSETS_PADDING],

@@ -11,6 +11,7 @@ use tracer_common::counter::Counter;
 use tracer_common::filter::Key;
 use tracer_common::legacy::{LongTail, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits};
+use tracer_common::translated::Workspace;
 
 /// Traversals that can be open on one CPU at once.
 pub const DEPTH: u32 = 8;
@@ -110,6 +111,8 @@ pub static TRACED: LruHashMap<u64, TracedPacket> = LruHashMap::with_max_entries(
 pub static SKB: PerCpuArray<SkbWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static FILTER: PerCpuArray<FilterInput> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
 
 /// Runs of nftables that are open, by a hash of their key.
 #[map]

@@ -14,6 +14,7 @@ use crate::frame::Cpu;
 use crate::kernel::{HookState, Skb, copy, cpu_number, hook_state, read};
 use crate::legacy::Call;
 use crate::maps::{DECIDED, DECISIONS, FILTER, MET, TABLE_CLASSES, TRACED, TracedPacket};
+use crate::translated;
 use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
 use tracer_common::legacy::{TABLE_SLOTS, rank, table_class, table_slot};
@@ -291,6 +292,9 @@ fn is_looped(before: u64, now: u64, visit: &Visit) -> bool {
 /// Whether the packet matches the filter. Nothing is read when there is none.
 #[inline(always)]
 fn matches(skb: u64) -> bool {
+    if config!(filter_window) != 0 {
+        return Skb::packet(skb).is_some_and(|skb| translated::matches(&skb));
+    }
     if config!(filter.len) == 0 {
         return true;
     }

@@ -1,6 +1,7 @@
 //! How a command fails: which exit status, what is said, what can be done about it.
 #![forbid(unsafe_code)]
 
+use crate::filter::FilterError;
 use crate::text;
 use std::fmt;
 use std::io::{self, Write as _};
@@ -79,10 +80,14 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// One line with all causes, and one with the remedy.
+/// One line with all causes, and one with the remedy; what is wrong with a filter is shown in it.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "nftracer: {}", text::escape(&self.reason()))?;
+        match self.error.downcast_ref::<FilterError>() {
+            // Several lines that point at a place, fit for a terminal as they are.
+            Some(error) => write!(f, "nftracer: {error}")?,
+            None => write!(f, "nftracer: {}", text::escape(&self.reason()))?,
+        }
         match &self.remedy {
             Some(remedy) => write!(f, "\nremedy: {}", text::escape(remedy)),
             None => Ok(()),

@@ -28,7 +28,16 @@ impl Suite {
     /// Opens a suite, and fetches its package lists if they are missing or old. A release comes with
     /// its security updates.
     pub(crate) fn open(name: &str) -> Result<Self> {
-        let folder = places::cache()?.join("apt").join(name);
+        Self::open_kind(name, "deb", "")
+    }
+
+    /// The same for the sources that its packages are built from.
+    pub(crate) fn open_sources(name: &str) -> Result<Self> {
+        Self::open_kind(name, "deb-src", "-sources")
+    }
+
+    fn open_kind(name: &str, kind: &str, ending: &str) -> Result<Self> {
+        let folder = places::cache()?.join("apt").join(format!("{name}{ending}"));
         let suite = Self { folder };
         let stamp = suite.folder.join("updated");
         let fresh = stamp
@@ -36,7 +45,7 @@ impl Suite {
             .and_then(|data| data.modified())
             .is_ok_and(|time| time.elapsed().is_ok_and(|age| age < LISTS_ARE_FRESH_FOR));
         if !fresh {
-            suite.configure(name)?;
+            suite.configure(name, kind)?;
             run_quietly(suite.apt("apt-get").arg("update"))
                 .with_context(|| format!("cannot fetch the package lists of {name}"))?;
             fs::write(&stamp, "")?;
@@ -44,15 +53,15 @@ impl Suite {
         Ok(suite)
     }
 
-    fn configure(&self, name: &str) -> Result<()> {
+    fn configure(&self, name: &str, kind: &str) -> Result<()> {
         for folder in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(self.folder.join(folder))?;
         }
         fs::write(self.folder.join("status"), "")?;
         let mirrors = Mirrors::configured()?;
-        let mut sources = format!("deb {}{} {name} main\n", mirrors.trust, mirrors.archive);
+        let mut sources = format!("{kind} {}{} {name} main\n", mirrors.trust, mirrors.archive);
         if let Some(security) = mirrors.security.as_ref().filter(|_| !name.contains('-') && name != "sid") {
-            sources += &format!("deb {}{security} {name}-security main\n", mirrors.trust);
+            sources += &format!("{kind} {}{security} {name}-security main\n", mirrors.trust);
         }
         fs::write(self.folder.join("sources.list"), sources)?;
         let folder = self.folder.display();
@@ -94,21 +103,53 @@ impl Suite {
 
     /// Downloads packages, verifies them and unpacks them, without installing, into a new folder.
     pub(crate) fn unpack(&self, packages: &[String], into: &Path) -> Result<()> {
-        let download = self.folder.join("download");
-        let _ = fs::remove_dir_all(&download);
-        fs::create_dir_all(&download)?;
+        let download = self.emptied("download")?;
         run_quietly(self.apt("apt-get").arg("download").args(packages).current_dir(&download))?;
-        let unfinished = into.with_extension("unfinished");
-        let _ = fs::remove_dir_all(&unfinished);
-        fs::create_dir_all(&unfinished)?;
-        for package in fs::read_dir(&download)? {
-            run_quietly(command("dpkg-deb").arg("-x").arg(package?.path()).arg(&unfinished))?;
-        }
-        fs::remove_dir_all(&download)?;
-        let _ = fs::remove_dir_all(into);
-        fs::rename(&unfinished, into)?;
-        Ok(())
+        unpack_each(&download, into, |file, to| {
+            let mut unpack = command("dpkg-deb");
+            unpack.arg("-x").arg(file).arg(to);
+            Some(unpack)
+        })
     }
+
+    /// Downloads the newest source of a package, verifies it, and unpacks what its authors released into a new folder.
+    pub(crate) fn unpack_source(&self, package: &str, into: &Path) -> Result<()> {
+        let download = self.emptied("download")?;
+        run_quietly(self.apt("apt-get").args(["source", "--download-only", package]).current_dir(&download))?;
+        unpack_each(&download, into, |file, to| {
+            let is_release = file.file_name()?.to_str()?.contains(".orig.tar.") && file.extension()? != "asc";
+            let mut unpack = command("tar");
+            unpack.args(["--no-same-owner", "-xf"]).arg(file).arg("-C").arg(to);
+            is_release.then_some(unpack)
+        })
+    }
+
+    fn emptied(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.folder.join(name);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+}
+
+/// Runs the command for each downloaded file that there is one for, then puts the whole in place.
+fn unpack_each(
+    download: &Path,
+    into: &Path,
+    unpack: impl Fn(&Path, &Path) -> Option<std::process::Command>,
+) -> Result<()> {
+    let unfinished = into.with_extension("unfinished");
+    let _ = fs::remove_dir_all(&unfinished);
+    fs::create_dir_all(&unfinished)?;
+    for file in fs::read_dir(download)? {
+        if let Some(mut command) = unpack(&file?.path(), &unfinished) {
+            run_quietly(&mut command)?;
+        }
+    }
+    fs::remove_dir_all(download)?;
+    let _ = fs::remove_dir_all(into);
+    fs::rename(&unfinished, into)?;
+    Ok(())
 }
 
 /// The archive and the security archive this machine uses.

@@ -48,6 +48,7 @@ impl Built {
 pub(crate) fn static_tracer() -> Result<PathBuf> {
     let options = Options { release: true, ..Options::default() };
     object(&options)?;
+    libpcap()?;
     process::run(user_space_command(&options, RELEASE).args(STATIC))?;
     Ok(already(&options).program("nftracer"))
 }
@@ -56,6 +57,7 @@ pub(crate) fn static_tracer() -> Result<PathBuf> {
 pub(crate) fn run(options: &Options) -> Result<Built> {
     object(options)?;
     if !options.object_only {
+        libpcap()?;
         user_space(options)?;
     }
     Ok(already(options))
@@ -139,6 +141,14 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
     fs::write(to, new).with_context(|| format!("cannot write {}", to.display()))
 }
 
+/// Puts the library where plain builds find it, too.
+fn libpcap() -> Result<()> {
+    let machine = setup::libpcap::X86_64;
+    let library = setup::libpcap::cached(machine)?;
+    copy_if_changed(&library, &places::libpcap().join(machine.architecture).join("libpcap.a"))
+        .context("there is no libpcap to link (has `cargo xtask setup` been run?)")
+}
+
 fn user_space(options: &Options) -> Result<()> {
     if !options.release {
         let both = ["build", "--package", "nftracer", "--package", "nftracer-tests"];
@@ -157,7 +167,11 @@ pub(crate) const STATIC: &[&str] = &["--", "-Ctarget-feature=+crt-static"];
 
 fn user_space_command(options: &Options, words: &[&str]) -> Command {
     let mut command = cargo();
-    command.current_dir(places::root()).args(words).env("NFTRACER_BPF_OBJECT", places::bpf_object());
+    command
+        .current_dir(places::root())
+        .args(words)
+        .env("NFTRACER_BPF_OBJECT", places::bpf_object())
+        .env("NFTRACER_LIBPCAP", places::libpcap());
     for feature in &options.features {
         command.arg("--features").arg(format!("nftracer/{feature}"));
     }

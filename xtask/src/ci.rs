@@ -60,6 +60,7 @@ fn step_with(arguments: &[&str], environment: &[(&str, PathBuf)]) -> Result<()> 
     timed(&words, || {
         let mut command = cargo();
         command.current_dir(places::root()).args(arguments).env("NFTRACER_BPF_OBJECT", places::bpf_object());
+        command.env("NFTRACER_LIBPCAP", places::libpcap());
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         if process::run(&mut command).is_err() {
             bail!("{words} failed");

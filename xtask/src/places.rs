@@ -20,6 +20,11 @@ pub(crate) fn bpf_object() -> PathBuf {
     target().join("bpf/nftracer.bpf.o")
 }
 
+/// libpcap, as the tracer links it: in a folder for each architecture.
+pub(crate) fn libpcap() -> PathBuf {
+    target().join("libpcap")
+}
+
 /// What is expensive to fetch and outlives `cargo clean`: tools, library sources, kernels.
 /// `$NFTRACER_CACHE` puts it elsewhere.
 pub(crate) fn cache() -> Result<PathBuf> {

@@ -11,6 +11,7 @@ use nftracer::filter;
 use nftracer::netfilter::Family;
 use nftracer::packet::{Link, PacketView, headers, quoted, tcp};
 use nftracer::recording::Reader;
+use nftracer::sys::pcap;
 use nftracer::xtables::{Form, RawTable, TargetNames};
 
 fuzz_target!(|data: &[u8]| {
@@ -18,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
     match choice % 6 {
         0 => _ = decode(data),
         1 => _ = Btf::parse(data).map(|btf| btf.ids().filter_map(|id| btf.get(id).ok()).count()),
-        2 => _ = str::from_utf8(data).map(filter::compile),
+        2 => _ = str::from_utf8(data).map(|text| filter::compile(text, &pcap::compile)),
         3 => table(data),
         4 => {
             if let Ok(mut reader) = Reader::new(data) {

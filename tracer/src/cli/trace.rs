@@ -10,11 +10,12 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "\
 FILTER is a pcap-filter(7) expression, as with tcpdump; without one, every packet is traced.
-Put `--` before it when a word of it begins with a dash.
+Quote what the shell would take for itself, and put `--` before it when a word of it begins with a dash.
 
 Examples:
   nftracer trace icmp and host 192.0.2.1
   nftracer trace -c 5 -- not tcp port 22
+  nftracer trace 'tcp[tcpflags] & (tcp-syn|tcp-fin) != 0 and not src net 10.0.0.0/8'
   nftracer trace --netns blue --for 30s -o json udp port 53";
 
 /// Show the rules that packets meet, while they meet them

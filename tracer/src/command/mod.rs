@@ -4,6 +4,7 @@
 pub mod diff;
 pub mod doctor;
 pub mod guard;
+mod choice;
 mod outlet;
 pub mod read;
 pub mod rules;

@@ -1,6 +1,8 @@
 //! What is wrong with a filter, where, and what to write instead.
 
 use super::parse::{self, MAX_DEPTH, MAX_TERMS};
+use super::translate::TranslateError;
+use crate::text::Escaped;
 use std::fmt;
 use std::ops::Range;
 use tracer_common::filter::MAX_NODES;
@@ -12,8 +14,19 @@ pub enum FilterErrorKind {
     #[error("unknown word {0}")]
     UnknownWord(Quoted),
     /// A part of pcap's filters that this form of the filter lacks.
-    #[error("not supported yet: {0}")]
+    #[error("not supported without libpcap: {0}")]
     Unsupported(Quoted),
+    /// Refused by libpcap, too, and best said in its words.
+    #[error("libpcap says: {}", Escaped(.message))]
+    Libpcap {
+        /// Its words.
+        message: String,
+        /// The place is that of a word that the first form does not know, either.
+        placed: bool,
+    },
+    /// Compiled, but not for the kernel.
+    #[error("cannot run in the kernel: {0}")]
+    Untranslatable(TranslateError),
     /// The text does not go on as it has to.
     #[error("expected {expected}, found {found}")]
     Expected {
@@ -82,7 +95,13 @@ pub enum FilterErrorKind {
 
 impl FilterErrorKind {
     fn has_place(&self) -> bool {
-        !matches!(self, Self::TooManyNodes { .. } | Self::NeverMatches)
+        !matches!(
+            self,
+            Self::TooManyNodes { .. }
+                | Self::NeverMatches
+                | Self::Untranslatable(_)
+                | Self::Libpcap { placed: false, .. }
+        )
     }
 
     fn hint(&self) -> Option<String> {
@@ -91,7 +110,22 @@ impl FilterErrorKind {
                 Some(keyword) => format!("words are in lower case: `{keyword}`"),
                 None => format!("this form of the filter knows {}", parse::KNOWN_WORDS),
             },
-            Self::Unsupported(word) => parse::unsupported_hint(&word.0).to_owned(),
+            Self::Unsupported(word) => {
+                format!(
+                    "{}; `cargo xtask build` makes a build with libpcap",
+                    parse::unsupported_hint(&word.0)
+                )
+            }
+            Self::Untranslatable(TranslateError::Loop) => {
+                "`protochain` looks for a header as long as there is another: ask for the headers one by one"
+                    .to_owned()
+            }
+            Self::Untranslatable(TranslateError::Unset) => {
+                "what stands behind `geneve` is asked about the inner packet: join it with `and`".to_owned()
+            }
+            Self::Untranslatable(TranslateError::Special) => {
+                "packets are chosen by their own bytes, not by device or direction".to_owned()
+            }
             Self::NoKeyword(word) | Self::BadAddress(word) if word.is_digits() => {
                 format!("if this is a port, write `port {}`", word.escaped())
             }
@@ -105,11 +139,14 @@ impl FilterErrorKind {
             Self::MaskWithoutNet(_) => "write `net`, `src net` or `dst net` in front".to_owned(),
             Self::HostBits { instead, .. } => format!("write `{instead}`"),
             Self::OutOfRange { max, .. } => format!("the largest is {max}"),
-            Self::TooLong | Self::TooManyNodes { .. } => {
+            Self::TooLong
+            | Self::TooManyNodes { .. }
+            | Self::Untranslatable(TranslateError::TooLong { .. }) => {
                 "use networks and port ranges instead of lists".to_owned()
             }
             Self::NeverMatches => "`and` where `or` is meant is a common reason".to_owned(),
-            Self::Expected { .. } | Self::TooDeep => return None,
+            Self::Libpcap { .. } => "see pcap-filter(7)".to_owned(),
+            Self::Expected { .. } | Self::TooDeep | Self::Untranslatable(_) => return None,
         })
     }
 }
@@ -151,6 +188,20 @@ pub struct FilterError {
 impl FilterError {
     pub(super) fn new(kind: FilterErrorKind, text: &str, span: Range<usize>) -> Self {
         Self { kind: Box::new(kind), text: text.to_owned(), span }
+    }
+
+    /// The same after libpcap, too, refused the text. Where the first form only lacks something, it cannot tell what is
+    /// wrong.
+    pub(super) fn with_libpcap(self, message: &str) -> Self {
+        let placed = match *self.kind {
+            FilterErrorKind::UnknownWord(_) | FilterErrorKind::ServiceName(_) => true,
+            FilterErrorKind::Unsupported(_)
+            | FilterErrorKind::TooManyNodes { .. }
+            | FilterErrorKind::TooLong => false,
+            _ => return self,
+        };
+        let message = message.trim_start_matches("can't parse filter expression: ").to_owned();
+        Self { kind: Box::new(FilterErrorKind::Libpcap { message, placed }), ..self }
     }
 
     /// What is wrong.

@@ -15,9 +15,8 @@ pub(super) const MAX_TERMS: usize = 128;
 pub(super) const MAX_DEPTH: usize = 64;
 
 /// The expression of a filter; `None` when there is nothing in it.
-pub(super) fn parse(text: &str, service: &dyn Fn(&str) -> Option<u16>) -> Result<Option<Expr>, FilterError> {
-    let mut parser =
-        Parser { text, tokens: tokens(text), at: 0, inherited: None, terms: 0, depth: 0, service };
+pub(super) fn parse(text: &str) -> Result<Option<Expr>, FilterError> {
+    let mut parser = Parser { text, tokens: tokens(text), at: 0, inherited: None, terms: 0, depth: 0 };
     if parser.peek().kind == TokenKind::End {
         return Ok(None);
     }
@@ -169,7 +168,6 @@ struct Parser<'a> {
     inherited: Option<Qualifier>,
     terms: usize,
     depth: usize,
-    service: &'a dyn Fn(&str) -> Option<u16>,
 }
 
 type Parsed<T> = Result<T, FilterError>;
@@ -389,7 +387,7 @@ impl<'a> Parser<'a> {
         match number(word) {
             Some(value) => u16::try_from(value).map_err(|_| self.out_of_range(word, u16::MAX.into())),
             None if word.starts_with(|c: char| c.is_ascii_digit()) => Err(self.unexpected("a port number")),
-            None => (self.service)(word).ok_or_else(|| self.error(FilterErrorKind::ServiceName(word.into()))),
+            None => Err(self.error(FilterErrorKind::ServiceName(word.into()))),
         }
     }
 

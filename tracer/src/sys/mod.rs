@@ -8,6 +8,7 @@ pub mod module;
 pub mod netlink;
 pub mod netns;
 pub mod nftables;
+pub mod pcap;
 pub mod perf;
 pub mod privilege;
 pub mod process;

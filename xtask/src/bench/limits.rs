@@ -39,6 +39,12 @@ const LIMITS: &[Limit] = &[
         factor: 1.5,
     },
     Limit {
+        what: "not matching ten terms costs at most 1.3 times not matching one",
+        row: "no-match-ten",
+        reference: "no-match",
+        factor: 1.3,
+    },
+    Limit {
         what: "matching, `-o trace`, costs at most a fifth of TRACE to the kernel log",
         row: "match-trace",
         reference: "trace-kmsg",

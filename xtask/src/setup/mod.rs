@@ -1,9 +1,10 @@
-//! Brings what is missing: library sources for the kernel programs, their linker, and the Debian
-//! packages that the virtual machines are made of.
+//! Brings what is missing: library sources for the kernel programs, their linker, libpcap for the
+//! filters, and the Debian packages that the virtual machines are made of.
 //!
 //! Says what it is going to do before it does it, and does nothing when nothing is missing. Kernels
 //! are fetched by the `vm` task when it first needs one.
 
+pub(crate) mod libpcap;
 pub(crate) mod rust_src;
 
 use std::path::PathBuf;
@@ -49,6 +50,7 @@ const AARCH64_PACKAGES: &[(&str, &str)] = &[
 pub(crate) fn run(options: &Options) -> Result<()> {
     rust_src::ensure()?;
     ensure_bpf_linker()?;
+    libpcap::ensure(libpcap::X86_64)?;
     if !options.build_only {
         ensure_packages(PACKAGES)?;
     }

@@ -8,12 +8,14 @@ pub mod kernel;
 pub mod key;
 pub mod offsets;
 pub mod probes;
+mod room;
 
-use crate::filter;
+use crate::filter::{Filter, Form, LinkType};
 use crate::trace_line::LogStyle;
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::{EbpfLoader, Pod};
 use decode::Record;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -21,6 +23,7 @@ use std::rc::Rc;
 use thiserror::Error;
 use tracer_common::config::Config;
 use tracer_common::counter::Counter;
+use tracer_common::filter::Program;
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits, NftConfig, Witness};
 
@@ -40,6 +43,9 @@ pub enum Error {
     /// Built without `cargo xtask build`.
     #[error("this build carries no kernel programs; build it with `cargo xtask build`")]
     NoObject,
+    /// The object was built from other sources.
+    #[error("the embedded object has no room for a translated filter")]
+    NoRoom,
     /// The kernel did not describe itself.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -71,6 +77,7 @@ impl Error {
     pub fn unusable(&self) -> bool {
         match self {
             Self::NoObject => true,
+            Self::NoRoom => false,
             Self::Kernel(error) => error.unusable(),
             Self::Attach(error) => error.unusable(),
             Self::Load(error) => not_permitted(error),
@@ -84,7 +91,7 @@ impl Error {
     /// What can be done about it.
     pub fn remedy(&self) -> Option<String> {
         match self {
-            Self::NoObject => None,
+            Self::NoObject | Self::NoRoom => None,
             Self::Kernel(error) => error.remedy(),
             Self::Attach(error) => error.remedy(),
             Self::Load(_) | Self::Map { .. } | Self::Key(_) => {
@@ -124,7 +131,7 @@ pub enum Nftables<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
     /// Which packets.
-    pub filter: &'a filter::Filter,
+    pub filter: &'a Filter,
     /// `ns.inum` of the namespace; `None` for all.
     pub netns: Option<u32>,
     /// Bytes of the ring buffer, a power of two.
@@ -171,6 +178,36 @@ struct PodCommits(Commits);
 // SAFETY: as for `PodConfig`.
 unsafe impl Pod for PodCommits {}
 
+/// A filter as the programs get it.
+struct Chosen<'a> {
+    object: Cow<'static, [u8]>,
+    window: u32,
+    link_bytes: u32,
+    program: &'a Program,
+}
+
+impl<'a> Chosen<'a> {
+    fn new(form: &'a Form) -> Result<Self, Error> {
+        Ok(match form {
+            Form::Program(program) => {
+                Self { object: Cow::Borrowed(OBJECT), window: 0, link_bytes: 0, program }
+            }
+            Form::Translated { translated, link, .. } => Self {
+                object: Cow::Owned(room::furnish(OBJECT, translated).ok_or(Error::NoRoom)?),
+                window: translated.window,
+                link_bytes: match link {
+                    LinkType::Raw => 0,
+                    LinkType::Ethernet => ETHERNET_HEADER,
+                },
+                program: &Program::ANY,
+            },
+        })
+    }
+}
+
+/// Bytes of an Ethernet header.
+const ETHERNET_HEADER: u32 = 14;
+
 /// Records in one counter snapshot page.
 const PAGE_ENTRIES: u32 = tracer_common::legacy::RULES_PER_BLOCK;
 
@@ -180,6 +217,7 @@ impl Ebpf {
         if !object_embedded() {
             return Err(Error::NoObject);
         }
+        let filter = Chosen::new(&options.filter.form)?;
         let kernel = kernel::Kernel::ask()?;
         let layout = &kernel.layout;
         // Room for the largest table, for another one inside it, and for small ones further in.
@@ -195,10 +233,12 @@ impl Ebpf {
             netns: options.netns.unwrap_or(0),
             snapshot_pages,
             wakeup_bytes: options.ring_bytes / 4,
+            filter_window: filter.window,
+            filter_link_bytes: filter.link_bytes,
             reserved: 0,
             offsets: layout.offsets,
             reserved_after_offsets: [0; Config::OFFSETS_PADDING],
-            filter: options.filter.program,
+            filter: *filter.program,
         });
         let mut without = Vec::new();
         let nft = nft_config(&kernel, &options.nftables, &mut without);
@@ -210,7 +250,7 @@ impl Ebpf {
             .override_global("NFT", &nft_config, true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
-            .load(OBJECT)?;
+            .load(&filter.object)?;
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
         let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));

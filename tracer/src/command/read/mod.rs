@@ -6,19 +6,20 @@ mod recording;
 #[cfg(test)]
 mod tests;
 
+use super::choice::matches;
 use crate::cli::read::ReadConfig;
 use crate::error::Failure;
 use crate::filter::{self, Filter};
 use crate::packet::PacketView;
 use crate::recording::MAGIC;
+use crate::sys::pcap;
 use anyhow::Context as _;
 use input::Input;
 use std::collections::HashSet;
-use tracer_common::filter::Key;
 
 /// Shows what a file tells of packets.
 pub fn run(config: ReadConfig) -> Result<(), Failure> {
-    let filter = filter::compile(&config.filter).map_err(Failure::usage)?;
+    let filter = filter::compile(&config.filter, &pcap::compile).map_err(Failure::usage)?;
     let mut input = Input::open(config.file.as_deref())?;
     let begins = input.peek(MAGIC.len()).with_context(|| format!("cannot read {}", input.name))?;
     if begins == MAGIC {
@@ -50,7 +51,7 @@ impl Choice {
         if self.refused.contains(&packet) {
             return false;
         }
-        let takes = self.filter.matches(&Key::from_packet(view.bytes));
+        let takes = matches(&self.filter, view);
         if takes { &mut self.chosen } else { &mut self.refused }.insert(packet);
         takes
     }

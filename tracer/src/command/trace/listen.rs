@@ -16,7 +16,7 @@ use crate::footprint::{self, Footprint};
 use crate::netfilter::Family;
 use crate::sink::{Output, Start};
 use crate::sys::kernel::LOAD_TABLES;
-use crate::sys::{clock, module, netns, ready, sysctl};
+use crate::sys::{clock, module, netns, pcap, ready, sysctl};
 use crate::trace_line::LogStyle;
 use anyhow::{Context as _, anyhow};
 use std::fs::File;
@@ -97,7 +97,7 @@ pub(in crate::command) fn attempt(plan: Plan) -> Result<String, Failure> {
         let context = format!("cannot trace with {}", plan.backend());
         Failure::unusable(anyhow::Error::from(error).context(context)).with_remedy("run it as root")
     })?;
-    let everything = filter::compile("").map_err(Failure::running)?;
+    let everything = filter::compile("", &pcap::compile).map_err(Failure::running)?;
     let mut footprint = Footprint::new(&[&scratch]).map_err(|error| refused(plan, error))?;
     let _source = match plan {
         Plan::Log(_) => {

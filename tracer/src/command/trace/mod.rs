@@ -14,6 +14,7 @@ use crate::cli::trace::TraceConfig;
 use crate::error::{Failure, Kind};
 use crate::filter::{self, Filter};
 use crate::sink::{Sink, Start};
+use crate::sys::pcap;
 use crate::text;
 use crate::trace_line::LogStyle;
 use anyhow::Context as _;
@@ -75,7 +76,7 @@ impl Wish<'_> {
 
 /// Traces until it is told to stop.
 pub fn run(config: TraceConfig) -> Result<(), Failure> {
-    let filter = filter::compile(&config.filter).map_err(Failure::usage)?;
+    let filter = filter::compile(&config.filter, &pcap::compile).map_err(Failure::usage)?;
     let wish = Wish { config: &config, filter: &filter };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the event loop")?.block_on(async {

@@ -3,6 +3,7 @@
 use super::super::outlet::Outlet;
 use super::known::{Checked, Does, Known, Named};
 use crate::backend::netlink;
+use crate::command::choice::matches;
 use crate::filter::Filter;
 use crate::kernel_log::{Record, Time};
 use crate::netfilter::{Engine, Verdict};
@@ -17,7 +18,6 @@ use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU64;
 use std::rc::Rc;
-use tracer_common::filter::Key;
 
 /// How long a packet may be silent before its path is given out.
 const PATIENCE_NS: u64 = 500_000_000;
@@ -209,7 +209,7 @@ impl Show {
         let view = packet.view();
         let Self { filter, known, open, count, .. } = self;
         let shown = open.entry(placed.packet).or_insert_with(|| {
-            let wanted = filter.matches(&Key::from_packet(view.bytes)) && !outlet.is_beyond(*count + 1);
+            let wanted = matches(filter, &view) && !outlet.is_beyond(*count + 1);
             wanted.then(|| {
                 *count += 1;
                 Shown::default()

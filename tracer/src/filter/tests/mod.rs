@@ -1,11 +1,32 @@
 //! Filters against packets, filters that are refused, and what holds for any filter.
 
+mod machine;
+mod oracle;
+
 use super::compile::program;
 use super::*;
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use tracer_common::filter::{ACCEPT, MAX_NODES, REJECT};
+use tracer_common::filter::{ACCEPT, Key, MAX_NODES, REJECT};
+
+/// The first form.
+fn compile(text: &str) -> Result<Filter, FilterError> {
+    super::compile(text, &|_, _| Err(LibpcapError::Absent))
+}
+
+impl Filter {
+    fn program(&self) -> &Program {
+        match &self.form {
+            Form::Program(program) => program,
+            Form::Translated { .. } => panic!("{self} was compiled by libpcap"),
+        }
+    }
+
+    fn matches(&self, key: &Key) -> bool {
+        self.program().matches(key)
+    }
+}
 
 #[track_caller]
 fn check_filter(text: &str, packet: &[u8], expected: bool) {
@@ -21,7 +42,7 @@ fn check_error(text: &str, expected: Expect) {
 
 #[track_caller]
 fn check_parsed(text: &str, expected: &str) {
-    let expr = parse::parse(text, &|_| None).unwrap_or_else(|error| panic!("{error}"));
+    let expr = parse::parse(text).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(expr.unwrap().to_string(), expected, "{text}");
 }
 
@@ -215,13 +236,6 @@ fn ports() {
 }
 
 #[test]
-fn services_through_a_hook() {
-    let service = |name: &str| (name == "http").then_some(80);
-    let filter = compile_with("port 22 or http", &service).unwrap();
-    assert!(filter.matches(&Key::from_packet(&ipv4(TCP))));
-}
-
-#[test]
 fn and_and_or_bind_equally() {
     check_parsed("ip or ip6 and proto 6", "ip or ip6 and proto 6");
     check_parsed("(ip or ip6) and proto 6", "ip or ip6 and proto 6");
@@ -252,10 +266,10 @@ fn errors_point_at_the_place() {
     check_error(
         "tcp and vlan 5",
         expect![[r#"
-        filter: not supported yet: `vlan` at column 9
-            tcp and vlan 5
-                    ^^^^
-        hint: packets are looked at from their IP header on"#]],
+            filter: not supported without libpcap: `vlan` at column 9
+                tcp and vlan 5
+                        ^^^^
+            hint: packets are looked at from their IP header on; `cargo xtask build` makes a build with libpcap"#]],
     );
     check_error(
         "tcp and foo",
@@ -328,34 +342,34 @@ fn errors_point_at_the_place() {
     check_error(
         "tcp & udp",
         expect![[r#"
-        filter: not supported yet: `&` at column 5
-            tcp & udp
-                ^
-        hint: packets are chosen by version, protocol, addresses and ports"#]],
+            filter: not supported without libpcap: `&` at column 5
+                tcp & udp
+                    ^
+            hint: packets are chosen by version, protocol, addresses and ports; `cargo xtask build` makes a build with libpcap"#]],
     );
     check_error(
         "tcp and tcp[13] & 2 != 0",
         expect![[r#"
-        filter: not supported yet: `tcp[13]` at column 9
-            tcp and tcp[13] & 2 != 0
-                    ^^^^^^^
-        hint: packets are chosen by version, protocol, addresses and ports"#]],
+            filter: not supported without libpcap: `tcp[13]` at column 9
+                tcp and tcp[13] & 2 != 0
+                        ^^^^^^^
+            hint: packets are chosen by version, protocol, addresses and ports; `cargo xtask build` makes a build with libpcap"#]],
     );
     check_error(
         "less 100",
         expect![[r#"
-        filter: not supported yet: `less` at column 1
-            less 100
-            ^^^^
-        hint: packets are chosen by version, protocol, addresses and ports"#]],
+            filter: not supported without libpcap: `less` at column 1
+                less 100
+                ^^^^
+            hint: packets are chosen by version, protocol, addresses and ports; `cargo xtask build` makes a build with libpcap"#]],
     );
     check_error(
         "src gateway",
         expect![[r#"
-        filter: not supported yet: `gateway` at column 5
-            src gateway
-                ^^^^^^^
-        hint: use `host` and `not host`"#]],
+            filter: not supported without libpcap: `gateway` at column 5
+                src gateway
+                    ^^^^^^^
+            hint: use `host` and `not host`; `cargo xtask build` makes a build with libpcap"#]],
     );
 }
 
@@ -544,7 +558,7 @@ fn repeated_questions_are_asked_once() {
         ("portrange 0-65535", 1),
         ("dst portrange 1-10 and dst port 5", 3),
     ] {
-        assert_eq!(compile(text).unwrap().program.len, nodes, "{text}");
+        assert_eq!(compile(text).unwrap().program().len, nodes, "{text}");
     }
 }
 
@@ -710,7 +724,7 @@ proptest! {
     #[test]
     fn what_is_printed_reads_the_same(expr in any_expr()) {
         let text = expr.to_string();
-        prop_assert_eq!(parse::parse(&text, &|_| None).map_err(|error| TestCaseError::fail(error.to_string()))?, Some(expr));
+        prop_assert_eq!(parse::parse(&text).map_err(|error| TestCaseError::fail(error.to_string()))?, Some(expr));
     }
 
     #[test]
@@ -748,5 +762,123 @@ proptest! {
     #[test]
     fn any_words_are_compiled_or_refused(text in any_words()) {
         check_any_text(&text);
+    }
+}
+
+/// As if libpcap said these words about any text.
+fn compile_refused(text: &str, words: &str) -> Result<Filter, FilterError> {
+    super::compile(text, &|_, _| Err(LibpcapError::Refused(words.to_owned())))
+}
+
+#[track_caller]
+fn check_refused(text: &str, words: &str, expected: Expect) {
+    expected.assert_eq(&compile_refused(text, words).expect_err(text).to_string());
+}
+
+#[test]
+fn errors_of_the_whole_language() {
+    let syntax_error = "can't parse filter expression: syntax error";
+    check_refused(
+        "vlan foo",
+        syntax_error,
+        expect![[r#"
+            filter: libpcap says: syntax error
+            hint: see pcap-filter(7)"#]],
+    );
+    check_refused(
+        "tcp and inbond",
+        syntax_error,
+        expect![[r#"
+            filter: libpcap says: syntax error at column 9
+                tcp and inbond
+                        ^^^^^^
+            hint: see pcap-filter(7)"#]],
+    );
+    check_refused(
+        "port htp",
+        "unknown port 'htp'",
+        expect![[r#"
+            filter: libpcap says: unknown port 'htp' at column 6
+                port htp
+                     ^^^
+            hint: see pcap-filter(7)"#]],
+    );
+    check_refused(
+        "arp",
+        REJECTS_ALL,
+        expect![[r#"
+        filter: no packet can match this
+        hint: `and` where `or` is meant is a common reason"#]],
+    );
+    // What the first form understands well it says better.
+    check_refused(
+        "port 65536",
+        "illegal port number 65536 > 65535",
+        expect![[r#"
+        filter: out of range: `65536` at column 6
+            port 65536
+                 ^^^^^
+        hint: the largest is 65535"#]],
+    );
+    check_refused(
+        "host example.com",
+        "unknown host 'example.com'",
+        expect![[r#"
+        filter: host names are not looked up: `example.com` at column 6
+            host example.com
+                 ^^^^^^^^^^^
+        hint: write the address"#]],
+    );
+}
+
+#[test]
+fn what_only_the_first_form_understands_it_compiles() {
+    let filter = compile_refused("proto tcp", "can't parse filter expression: syntax error").unwrap();
+    assert!(filter.matches(&Key::from_packet(&ipv4(TCP))));
+}
+
+#[test]
+fn errors_of_translation() {
+    let check = |code, k, expected: Expect| {
+        let ends = classic::Instruction { code: 0x06, jt: 0, jf: 0, k: 1 };
+        let program = vec![classic::Instruction { code, jt: 0, jf: 0, k }, ends];
+        let error = super::compile("tcp", &|_, _| Ok(program.clone())).unwrap_err();
+        expected.assert_eq(&error.to_string());
+    };
+    check(
+        0x30,
+        -0x1000_i32 as u32,
+        expect![[r#"
+        filter: cannot run in the kernel: it asks for what stands in no packet
+        hint: packets are chosen by their own bytes, not by device or direction"#]],
+    );
+    check(
+        0x05,
+        -1_i32 as u32,
+        expect![[r#"
+        filter: cannot run in the kernel: it needs a loop
+        hint: `protochain` looks for a header as long as there is another: ask for the headers one by one"#]],
+    );
+    check(
+        0x60,
+        3,
+        expect![[r#"
+        filter: cannot run in the kernel: a part of it has no meaning where `geneve` does not match
+        hint: what stands behind `geneve` is asked about the inner packet: join it with `and`"#]],
+    );
+}
+
+#[test]
+fn ethernet_is_asked_for_where_ip_does_not_do() {
+    let accept = || vec![classic::Instruction { code: 0x06, jt: 0, jf: 0, k: 1 }];
+    let only = |wanted| {
+        move |link, _: &str| match link == wanted {
+            true => Ok(accept()),
+            false => Err(LibpcapError::Refused("not for this link type".to_owned())),
+        }
+    };
+    for wanted in [LinkType::Raw, LinkType::Ethernet] {
+        let filter = super::compile("vlan", &only(wanted)).unwrap();
+        assert!(matches!(filter.form, Form::Translated { link, .. } if link == wanted), "{wanted:?}");
     }
 }

@@ -1,0 +1,68 @@
+//! The room for a filter that user space translates from libpcap's.
+
+use crate::config::config;
+use crate::kernel::{Skb, copy};
+use crate::maps::WORKSPACE;
+use core::arch::asm;
+use tracer_common::translated::{MARKER, ROOM, WINDOW_BYTES};
+
+/// Whether the packet matches.
+#[inline(always)]
+pub fn matches(skb: &Skb) -> bool {
+    let above_ip = u32::from(skb.network_header()).wrapping_sub(u32::from(skb.mac_header()));
+    let link = config!(filter_link_bytes);
+    // Without such a header there is nothing that the filter could look at.
+    if link != 0 && above_ip != link {
+        return false;
+    }
+    let linear = skb.linear();
+    // Never so for a real packet, and translated filters rely on it.
+    if linear > i32::MAX as u32 - link {
+        return false;
+    }
+    run_translated(skb.network() - u64::from(link), linear + link, skb.len() + link) != 0
+}
+
+/// Runs the translated filter on a packet that begins at an address, has `linear` bytes there and `length` in all.
+///
+/// A global function: the kernel's verifier looks at it by itself, for any arguments. What is in the room is written
+/// over before the object is loaded; as it is compiled it matches no packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn run_translated(start: u64, linear: u32, length: u32) -> u32 {
+    let Some(workspace) = WORKSPACE.get_ptr_mut(0) else { return 0 };
+    let bytes = config!(filter_window);
+    if bytes > WINDOW_BYTES as u32 {
+        return 0;
+    }
+    let matches: u64;
+    // SAFETY: a per-CPU map value of this program's own. What is written over the room keeps to the registers named
+    // here and to the workspace; the kernel's verifier proves the rest.
+    unsafe {
+        if !copy((&raw mut (*workspace).window).cast::<u8>(), bytes, start) {
+            return 0;
+        }
+        (*workspace).start = start;
+        (*workspace).linear = linear;
+        (*workspace).length = length;
+        asm!(
+            "r0 = {marker} ll",
+            ".rept {fill}",
+            "r0 = 0",
+            ".endr",
+            marker = const MARKER,
+            fill = const ROOM - 2,
+            inout("r1") workspace => _,
+            out("r0") matches,
+            out("r2") _,
+            out("r3") _,
+            out("r4") _,
+            out("r5") _,
+            out("r6") _,
+            out("r7") _,
+            out("r8") _,
+            out("r9") _,
+        );
+    }
+    matches as u32
+}

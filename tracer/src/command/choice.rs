@@ -1,0 +1,30 @@
+//! Whether a packet that user space holds is one that was asked for.
+
+use crate::filter::{Filter, Form, LinkType, classic};
+use crate::packet::PacketView;
+use crate::sys::pcap;
+use tracer_common::filter::Key;
+
+/// Whether a packet matches, as far as its bytes are known.
+pub(super) fn matches(filter: &Filter, view: &PacketView<'_>) -> bool {
+    match &filter.form {
+        Form::Program(program) => program.matches(&Key::from_packet(view.bytes)),
+        Form::Translated { program, link, .. } => {
+            let frame = match (link, view.link.header) {
+                (LinkType::Raw, _) => return interpret(program, view.bytes, view.len),
+                (LinkType::Ethernet, Some(header)) if header.len() == ETHERNET_HEADER => header,
+                (LinkType::Ethernet, _) => return false,
+            };
+            let length = view.len.saturating_add(ETHERNET_HEADER as u32);
+            interpret(program, &[frame, view.bytes].concat(), length)
+        }
+    }
+}
+
+/// There is such a program only where libpcap is.
+fn interpret(program: &[classic::Instruction], bytes: &[u8], length: u32) -> bool {
+    pcap::matches(program, bytes, length).unwrap_or(false)
+}
+
+/// Bytes of an Ethernet header.
+const ETHERNET_HEADER: usize = 14;
