@@ -94,31 +94,49 @@ const ROWS: &[Row] = &[
         name: "no-match",
         title: "nftracer, filter does not match",
         world: World::Seven,
-        start: |_| nftracer("trace", "udp port 9"),
+        start: |_| nftracer("trace", &["udp port 9"]),
     },
     Row {
         name: "no-match-ten",
         title: "nftracer, filter of ten terms does not match",
         world: World::Seven,
-        start: |_| nftracer("trace", TEN_TERMS),
+        start: |_| nftracer("trace", &[TEN_TERMS]),
     },
     Row {
         name: "match-stopped",
         title: "nftracer, filter matches, the probes alone",
         world: World::Seven,
-        start: |_| stopped("udp"),
+        start: |_| stopped(&["udp"]),
     },
     Row {
         name: "match-trace",
         title: "nftracer, filter matches, `-o trace`",
         world: World::Seven,
-        start: |_| nftracer("trace", "udp"),
+        start: |_| nftracer("trace", &["udp"]),
     },
     Row {
         name: "match-json",
         title: "nftracer, filter matches, `-o json`",
         world: World::Seven,
-        start: |_| nftracer("json", "udp"),
+        start: |_| nftracer("json", &["udp"]),
+    },
+    Row {
+        name: "no-match-kprobe",
+        title: "the same with kprobes: filter does not match",
+        world: World::Seven,
+        start: |_| nftracer("trace", &["--attach", "kprobe", "udp port 9"]),
+    },
+    Row {
+        name: "match-stopped-kprobe",
+        title: "kprobes: filter matches, the probes alone",
+        world: World::Seven,
+        start: |_| stopped(&["--attach", "kprobe", "udp"]),
+    },
+    Row {
+        name: "match-trace-kprobe",
+        title: "kprobes: filter matches, `-o trace`",
+        world: World::Seven,
+        start: |_| nftracer("trace", &["--attach", "kprobe", "udp"]),
     },
     Row {
         name: "trace-nflog",
@@ -154,19 +172,19 @@ const ROWS: &[Row] = &[
         name: "many-no-match",
         title: "20 000 rules: nftracer, filter does not match",
         world: World::Many,
-        start: |_| nftracer("trace", "udp port 9"),
+        start: |_| nftracer("trace", &["udp port 9"]),
     },
     Row {
         name: "many-match-stopped",
         title: "20 000 rules: nftracer, filter matches, the probes alone",
         world: World::Many,
-        start: |_| stopped("udp"),
+        start: |_| stopped(&["udp"]),
     },
     Row {
         name: "many-match",
         title: "20 000 rules: nftracer, filter matches, `-o trace`",
         world: World::Many,
-        start: |_| nftracer("trace", "udp"),
+        start: |_| nftracer("trace", &["udp"]),
     },
     Row {
         name: "many-trace-nflog",
@@ -204,13 +222,14 @@ fn trace(logger: &str) -> Result<Tracer> {
     Ok(Tracer::Silent(Kept::Rules(rules::trace(logger)?)))
 }
 
-fn nftracer(output: &str, filter: &str) -> Result<Tracer> {
-    let consumer = Consumer::start(&["nftracer", "trace", "-o", output, filter], Some("tracing "))?;
-    Ok(Tracer::Read(consumer, None))
+fn nftracer(output: &str, arguments: &[&str]) -> Result<Tracer> {
+    let command = [&["nftracer", "trace", "-o", output], arguments].concat();
+    Ok(Tracer::Read(Consumer::start(&command, Some("tracing "))?, None))
 }
 
-fn stopped(filter: &str) -> Result<Tracer> {
-    Ok(Tracer::Stopped(Consumer::start(&["nftracer", "trace", "-o", "trace", filter], Some("tracing "))?))
+fn stopped(arguments: &[&str]) -> Result<Tracer> {
+    let command = [&["nftracer", "trace", "-o", "trace"], arguments].concat();
+    Ok(Tracer::Stopped(Consumer::start(&command, Some("tracing "))?))
 }
 
 fn pwru(filter: &str) -> Result<Tracer> {

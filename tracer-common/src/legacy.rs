@@ -2,13 +2,16 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Bytes of packet copied at entry into a [`Traversal`], from the network header on: enough for IP and TCP with all
-/// their options.
-pub const ENTRY_BYTES: usize = 128;
-/// Bytes of packet in a [`LongTail`]: the rest of the packet quoted in an ICMP error, and long IPv6 headers.
-pub const MORE_BYTES: usize = 128;
-/// Bytes of packet copied at exit: what a target can have changed lies in the first headers.
-pub const EXIT_BYTES: usize = 128;
+/// Bytes of packet copied at entry into a [`Traversal`], from the network header on: enough for IP and TCP with most
+/// of their options.
+pub const ENTRY_BYTES: usize = 80;
+/// Bytes of packet in a [`LongTail`] that go on from there: the rest of the packet quoted in an ICMP error, and long
+/// headers.
+pub const MORE_BYTES: usize = 176;
+/// Bytes of packet copied at exit into a [`Traversal`]: what a target can have changed lies in the first headers.
+pub const EXIT_BYTES: usize = 80;
+/// Bytes of packet copied at exit into a [`LongTail`].
+pub const LONG_EXIT_BYTES: usize = 128;
 /// Bytes of link-layer header copied.
 pub const MAC_BYTES: usize = 32;
 /// Distinct entries that fit into a [`Traversal`].
@@ -145,7 +148,7 @@ pub struct Traversal {
     pub packet: u64,
     /// CLOCK_MONOTONIC at entry.
     pub entry_ns: u64,
-    /// Address of the skb.
+    /// Which skb: a number that no other has as long as this one exists.
     pub skb: u64,
     /// Address of the `xt_table`: identifies table and namespace while it exists.
     pub table: u64,
@@ -204,8 +207,7 @@ pub struct Traversal {
     pub exit: SkbState,
     /// The first entries whose counters moved, in the table's order.
     pub matches: [Match; FIRST_MATCHES],
-    /// The first bytes at exit, from the network header on; none were copied where the IP header had not changed and
-    /// the rest could not have.
+    /// The first bytes at exit, from the network header on.
     pub exit_bytes: [u8; EXIT_BYTES],
     /// The first bytes at entry.
     pub entry_bytes: [u8; ENTRY_BYTES],
@@ -217,6 +219,8 @@ pub struct Traversal {
 pub struct LongTail {
     /// Bytes that follow [`Traversal::entry_bytes`]; `entry.copied` counts them.
     pub entry_more: [u8; MORE_BYTES],
+    /// The first bytes at exit, those of [`Traversal::exit_bytes`] among them.
+    pub exit_bytes: [u8; LONG_EXIT_BYTES],
     /// All matches, the first ones too.
     pub matches: [Match; MAX_MATCHES],
 }

@@ -23,11 +23,11 @@ pub mod kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Witness {
     /// `__nft_trace_packet(info, chain, type)`, before Linux 6.4: the rest is in `info`.
-    TraceInfo = 0,
+    TraceInfo = 1,
     /// `__nft_trace_packet(pkt, verdict, rule, info, type)`, since.
-    TraceArguments = 1,
+    TraceArguments = 2,
     /// The return of `nft_do_chain` alone: where the base chain ended, not by which rules.
-    Return = 2,
+    Return = 3,
 }
 
 offsets! {
@@ -67,7 +67,7 @@ offsets! {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct NftConfig {
-    /// A [`Witness`].
+    /// A [`Witness`]; 0 when nftables is not traced.
     pub witness: u32,
     /// Where in a rule the u64 lies that holds its handle.
     pub rule_word: u32,

@@ -1,6 +1,7 @@
 //! The way out: one ring buffer, whole records, every loss counted.
 
 use crate::config::config;
+use crate::frame::State;
 use crate::maps::{COUNTERS, EVENTS, Record};
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::bpf_ringbuf_output;
@@ -14,8 +15,8 @@ use tracer_common::legacy::{FIRST_MATCHES, Traversal};
 #[inline(always)]
 pub fn count(counter: Counter, amount: u64) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: a per-CPU map value, and kprobe programs do not nest on a CPU.
-        unsafe { *value = (*value).wrapping_add(amount) }
+        // SAFETY: one instruction on a map value: programs may interrupt each other here.
+        unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) amount) }
     }
 }
 
@@ -25,7 +26,7 @@ pub fn count(counter: Counter, amount: u64) {
 /// # Safety
 /// `record` must be valid, and all of its traversal written.
 #[inline(always)]
-pub unsafe fn send_traversal(record: *const Record) {
+pub unsafe fn send_traversal(record: *const Record, state: &State) {
     let Some(mut entry) = EVENTS.reserve::<Traversal>(0) else {
         count(Counter::Lost, 1);
         return;
@@ -43,9 +44,15 @@ pub unsafe fn send_traversal(record: *const Record) {
             to.add(AFTER_MATCHES),
             from.add(AFTER_MATCHES),
         );
-        entry.submit(wake());
+        let sent = state.records.get().wrapping_add(1);
+        state.records.set(sent);
+        let flags = if sent % RECORDS_PER_LOOK == 0 { wake() } else { u64::from(BPF_RB_NO_WAKEUP) };
+        entry.submit(flags);
     }
 }
+
+/// How full the ring is, is looked at only so often.
+const RECORDS_PER_LOOK: u64 = 16;
 
 /// Copies words in runs of eight, so that there is one comparison for sixteen instructions that do something. Volatile,
 /// because the compiler would make a call of `memcpy` of it, which is slower.

@@ -1,19 +1,49 @@
-//! The traversals that are open on this CPU.
+//! What is kept for each CPU: one line that every traversal touches, and behind it the traversals that are followed.
 
-use crate::maps::{CPU, FRAMES};
-use core::cell::Cell;
+use crate::maps::STATE;
+use core::cell::{Cell, UnsafeCell};
+use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 
-/// State of one CPU.
-#[repr(C)]
+/// Traversals that can be open on one CPU at once.
+pub const DEPTH: u32 = 8;
+/// Rules of a table whose counters need no page of their own.
+pub const SMALL: u32 = 64;
+/// The most CPUs that Linux can have on x86_64 (`NR_CPUS`).
+const CPUS_MAX: usize = 8192;
+
+/// A number that programs which interrupt each other may change: by one instruction that cannot be torn.
+pub struct Shared(UnsafeCell<u64>);
+
+impl Shared {
+    #[inline(always)]
+    pub fn get(&self) -> u64 {
+        // SAFETY: a valid number; volatile because another program may have changed it.
+        unsafe { core::ptr::read_volatile(self.0.get()) }
+    }
+
+    #[inline(always)]
+    pub fn add(&self, amount: u64) {
+        // SAFETY: one instruction on a valid number.
+        unsafe {
+            core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) self.0.get(), in(reg) amount);
+        }
+    }
+}
+
+/// State of one CPU that every traversal touches: one cache line.
+#[repr(C, align(64))]
 pub struct Cpu {
-    /// Entries and exits seen.
-    pub generation: Cell<u32>,
+    /// Programs at work on what is behind this line: kprobe programs exclude each other on a CPU, fentry and fexit
+    /// programs do not.
+    busy: Shared,
+    /// Traversals open, followed or not; only roughly right when exits are lost.
+    pub open: Shared,
+    /// Outermost traversals seen since the checkpoint.
+    pub outermost: Shared,
     /// Open frames.
     pub depth: Cell<u32>,
-    /// Traversals open, followed or not; only roughly right when exits are lost.
-    pub open: Cell<u32>,
-    /// Outermost traversals seen since the checkpoint.
-    pub outermost: Cell<u32>,
+    /// Entries and exits seen while there were open frames.
+    pub generation: Cell<u32>,
     /// `xt_recseq` at the checkpoint.
     pub checkpoint_sequence: Cell<u32>,
     /// Whether there has been a checkpoint.
@@ -22,17 +52,15 @@ pub struct Cpu {
     pub checkpoint_ns: Cell<u64>,
     /// What to add to a per-CPU address, 0 when not asked for yet.
     pub per_cpu_offset: Cell<u64>,
-    /// Packets numbered on this CPU.
-    pub packets: Cell<u64>,
-    /// Runs of nftables numbered on this CPU.
-    pub runs: Cell<u64>,
 }
 
+const _: () = assert!(size_of::<Cpu>() == 64);
+
 /// One open traversal that is followed: one that is traced, or one inside another that is.
-#[repr(C)]
+#[repr(C, align(128))]
 pub struct Frame {
-    /// Stack pointer at entry: the key that entry and exit share.
-    pub stack_pointer: Cell<u64>,
+    /// Where on the stack the traversal was entered: the key that entry and exit share.
+    pub key: Cell<u64>,
     pub task: Cell<u64>,
     pub entry_ns: Cell<u64>,
     pub table: Cell<u64>,
@@ -42,7 +70,7 @@ pub struct Frame {
     pub first_block: Cell<u64>,
     pub traced: Cell<u32>,
     pub number: Cell<u32>,
-    /// First page of the snapshot, and how many.
+    /// First page of the snapshot, and how many; none for a small table.
     pub page: Cell<u32>,
     pub blocks: Cell<u32>,
     /// Of these, the blocks of the hook's own chain, and the first with a user chain in it: no others can be met.
@@ -61,11 +89,85 @@ pub struct Frame {
     pub doubts: Cell<u32>,
 }
 
-// SAFETY: values of per-CPU maps. The kernel runs one kprobe program at a time on a CPU, with preemption or migration
-// off, so each has one user at a time.
+const _: () = assert!(size_of::<Frame>() == 128);
+
+/// What a CPU knows about a table: it stays true as long as the table is not replaced or registered anew.
+#[repr(C)]
+pub struct KnownTable {
+    pub table: Cell<u64>,
+    pub private: Cell<u64>,
+    /// Address of this CPU's first counter block.
+    pub first_block: Cell<u64>,
+    pub replace_count: Cell<u32>,
+    pub number: Cell<u32>,
+    pub size: Cell<u32>,
+    pub reserved: Cell<u32>,
+    pub name: Cell<[u64; 4]>,
+}
+
+/// Counters of a small table, packets and bytes.
+pub type SmallBlock = [u64; SMALL as usize * 2];
+
+/// State of one CPU behind its line.
+#[repr(C)]
+pub struct State {
+    frames: [Frame; DEPTH as usize],
+    tables: [KnownTable; TABLE_SLOTS as usize],
+    /// Snapshots of small tables, by frame.
+    small: UnsafeCell<[SmallBlock; DEPTH as usize]>,
+    /// The socket whose owner was asked for last, for which packet, and the owner: user id below, group id above.
+    pub sock: Cell<u64>,
+    pub sock_packet: Cell<u64>,
+    pub owner: Cell<u64>,
+    /// Records sent.
+    pub records: Cell<u64>,
+    /// Runs of nftables numbered on this CPU.
+    pub runs: Cell<u64>,
+}
+
+// SAFETY: each CPU has its own, and `Cpu::alone` lets one program at a time to what is not `Shared`.
 unsafe impl Sync for Cpu {}
 // SAFETY: as for `Cpu`.
-unsafe impl Sync for Frame {}
+unsafe impl Sync for State {}
+
+impl Cpu {
+    /// Does something with what is behind the line, unless another program on this CPU is at it: then the traversal
+    /// is left out, and found missing by the next checkpoint.
+    #[inline(always)]
+    pub fn alone(&self, work: impl FnOnce()) {
+        self.busy.add(1);
+        if self.busy.get() == 1 {
+            work();
+        }
+        self.busy.add(1_u64.wrapping_neg());
+    }
+}
+
+impl State {
+    /// An open frame by its depth, from 0.
+    #[inline(always)]
+    pub fn frame(&'static self, depth: u32) -> &'static Frame {
+        let depth = crate::snapshot::mask::<{ DEPTH - 1 }>(u64::from(depth)) as usize;
+        // SAFETY: the mask keeps the index in range.
+        unsafe { &*(&raw const self.frames).cast::<Frame>().add(depth) }
+    }
+
+    /// What is known of the table in the slot of this one.
+    #[inline(always)]
+    pub fn table(&'static self, table: u64) -> &'static KnownTable {
+        let slot = crate::snapshot::mask::<{ TABLE_SLOTS - 1 }>(u64::from(table_slot(table))) as usize;
+        // SAFETY: the mask keeps the index in range.
+        unsafe { &*(&raw const self.tables).cast::<KnownTable>().add(slot) }
+    }
+
+    /// The snapshot of a frame whose table is small.
+    #[inline(always)]
+    pub fn small(&self, depth: u32) -> *mut SmallBlock {
+        let depth = crate::snapshot::mask::<{ DEPTH - 1 }>(u64::from(depth)) as usize;
+        // SAFETY: the mask keeps the index in range.
+        unsafe { self.small.get().cast::<SmallBlock>().add(depth) }
+    }
+}
 
 impl Frame {
     /// Casts doubt on the traversal.
@@ -75,14 +177,46 @@ impl Frame {
     }
 }
 
-/// The state of the running CPU.
+/// The lines of all CPUs. Global data, because its address is part of the program: no look-up.
+pub struct Cpus(UnsafeCell<[[u64; 8]; CPUS_MAX]>);
+
+// SAFETY: as for `Cpu`.
+unsafe impl Sync for Cpus {}
+
+/// See [`Cpus`].
+#[unsafe(no_mangle)]
+pub static CPUS: Cpus = Cpus(UnsafeCell::new([[0; 8]; CPUS_MAX]));
+
+/// Number of the running CPU.
 #[inline(always)]
-pub fn cpu() -> Option<&'static Cpu> {
-    CPU.get(0)
+pub fn cpu_number() -> u64 {
+    /// `BPF_FUNC_get_smp_processor_id`
+    const HELPER: usize = 8;
+    // SAFETY: the helper has no preconditions. All 64 bits are its result; as it is declared elsewhere, with 32, the
+    // compiler would clear the others each time.
+    unsafe { core::mem::transmute::<usize, unsafe extern "C" fn() -> u64>(HELPER)() }
 }
 
-/// An open frame by its depth, from 0.
+/// The line of the running CPU.
 #[inline(always)]
-pub fn frame(depth: u32) -> Option<&'static Frame> {
-    FRAMES.get(depth)
+pub fn cpu() -> &'static Cpu {
+    let cpu = crate::snapshot::mask::<{ CPUS_MAX as u32 - 1 }>(cpu_number()) as usize;
+    // SAFETY: the mask keeps the index in range; zeros are a valid line.
+    unsafe { &*CPUS.0.get().cast::<Cpu>().add(cpu) }
+}
+
+/// A pointer as a number that tells it from others: its distance from a fixed address. The verifier forbids other
+/// arithmetic with typed pointers, and this way they need not go through memory.
+#[inline(always)]
+pub fn distance(pointer: u64) -> u64 {
+    let mut distance = pointer;
+    // SAFETY: one subtraction.
+    unsafe { core::arch::asm!("{0} -= {1}", inout(reg) distance, in(reg) CPUS.0.get()) };
+    distance
+}
+
+/// The state of the running CPU.
+#[inline(always)]
+pub fn state() -> Option<&'static State> {
+    STATE.get(0)
 }

@@ -1,12 +1,10 @@
 //! Reads of registers and kernel memory. No structure layout is compiled in.
 
 use crate::config::{config, offset};
-use crate::frame::Cpu;
+use crate::frame::{Cpu, cpu_number};
 use crate::maps::SKB;
 use aya_ebpf::bindings::pt_regs;
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_task, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel,
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
@@ -92,13 +90,6 @@ pub fn task() -> u64 {
     unsafe { bpf_get_current_task() }
 }
 
-/// Number of the running CPU.
-#[inline(always)]
-pub fn cpu_number() -> u32 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_get_smp_processor_id() }
-}
-
 /// CLOCK_MONOTONIC.
 #[inline(always)]
 pub fn now_ns() -> u64 {
@@ -113,7 +104,7 @@ pub fn per_cpu_offset(cpu: &Cpu) -> Option<u64> {
     if known != 0 {
         return Some(known);
     }
-    let offset = read(config!(per_cpu_offset) + 8 * u64::from(cpu_number()))?;
+    let offset = read(config!(per_cpu_offset) + 8 * cpu_number())?;
     cpu.per_cpu_offset.set(offset);
     Some(offset)
 }
@@ -136,18 +127,6 @@ pub fn recseq(per_cpu: u64) -> Option<u32> {
     read(config!(recseq).wrapping_add(per_cpu))
 }
 
-/// Hook number and family of a `struct nf_hook_state`: both lie in its first eight bytes on every kernel.
-#[inline(always)]
-pub fn hook_and_family(state: u64) -> Option<(u8, u8)> {
-    let first: u64 = read(state)?;
-    let (hook, family) = (offset!(state_hook), offset!(state_pf));
-    if hook > 7 || family > 7 {
-        return None;
-    }
-    // Hook numbers are below 256 and the machine is little endian: the first byte is enough where the field has four.
-    Some(((first >> (hook * 8)) as u8, (first >> (family * 8)) as u8))
-}
-
 /// Devices and namespace of a `struct nf_hook_state`.
 #[derive(Clone, Copy)]
 pub struct HookState {
@@ -156,23 +135,199 @@ pub struct HookState {
     pub net: u64,
 }
 
-/// Reads what a traced packet needs of a hook state in one go.
-#[inline(always)]
-pub fn hook_state(address: u64) -> Option<HookState> {
-    let (indev, outdev, net) = (offset!(state_in), offset!(state_out), offset!(state_net));
-    let window: [u64; 5] = read(address)?;
-    let window = &raw const window;
-    if indev > 32 || outdev > 32 || net > 32 {
-        return None;
+/// Where a packet lies, how long it is, its mark.
+#[derive(Clone, Copy)]
+pub struct Packet {
+    pub head: u64,
+    pub network_header: u16,
+    pub len: u32,
+    pub data_len: u32,
+    pub mark: u32,
+}
+
+impl Packet {
+    /// Address of the network header.
+    #[inline(always)]
+    pub fn network(&self) -> u64 {
+        self.head + u64::from(self.network_header)
     }
-    let window = window.cast::<u8>();
-    // SAFETY: all offsets lie within the 40 bytes just read, and are multiples of the size read.
-    unsafe {
+
+    /// Bytes in the linear part, from the network header on.
+    #[inline(always)]
+    pub fn linear(&self) -> u32 {
+        self.len.wrapping_sub(self.data_len)
+    }
+}
+
+/// What a record tells of an skb.
+#[derive(Clone, Copy)]
+pub struct Skb {
+    pub packet: Packet,
+    pub mac_header: u16,
+    pub dev: u64,
+    pub sock: u64,
+    pub nfct: u64,
+}
+
+/// How a program gets at what the arguments of the probed function point to.
+pub trait Access {
+    /// Whether pointers have types that the verifier knows, so that fields can be loaded without a helper.
+    const TYPED: bool;
+
+    /// A field of a structure.
+    fn field<T: Copy>(structure: u64, offset: u64) -> Option<T>;
+    /// Hook number of a `struct nf_hook_state`.
+    fn hook(state: u64) -> Option<u8>;
+    /// Hook number and family of a `struct nf_hook_state`.
+    fn hook_and_family(state: u64) -> Option<(u8, u8)>;
+    /// The rest of a hook state that a traced packet needs.
+    fn hook_state(state: u64) -> Option<HookState>;
+    /// Where the packet of an skb lies.
+    fn packet(skb: u64) -> Option<Packet>;
+    /// All fields of an skb.
+    fn skb(skb: u64) -> Option<Skb>;
+}
+
+/// From fentry and fexit: typed pointers. A load from a bad address gives zero.
+pub struct Typed;
+
+/// No structure is that large: the verifier would refuse the load of a field that this kernel does not have.
+const NO_FIELD: u64 = 1 << 16;
+
+impl Typed {
+    #[inline(always)]
+    fn load<T: Copy + Default>(structure: u64, offset: u64) -> T {
+        Self::field(structure, offset).unwrap_or_default()
+    }
+}
+
+impl Access for Typed {
+    const TYPED: bool = true;
+
+    #[inline(always)]
+    fn field<T: Copy>(structure: u64, offset: u64) -> Option<T> {
+        if offset >= NO_FIELD {
+            return None;
+        }
+        // SAFETY: the kernel catches faults of such loads.
+        Some(unsafe { core::ptr::read_volatile((structure + offset) as *const T) })
+    }
+
+    #[inline(always)]
+    fn hook(state: u64) -> Option<u8> {
+        Self::field(state, offset!(state_hook))
+    }
+
+    #[inline(always)]
+    fn hook_and_family(state: u64) -> Option<(u8, u8)> {
+        Some((Self::hook(state)?, Self::field(state, offset!(state_pf))?))
+    }
+
+    #[inline(always)]
+    fn hook_state(state: u64) -> Option<HookState> {
         Some(HookState {
-            indev: window.add(indev as usize).cast::<u64>().read_volatile(),
-            outdev: window.add(outdev as usize).cast::<u64>().read_volatile(),
-            net: window.add(net as usize).cast::<u64>().read_volatile(),
+            indev: Self::load(state, offset!(state_in)),
+            outdev: Self::load(state, offset!(state_out)),
+            net: Self::load(state, offset!(state_net)),
         })
+    }
+
+    #[inline(always)]
+    fn packet(skb: u64) -> Option<Packet> {
+        Some(Packet {
+            head: Self::load(skb, offset!(skb_head)),
+            network_header: Self::load(skb, offset!(skb_network_header)),
+            len: Self::load(skb, offset!(skb_len)),
+            data_len: Self::load(skb, offset!(skb_data_len)),
+            mark: Self::load(skb, offset!(skb_mark)),
+        })
+    }
+
+    #[inline(always)]
+    fn skb(skb: u64) -> Option<Skb> {
+        Some(Skb {
+            packet: Self::packet(skb)?,
+            mac_header: Self::load(skb, offset!(skb_mac_header)),
+            dev: Self::load(skb, offset!(skb_dev)),
+            sock: Self::load(skb, offset!(skb_sk)),
+            nfct: Self::load(skb, offset!(skb_nfct)),
+        })
+    }
+}
+
+/// From kprobes: plain addresses. Neighbouring fields are read at once.
+pub struct Probed;
+
+impl Access for Probed {
+    const TYPED: bool = false;
+
+    #[inline(always)]
+    fn field<T: Copy>(structure: u64, offset: u64) -> Option<T> {
+        read(structure + offset)
+    }
+
+    /// Hook numbers are below 256 and the machine is little endian: the first byte is enough where the field has four.
+    #[inline(always)]
+    fn hook(state: u64) -> Option<u8> {
+        read(state + offset!(state_hook))
+    }
+
+    #[inline(always)]
+    fn hook_and_family(state: u64) -> Option<(u8, u8)> {
+        let first: u64 = read(state)?;
+        let (hook, family) = (offset!(state_hook), offset!(state_pf));
+        if hook > 7 || family > 7 {
+            return None;
+        }
+        Some(((first >> (hook * 8)) as u8, (first >> (family * 8)) as u8))
+    }
+
+    #[inline(always)]
+    fn hook_state(address: u64) -> Option<HookState> {
+        let (indev, outdev, net) = (offset!(state_in), offset!(state_out), offset!(state_net));
+        let window: [u64; 5] = read(address)?;
+        let window = &raw const window;
+        if indev > 32 || outdev > 32 || net > 32 {
+            return None;
+        }
+        let window = window.cast::<u8>();
+        // SAFETY: all offsets lie within the 40 bytes just read, and are multiples of the size read.
+        unsafe {
+            Some(HookState {
+                indev: window.add(indev as usize).cast::<u64>().read_volatile(),
+                outdev: window.add(outdev as usize).cast::<u64>().read_volatile(),
+                net: window.add(net as usize).cast::<u64>().read_volatile(),
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn packet(skb: u64) -> Option<Packet> {
+        const SPAN: u64 = 104;
+        let start = offset!(skb_len);
+        let fits = |at: u64| at >= start && at - start <= SPAN - 8;
+        if fits(offset!(skb_head)) && fits(offset!(skb_mark)) && fits(offset!(skb_data_len)) {
+            Some(Window::read::<SPAN>(skb, start)?.packet())
+        } else {
+            Some(Window::read::<WINDOW>(skb, 0)?.packet())
+        }
+    }
+
+    #[inline(always)]
+    fn skb(skb: u64) -> Option<Skb> {
+        const SPAN: u64 = 192;
+        let start = offset!(skb_dev);
+        let fits = |at: u64| at >= start && at - start <= SPAN - 8;
+        // On the known kernels they lie between the device and the buffer's address.
+        if fits(offset!(skb_head))
+            && fits(offset!(skb_mark))
+            && fits(offset!(skb_len))
+            && fits(offset!(skb_sk))
+        {
+            Some(Window::read::<SPAN>(skb, start)?.skb())
+        } else {
+            Some(Window::read::<WINDOW>(skb, 0)?.skb())
+        }
     }
 }
 
@@ -184,93 +339,52 @@ const WINDOW: u64 = 256;
 pub struct SkbWindow([u64; (WINDOW / 8) as usize]);
 
 /// Fields of a `struct sk_buff` from one read that begins at `start`. The bytes lie in a map, the stack is too small.
-pub struct Skb {
-    window: *const u8,
+struct Window {
+    bytes: *const u8,
     start: u64,
     span: u64,
 }
 
-macro_rules! skb_fields {
-    ($($name:ident: $type:ty = $field:ident,)*) => {
-        impl Skb {
-            $(
-                #[doc = concat!("`", stringify!($field), "`; 0 where the read does not cover it.")]
-                #[inline(always)]
-                pub fn $name(&self) -> $type {
-                    let at = offset!($field).wrapping_sub(self.start);
-                    if at > self.span - size_of::<$type>() as u64 {
-                        return 0;
-                    }
-                    // SAFETY: within the window, as just compared.
-                    unsafe { self.window.add(at as usize).cast::<$type>().read_volatile() }
-                }
-            )*
-        }
-    };
-}
-
-skb_fields! {
-    head: u64 = skb_head,
-    network_header: u16 = skb_network_header,
-    mac_header: u16 = skb_mac_header,
-    len: u32 = skb_len,
-    data_len: u32 = skb_data_len,
-    mark: u32 = skb_mark,
-    dev: u64 = skb_dev,
-    sock: u64 = skb_sk,
-    nfct: u64 = skb_nfct,
-}
-
-impl Skb {
-    /// All fields.
-    #[inline(always)]
-    pub fn whole(address: u64) -> Option<Self> {
-        const SPAN: u64 = 192;
-        let start = offset!(skb_dev);
-        let fits = |at: u64| at >= start && at - start <= SPAN - 8;
-        // On the known kernels they lie between the device and the buffer's address.
-        if fits(offset!(skb_head))
-            && fits(offset!(skb_mark))
-            && fits(offset!(skb_len))
-            && fits(offset!(skb_sk))
-        {
-            Self::read::<SPAN>(address, start)
-        } else {
-            Self::read::<WINDOW>(address, 0)
-        }
-    }
-
-    /// Length, mark and place of the packet.
-    #[inline(always)]
-    pub fn packet(address: u64) -> Option<Self> {
-        const SPAN: u64 = 104;
-        let start = offset!(skb_len);
-        let fits = |at: u64| at >= start && at - start <= SPAN - 8;
-        if fits(offset!(skb_head)) && fits(offset!(skb_mark)) && fits(offset!(skb_data_len)) {
-            Self::read::<SPAN>(address, start)
-        } else {
-            Self::read::<WINDOW>(address, 0)
-        }
-    }
-
+impl Window {
     /// What lies behind an skb in its slab can be read, too.
     #[inline(always)]
     fn read<const SPAN: u64>(address: u64, start: u64) -> Option<Self> {
         let window = SKB.get_ptr_mut(0)?.cast::<u8>();
         // SAFETY: a per-CPU map value longer than any span.
         let read = unsafe { copy(window, SPAN as u32, address + start) };
-        read.then_some(Self { window, start, span: SPAN })
+        read.then_some(Self { bytes: window, start, span: SPAN })
     }
 
-    /// Address of the network header.
+    /// A field; 0 where the read does not cover it.
     #[inline(always)]
-    pub fn network(&self) -> u64 {
-        self.head() + u64::from(self.network_header())
+    fn field<T: Copy + Default>(&self, offset: u64) -> T {
+        let at = offset.wrapping_sub(self.start);
+        if at > self.span - size_of::<T>() as u64 {
+            return T::default();
+        }
+        // SAFETY: within the window, as just compared.
+        unsafe { self.bytes.add(at as usize).cast::<T>().read_volatile() }
     }
 
-    /// Bytes in the linear part, from the network header on.
     #[inline(always)]
-    pub fn linear(&self) -> u32 {
-        self.len().wrapping_sub(self.data_len())
+    fn packet(&self) -> Packet {
+        Packet {
+            head: self.field(offset!(skb_head)),
+            network_header: self.field(offset!(skb_network_header)),
+            len: self.field(offset!(skb_len)),
+            data_len: self.field(offset!(skb_data_len)),
+            mark: self.field(offset!(skb_mark)),
+        }
+    }
+
+    #[inline(always)]
+    fn skb(&self) -> Skb {
+        Skb {
+            packet: self.packet(),
+            mac_header: self.field(offset!(skb_mac_header)),
+            dev: self.field(offset!(skb_dev)),
+            sock: self.field(offset!(skb_sk)),
+            nfct: self.field(offset!(skb_nfct)),
+        }
     }
 }

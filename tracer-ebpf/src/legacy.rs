@@ -9,94 +9,110 @@
 
 use crate::config::{config, offset};
 use crate::emit::{count, send, send_traversal};
-use crate::frame::{Cpu, Frame, cpu, frame};
-use crate::kernel::{self, Skb, copy, read, read_pair};
-use crate::maps::{DEPTH, KNOWN_TABLES, RECORDS, Record, replace_count};
-use crate::select::{NO_OWNER, Selected, select_table};
+use crate::frame::{Cpu, DEPTH, Frame, KnownTable, SMALL, State, cpu, cpu_number, distance, state};
+use crate::kernel::{self, Access, HookState, Packet, Skb, copy, read, read_pair};
+use crate::maps::{RECORDS, Record, replace_count};
+use crate::select::{Question, Selected};
 use crate::snapshot;
-use core::ffi::c_void;
 use tracer_common::counter::Counter;
 use tracer_common::legacy::{
-    ENTRY_BYTES, EXIT_BYTES, FIRST_MATCHES, MAC_BYTES, MAX_MATCHES, MORE_BYTES, Match, SkbState, Traversal,
-    doubt, fact, kind, table_slot,
+    ENTRY_BYTES, EXIT_BYTES, FIRST_MATCHES, LONG_EXIT_BYTES, MAC_BYTES, MAX_MATCHES, MORE_BYTES, Match,
+    SkbState, Traversal, doubt, fact, kind,
 };
 
-/// Bits of a kernel stack: frames of one task share what is above them.
-const STACK_SHIFT: u32 = 14;
+/// Bytes of a kernel stack: frames of one task that are not further apart are on the same one.
+const STACK_BYTES: u64 = 1 << 14;
 /// No traversal takes that long, not even one whose task has to wait for its CPU.
 const FORGOTTEN_NS: u64 = 1_000_000_000;
 const NF_STOLEN: u32 = 2;
 const TCP_TIME_WAIT: u8 = 6;
 const TCP_NEW_SYN_RECV: u8 = 12;
+/// What is kept of the owner of a socket that has none.
+pub const NO_OWNER: u64 = u64::MAX;
 
 /// The arguments of a traversal.
+#[derive(Clone, Copy)]
 pub struct Call {
+    /// Pointer to the skb; the verifier may know its type.
     pub skb: u64,
+    /// The skb as a number.
+    pub skb_number: u64,
+    /// Pointer to the hook state, as `skb`.
     pub state: u64,
+    /// Address of the table.
     pub table: u64,
-    pub stack_pointer: u64,
+    /// Where on the stack the traversal was entered, in a number that entry and exit share.
+    pub key: u64,
 }
 
-impl Call {
-    /// From the registers of an entry probe.
-    #[inline(always)]
-    pub fn from_registers(context: *mut c_void) -> Self {
-        let (first, second, third) = kernel::first_arguments(context);
-        let stack_pointer = kernel::stack_pointer(context);
-        if config!(argument_order) == 0 {
-            Self { table: first, skb: second, state: third, stack_pointer }
-        } else {
-            Self { skb: first, state: second, table: third, stack_pointer }
-        }
-    }
-}
-
-/// A traversal of a packet that is traced.
-struct Traced {
-    selected: Selected,
-    hook: u8,
-    family: u8,
+/// The end of a traversal.
+#[derive(Clone, Copy)]
+pub struct End {
+    /// Pointer to the skb, where the exit has it.
+    pub skb: u64,
+    /// As in [`Call`].
+    pub key: u64,
+    /// What the function returned.
+    pub verdict: u32,
 }
 
 /// A packet enters a table.
 #[inline(always)]
-pub fn enter(call: &Call) -> Option<()> {
-    let cpu = cpu()?;
-    cpu.generation.set(cpu.generation.get().wrapping_add(1));
-    let (hook, family) = kernel::hook_and_family(call.state)?;
-    match select_table(cpu, call, hook) {
-        Some(selected) => push(cpu, call, Some(&Traced { selected, hook, family })),
-        None if cpu.depth.get() != 0 => push(cpu, call, None),
-        None => pass(cpu),
+pub fn enter<A: Access>(call: &Call) -> Option<()> {
+    let cpu = cpu();
+    if cpu.depth.get() == 0 && Question::of::<A>(call)?.is_untraced() {
+        return pass(cpu);
+    }
+    // A copy, so that the short way above needs no memory.
+    let call = *call;
+    cpu.alone(|| follow::<A>(&call));
+    Some(())
+}
+
+/// The way of a packet that is traced, has to be judged, or comes while another one is followed. Apart from the short
+/// one, which would have to share its registers.
+#[inline(never)]
+fn follow<A: Access>(call: &Call) {
+    let cpu = cpu();
+    let Some(question) = Question::of::<A>(call) else { return };
+    match question.decide::<A>(call) {
+        Some(selected) => drop_none(push::<A>(cpu, call, Some((question.hook(), selected)))),
+        None if cpu.depth.get() != 0 => drop_none(push::<A>(cpu, call, None)),
+        None => drop_none(pass(cpu)),
     }
 }
 
 /// An ARP packet enters a table.
 #[inline(always)]
-pub fn enter_unselected(call: &Call) -> Option<()> {
-    let cpu = cpu()?;
-    cpu.generation.set(cpu.generation.get().wrapping_add(1));
-    if cpu.depth.get() != 0 { push(cpu, call, None) } else { pass(cpu) }
+pub fn enter_unselected<A: Access>(call: &Call) -> Option<()> {
+    let cpu = cpu();
+    if cpu.depth.get() == 0 {
+        return pass(cpu);
+    }
+    cpu.alone(|| drop_none(push::<A>(cpu, call, None)));
+    Some(())
 }
+
+/// What could not be done is found missing later.
+#[inline(always)]
+fn drop_none(_: Option<()>) {}
 
 /// A traversal that nobody follows; only counted, for the sake of [`checkpoint`]. One that begins inside another moves
 /// the sequence count only when the other is not inside its own counted part: softirqs run at its end, too.
 #[inline(always)]
 fn pass(cpu: &Cpu) -> Option<()> {
     let open = cpu.open.get();
-    cpu.open.set(open.wrapping_add(1));
+    cpu.open.add(1);
     if open == 0 || kernel::recseq(kernel::per_cpu_offset(cpu)?)? & 1 == 0 {
-        cpu.outermost.set(cpu.outermost.get().wrapping_add(1));
+        cpu.outermost.add(1);
     }
     Some(())
 }
 
 /// Saved counts are about to be added to a table's counters, which moves `xt_recseq` as a traversal does.
 #[inline(always)]
-pub fn counters_added() -> Option<()> {
-    let cpu = cpu()?;
-    cpu.outermost.set(cpu.outermost.get().wrapping_add(1));
-    Some(())
+pub fn counters_added() {
+    cpu().outermost.add(1);
 }
 
 /// An outermost traversal begins: compares how far `xt_recseq` moved with the traversals seen since the last time. The
@@ -108,16 +124,17 @@ fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
     let mut missed = 0;
     let mut pending = 0;
     if cpu.checkpoint_valid.get() != 0 {
-        let moved = sequence.wrapping_sub(cpu.checkpoint_sequence.get()) / 2;
+        let moved = u64::from(sequence.wrapping_sub(cpu.checkpoint_sequence.get()) / 2);
         if moved > seen {
-            missed = moved - seen;
+            missed = (moved - seen) as u32;
         } else {
             pending = seen - moved;
         }
     }
     let since_ns = cpu.checkpoint_ns.get();
     cpu.checkpoint_sequence.set(sequence);
-    cpu.outermost.set(pending + 1);
+    // A difference, because another program may be adding its own.
+    cpu.outermost.add((pending + 1).wrapping_sub(seen));
     cpu.checkpoint_valid.set(1);
     cpu.checkpoint_ns.set(now_ns);
     if missed != 0 {
@@ -131,10 +148,11 @@ fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
-    let (Some(cpu), Some(frame), Some(record)) = (cpu(), frame(depth), RECORDS.get_ptr_mut(depth)) else {
+    let (Some(state), Some(record)) = (state(), RECORDS.get_ptr_mut(depth)) else {
         return 1;
     };
-    cpu.depth.set(depth);
+    cpu().depth.set(depth);
+    let frame = state.frame(depth);
     if frame.traced.get() != 0 {
         // SAFETY: a per-CPU map value of this program's own.
         unsafe {
@@ -148,7 +166,7 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
             if traversal.entry.copied > ENTRY_BYTES as u32 {
                 traversal.entry.copied = ENTRY_BYTES as u32;
             }
-            send_traversal(record);
+            send_traversal(record, state);
         }
     }
     0
@@ -157,7 +175,7 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
 /// Fills in what is known of a traversal at its end, however it ends.
 #[inline(always)]
 fn identify(traversal: &mut Traversal, frame: &Frame) {
-    traversal.cpu = kernel::cpu_number();
+    traversal.cpu = cpu_number() as u32;
     traversal.private = frame.private.get();
     traversal.replace_count = frame.replace_count.get();
     traversal.doubts = frame.doubts.get();
@@ -165,21 +183,80 @@ fn identify(traversal: &mut Traversal, frame: &Frame) {
 
 /// Follows a traversal: one that is traced, or one inside another that is followed.
 #[inline(always)]
-fn push(cpu: &Cpu, call: &Call, traced: Option<&Traced>) -> Option<()> {
+fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Option<()> {
+    let state = state()?;
+    cpu.generation.set(cpu.generation.get().wrapping_add(1));
     let task = kernel::task();
     let now_ns = kernel::now_ns();
-    // The same task cannot be deeper in its stack than a call it made before: such a frame's exit was lost. One that is
-    // very old has ended on another CPU.
+    if cpu.depth.get() != 0 {
+        drop_stale(state, call.key, task, now_ns);
+    }
+    let depth = cpu.depth.get();
+    let per_cpu = kernel::per_cpu_offset(cpu)?;
+    let mut page = 0;
+    if depth > 0 {
+        let outer = state.frame(depth - 1);
+        if outer.traced.get() != 0 {
+            snapshot::suspend(outer, depth - 1);
+        }
+        outer.inner.set(outer.inner.get().wrapping_add(1));
+        page = outer.page.get() + outer.blocks.get();
+    }
+    let sequence = kernel::recseq(per_cpu)?;
+    if depth > 0 {
+        let outer = state.frame(depth - 1);
+        let segment = sequence.wrapping_sub(outer.segment_sequence.get());
+        outer.advanced.set(outer.advanced.get().wrapping_add(segment));
+    }
+    // Inside the counted part of another one, a traversal does not move the sequence count.
+    let missed = if sequence & 1 == 0 { checkpoint(cpu, sequence, now_ns) } else { (0, 0) };
+    cpu.open.add(1);
+
+    let frame = state.frame(depth);
+    frame.key.set(call.key);
+    frame.task.set(task);
+    frame.table.set(call.table);
+    frame.skb.set(call.skb_number);
+    frame.entry_sequence.set(sequence);
+    frame.segment_sequence.set(sequence);
+    frame.advanced.set(0);
+    frame.entry_ns.set(now_ns);
+    frame.generation.set(cpu.generation.get());
+    frame.inner.set(0);
+    frame.doubts.set(0);
+    frame.page.set(page);
+    frame.blocks.set(0);
+    frame.number.set(0);
+    frame.traced.set(0);
+    if let Some(traced) = traced {
+        let record = RECORDS.get_ptr_mut(depth)?;
+        // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
+        let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
+        begin::<A>(state, traversal, call, traced, now_ns, missed);
+        if depth > 0 {
+            traversal.facts |= fact::NESTED;
+        }
+        frame.traced.set(1);
+        if watch(state, frame, traversal, depth, per_cpu).is_none() {
+            frame.doubt(doubt::UNREADABLE);
+        }
+    }
+    cpu.depth.set(depth + 1);
+    Some(())
+}
+
+/// Gives up frames that a traversal that begins shows to be over. The same task cannot be deeper in its stack than a
+/// call it made before: such a frame's exit was lost. One that is very old has ended on another CPU.
+#[inline(never)]
+fn drop_stale(state: &'static State, key: u64, task: u64, now_ns: u64) {
+    let cpu = cpu();
     for _ in 0..DEPTH {
         let depth = cpu.depth.get();
         if depth == 0 {
             break;
         }
-        let top = frame(depth - 1)?;
-        let top_pointer = top.stack_pointer.get();
-        let returned = top.task.get() == task
-            && top_pointer >> STACK_SHIFT == call.stack_pointer >> STACK_SHIFT
-            && call.stack_pointer >= top_pointer;
+        let top = state.frame(depth - 1);
+        let returned = top.task.get() == task && key.wrapping_sub(top.key.get()) < STACK_BYTES;
         if returned || now_ns.wrapping_sub(top.entry_ns.get()) > FORGOTTEN_NS {
             abandon(depth - 1, doubt::NO_EXIT);
         } else {
@@ -192,91 +269,44 @@ fn push(cpu: &Cpu, call: &Call, traced: Option<&Traced>) -> Option<()> {
         }
         count(Counter::Overflowed, u64::from(DEPTH));
     }
-    let depth = cpu.depth.get();
-    let per_cpu = kernel::per_cpu_offset(cpu)?;
-    let mut page = 0;
-    if depth > 0 {
-        let outer = frame(depth - 1)?;
-        if outer.traced.get() != 0 {
-            snapshot::suspend(outer, depth - 1);
-        }
-        outer.inner.set(outer.inner.get().wrapping_add(1));
-        page = outer.page.get() + outer.blocks.get();
-    }
-    let sequence = kernel::recseq(per_cpu)?;
-    if depth > 0 {
-        let outer = frame(depth - 1)?;
-        let segment = sequence.wrapping_sub(outer.segment_sequence.get());
-        outer.advanced.set(outer.advanced.get().wrapping_add(segment));
-    }
-    // Inside the counted part of another one, a traversal does not move the sequence count.
-    let missed = if sequence & 1 == 0 { checkpoint(cpu, sequence, now_ns) } else { (0, 0) };
-    cpu.open.set(cpu.open.get().wrapping_add(1));
-
-    let frame = frame(depth)?;
-    frame.stack_pointer.set(call.stack_pointer);
-    frame.task.set(task);
-    frame.skb.set(call.skb);
-    frame.table.set(call.table);
-    frame.entry_sequence.set(sequence);
-    frame.segment_sequence.set(sequence);
-    frame.advanced.set(0);
-    frame.entry_ns.set(now_ns);
-    frame.generation.set(cpu.generation.get());
-    frame.inner.set(0);
-    frame.doubts.set(0);
-    frame.page.set(page);
-    frame.blocks.set(0);
-    frame.traced.set(0);
-    if let Some(traced) = traced {
-        let record = RECORDS.get_ptr_mut(depth)?;
-        // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
-        let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
-        begin(traversal, call, traced, now_ns, missed);
-        if depth > 0 {
-            traversal.facts |= fact::NESTED;
-        }
-        frame.traced.set(1);
-        if watch(frame, traversal, call, depth, per_cpu).is_none() {
-            frame.doubt(doubt::UNREADABLE);
-        }
-    }
-    cpu.depth.set(depth + 1);
-    Some(())
 }
 
 /// Takes down which version of the table is current, and its counters.
 #[inline(always)]
-fn watch(frame: &Frame, traversal: &mut Traversal, call: &Call, depth: u32, per_cpu: u64) -> Option<()> {
-    let count = replace_count(call.table)?;
+fn watch(
+    state: &'static State,
+    frame: &Frame,
+    traversal: &mut Traversal,
+    depth: u32,
+    per_cpu: u64,
+) -> Option<()> {
+    let table = frame.table.get();
+    let count = replace_count(table)?;
     frame.replace_count.set(count);
-    let private: u64 = read(call.table + offset!(table_private))?;
+    // If another blob is current by the time that the counters are read, or that the function itself looks, this one
+    // is not current any more at the exit, or the replace counter has moved.
+    let private: u64 = read(table + offset!(table_private))?;
     frame.private.set(private);
-    let known = KNOWN_TABLES.get(table_slot(call.table))?;
-    if known.table.get() != call.table || known.private.get() != private || known.replace_count.get() != count
-    {
-        // Nothing is known while it is being asked for.
-        known.table.set(0);
-        let (size, number) = read_pair(private, offset!(info_size), offset!(info_number))?;
-        known.size.set(size);
-        known.number.set(number);
-        known.first_block.set(snapshot::first_block(private, traversal.family, per_cpu)?);
-        known.name.set(read(call.table + offset!(table_name))?);
-        known.private.set(private);
-        known.replace_count.set(count);
-        known.table.set(call.table);
+    let known = state.table(table);
+    if known.table.get() != table || known.private.get() != private || known.replace_count.get() != count {
+        learn(known, table, private, count, traversal.family, per_cpu)?;
     }
     let number = known.number.get();
     frame.number.set(number);
     traversal.number = number;
     traversal.size = known.size.get();
     frame.first_block.set(known.first_block.get());
-    let name = known.name.get();
     // SAFETY: 32 bytes each; the destination is aligned to eight.
-    unsafe { core::ptr::write_volatile((&raw mut traversal.table_name).cast::<[u64; 4]>(), name) };
+    unsafe {
+        core::ptr::write_volatile((&raw mut traversal.table_name).cast::<[u64; 4]>(), known.name.get())
+    };
+    if number <= SMALL {
+        snapshot::take_small(state, frame, depth);
+        return Some(());
+    }
     let blocks = snapshot::blocks(number);
     if frame.page.get().saturating_add(blocks) > config!(snapshot_pages)
-        || (blocks > 1 && snapshot::locate_blocks(private, u32::from(traversal.family), 0) != 0)
+        || (blocks > 1 && snapshot::locate_blocks(private, u32::from(traversal.family), count) != 0)
     {
         frame.doubt(doubt::TOO_LARGE);
         return Some(());
@@ -289,107 +319,159 @@ fn watch(frame: &Frame, traversal: &mut Traversal, call: &Call, depth: u32, per_
     }
     frame.blocks.set(blocks);
     snapshot::take(frame, depth);
-    if read::<u64>(call.table + offset!(table_private)) != Some(private) {
-        frame.doubt(doubt::REPLACED);
-    }
+    Some(())
+}
+
+/// Asks the kernel about a version of a table.
+#[inline(always)]
+fn learn(known: &KnownTable, table: u64, private: u64, count: u32, family: u8, per_cpu: u64) -> Option<()> {
+    // Nothing is known while it is being asked for.
+    known.table.set(0);
+    let (size, number) = read_pair(private, offset!(info_size), offset!(info_number))?;
+    known.size.set(size);
+    known.number.set(number);
+    known.first_block.set(snapshot::first_block(private, family, per_cpu)?);
+    known.name.set(read(table + offset!(table_name))?);
+    known.private.set(private);
+    known.replace_count.set(count);
+    known.table.set(table);
     Some(())
 }
 
 /// Fills the entry half of a record.
 #[inline(always)]
-fn begin(
+fn begin<A: Access>(
+    state: &State,
     traversal: &mut Traversal,
     call: &Call,
-    traced: &Traced,
+    (hook, selected): (u8, Selected),
     now_ns: u64,
     (missed, checkpoint_ns): (u32, u64),
 ) {
-    let selected = &traced.selected;
-    let state = &selected.state;
     let mut facts = if selected.first { fact::FIRST } else { 0 };
     traversal.packet = selected.packet;
     traversal.entry_ns = now_ns;
-    traversal.skb = call.skb;
+    traversal.skb = call.skb_number;
     traversal.table = call.table;
     traversal.missed = missed;
     traversal.checkpoint_ns = checkpoint_ns;
-    traversal.hook = traced.hook;
-    traversal.family = traced.family;
-    traversal.netns = match config!(netns) {
-        0 => read(state.net + offset!(net_inum)).unwrap_or(0),
-        only => only,
-    };
-    traversal.match_count = 0;
-    traversal.number = 0;
-    traversal.size = 0;
-    traversal.ctinfo = 0;
-    traversal.ct_status = 0;
-    traversal.mac_len = 0;
-    traversal.dev_type = 0;
-    traversal.hard_header_len = 0;
-    traversal.uid = 0;
-    traversal.gid = 0;
-    if device(&mut traversal.indev, state.indev) {
-        facts |= fact::IN;
+    traversal.hook = hook;
+    traversal.family = A::field::<u8>(call.state, offset!(state_pf)).unwrap_or(0);
+    for field in [
+        &mut traversal.match_count,
+        &mut traversal.number,
+        &mut traversal.size,
+        &mut traversal.ct_status,
+        &mut traversal.uid,
+        &mut traversal.gid,
+    ] {
+        put(field, 0);
     }
-    if device(&mut traversal.outdev, state.outdev) {
-        facts |= fact::OUT;
-    }
+    put(&mut traversal.ctinfo, 0);
+    put(&mut traversal.mac_len, 0);
+    put(&mut traversal.dev_type, 0);
+    put(&mut traversal.hard_header_len, 0);
+    traversal.netns = config!(netns);
     clear(&mut traversal.entry);
-    if let Some(skb) = Skb::whole(call.skb) {
-        facts |= packet(traversal, selected, &skb);
+    if let Some(hook_state) = A::hook_state(call.state) {
+        if traversal.netns == 0 {
+            traversal.netns = A::field(hook_state.net, offset!(net_inum)).unwrap_or(0);
+        }
+        if device(&mut traversal.indev, hook_state.indev) {
+            facts |= fact::IN;
+        }
+        if device(&mut traversal.outdev, hook_state.outdev) {
+            facts |= fact::OUT;
+        }
+        if let Some(skb) = A::skb(call.skb) {
+            facts |= fill::<A>(state, traversal, &hook_state, &skb);
+        }
     }
     traversal.facts = facts;
 }
 
 /// Fills in what the skb tells; returns the facts learned.
 #[inline(always)]
-fn packet(traversal: &mut Traversal, selected: &Selected, skb: &Skb) -> u32 {
+fn fill<A: Access>(state: &State, traversal: &mut Traversal, hook_state: &HookState, skb: &Skb) -> u32 {
     let mut facts = 0;
-    let nfct = skb.nfct();
-    traversal.ctinfo = (nfct & 7) as u8;
-    if nfct > 7
-        && let Some(status) = read::<u32>((nfct & !7) + offset!(ct_status))
+    traversal.ctinfo = (skb.nfct & 7) as u8;
+    if skb.nfct > 7
+        && let Some(status) = read::<u32>((skb.nfct & !7) + offset!(ct_status))
     {
         traversal.ct_status = status;
         facts |= fact::CONNTRACK;
     }
-    traversal.entry.mark = skb.mark();
-    traversal.entry.len = skb.len();
-    // What follows `entry_bytes` in the record continues it.
-    let limit = (ENTRY_BYTES + MORE_BYTES) as u32;
-    let len = snapshot::bounded(skb.linear(), limit);
-    // SAFETY: a record has room for `limit` bytes from here on.
-    if unsafe { copy((&raw mut traversal.entry_bytes).cast::<u8>(), len, skb.network()) } {
-        traversal.entry.copied = len;
-    }
+    traversal.entry.mark = skb.packet.mark;
+    traversal.entry.len = skb.packet.len;
+    traversal.entry.copied = copy_packet(traversal, &skb.packet);
     // The kernel's logger prints the link layer only where there is an input device.
-    if selected.state.indev != 0 {
-        facts |= link(traversal, skb);
+    if hook_state.indev != 0 {
+        facts |= link::<A>(traversal, skb);
     }
-    let sock = skb.sock();
-    if sock != 0 {
-        // SAFETY: a map value; only the CPU that has the packet uses it.
-        let known = unsafe { &mut *selected.known };
-        if known.sock != sock {
-            known.sock = sock;
-            known.owner = owner(sock, selected.state.net).unwrap_or(NO_OWNER);
-        }
-        if known.owner != NO_OWNER {
-            traversal.uid = known.owner as u32;
-            traversal.gid = (known.owner >> 32) as u32;
+    if skb.sock != 0 {
+        let owner = known_owner::<A>(state, traversal.packet, skb.sock, hook_state.net);
+        if owner != NO_OWNER {
+            traversal.uid = owner as u32;
+            traversal.gid = (owner >> 32) as u32;
             facts |= fact::OWNER;
         }
     }
     facts
 }
 
-/// Empties a state, field by field: the compiler would join them to a call of `memset`, which is slow here.
+/// Copies as much of the packet as its headers can need; returns how much.
+#[inline(always)]
+fn copy_packet(traversal: &mut Traversal, packet: &Packet) -> u32 {
+    let linear = packet.linear();
+    let bytes = (&raw mut traversal.entry_bytes).cast::<u8>();
+    let len = snapshot::bounded(linear, ENTRY_BYTES as u32);
+    // SAFETY: `len` is at most the length of the array.
+    if !unsafe { copy(bytes, len, packet.network()) } {
+        return 0;
+    }
+    if linear <= ENTRY_BYTES as u32 || headers_fit(&traversal.entry_bytes) {
+        return len;
+    }
+    let more = snapshot::bounded(linear - ENTRY_BYTES as u32, MORE_BYTES as u32);
+    // SAFETY: what follows `entry_bytes` in the record continues it, for `MORE_BYTES`.
+    if unsafe { copy(bytes.add(ENTRY_BYTES), more, packet.network() + ENTRY_BYTES as u64) } {
+        ENTRY_BYTES as u32 + more
+    } else {
+        len
+    }
+}
+
+/// Whether the headers that a log line shows certainly end within `bytes`: those of TCP and UDP behind a plain IP
+/// header.
+#[inline(always)]
+fn headers_fit(bytes: &[u8; ENTRY_BYTES]) -> bool {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    let (protocol, transport) = match bytes[0] {
+        0x45 => (bytes[9], 20),
+        first if first >> 4 == 6 => (bytes[6], 40),
+        _ => return false,
+    };
+    match (protocol, transport) {
+        (UDP, _) => true,
+        (TCP, 20) => bytes[32] >> 4 <= (ENTRY_BYTES as u8 - 20) / 4,
+        (TCP, _) => bytes[52] >> 4 <= (ENTRY_BYTES as u8 - 40) / 4,
+        _ => false,
+    }
+}
+
+/// Writes one field: the compiler would join several zeros to a call of `memset`, which is slow here.
+#[inline(always)]
+fn put<T>(field: &mut T, value: T) {
+    // SAFETY: a valid reference.
+    unsafe { core::ptr::write_volatile(field, value) };
+}
+
+/// Empties a state.
 #[inline(always)]
 fn clear(state: &mut SkbState) {
     for field in [&mut state.mark, &mut state.len, &mut state.copied, &mut state.reserved] {
-        // SAFETY: a valid reference.
-        unsafe { core::ptr::write_volatile(field, 0) };
+        put(field, 0);
     }
 }
 
@@ -402,22 +484,21 @@ pub fn device(name: &mut [u8; 16], address: u64) -> bool {
 
 /// Reads the link layer of an incoming packet; returns the facts learned.
 #[inline(always)]
-fn link(traversal: &mut Traversal, skb: &Skb) -> u32 {
-    let dev = skb.dev();
+fn link<A: Access>(traversal: &mut Traversal, skb: &Skb) -> u32 {
     let (dev_type, hard_header_len) = (offset!(dev_type), offset!(dev_hard_header_len));
-    if hard_header_len == dev_type + 2 {
-        let both: u32 = read(dev + dev_type).unwrap_or(0);
+    if !A::TYPED && hard_header_len == dev_type + 2 {
+        let both: u32 = read(skb.dev + dev_type).unwrap_or(0);
         traversal.dev_type = both as u16;
         traversal.hard_header_len = (both >> 16) as u16;
     } else {
-        traversal.dev_type = read(dev + dev_type).unwrap_or(0);
-        traversal.hard_header_len = read(dev + hard_header_len).unwrap_or(0);
+        traversal.dev_type = A::field(skb.dev, dev_type).unwrap_or(0);
+        traversal.hard_header_len = A::field(skb.dev, hard_header_len).unwrap_or(0);
     }
-    if skb.mac_header() == skb.network_header() {
+    if skb.mac_header == skb.packet.network_header {
         return 0;
     }
     let len = snapshot::bounded(u32::from(traversal.hard_header_len), MAC_BYTES as u32);
-    let address = skb.head() + u64::from(skb.mac_header());
+    let address = skb.packet.head + u64::from(skb.mac_header);
     // SAFETY: `len` is at most the length of the array.
     if unsafe { copy((&raw mut traversal.mac).cast::<u8>(), len, address) } {
         traversal.mac_len = len as u8;
@@ -425,68 +506,93 @@ fn link(traversal: &mut Traversal, skb: &Skb) -> u32 {
     fact::MAC
 }
 
+/// Owner of a packet's socket, asked for once for all that the packet meets; [`NO_OWNER`] where it has none.
+#[inline(always)]
+pub fn known_owner<A: Access>(state: &State, packet: u64, sock: u64, net: u64) -> u64 {
+    // Only the packet holds on to the socket: its address may be another one's in another packet.
+    let number = if A::TYPED { distance(sock) } else { sock };
+    if state.sock.get() != number || state.sock_packet.get() != packet {
+        state.owner.set(owner::<A>(sock, net).unwrap_or(NO_OWNER));
+        state.sock.set(number);
+        state.sock_packet.set(packet);
+    }
+    state.owner.get()
+}
+
 /// Owner of a socket, under the conditions of `nf_log_dump_sk_uid_gid` in `net/netfilter/nf_log_syslog.c`: user id in
 /// the low half, group id in the high one.
 #[inline(always)]
-pub fn owner(sock: u64, net: u64) -> Option<u64> {
-    let state: u8 = read(sock + offset!(sock_state))?;
-    if state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV || read::<u64>(sock + offset!(sock_net))? != net {
+fn owner<A: Access>(sock: u64, net: u64) -> Option<u64> {
+    let state: u8 = A::field(sock, offset!(sock_state))?;
+    if state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV || A::field::<u64>(sock, offset!(sock_net))? != net
+    {
         return None;
     }
-    let socket: u64 = read(sock + offset!(sock_socket))?;
+    let socket: u64 = A::field(sock, offset!(sock_socket))?;
     if socket == 0 {
         return None;
     }
-    let file: u64 = read(socket + offset!(socket_file))?;
+    let file: u64 = A::field(socket, offset!(socket_file))?;
     if file == 0 {
         return None;
     }
-    let cred: u64 = read(file + offset!(file_cred))?;
-    let (uid, gid) = read_pair(cred, offset!(cred_fsuid), offset!(cred_fsgid))?;
+    let cred: u64 = A::field(file, offset!(file_cred))?;
+    let (uid, gid): (u32, u32) = if A::TYPED {
+        (A::field(cred, offset!(cred_fsuid))?, A::field(cred, offset!(cred_fsgid))?)
+    } else {
+        read_pair(cred, offset!(cred_fsuid), offset!(cred_fsgid))?
+    };
     Some((u64::from(gid) << 32) | u64::from(uid))
 }
 
 /// A packet leaves a table.
 #[inline(always)]
-pub fn leave(stack_pointer: u64, verdict: u32) -> Option<()> {
-    let cpu = cpu()?;
+pub fn leave<A: Access>(end: &End) {
+    let cpu = cpu();
+    if cpu.open.get() != 0 {
+        cpu.open.add(1_u64.wrapping_neg());
+    }
+    if cpu.depth.get() != 0 {
+        let end = *end;
+        cpu.alone(|| end_frame::<A>(&end));
+    }
+}
+
+/// Apart from the short way, as [`follow`] is.
+#[inline(never)]
+fn end_frame<A: Access>(end: &End) {
+    drop_none(pop::<A>(cpu(), end));
+}
+
+/// Ends the frame of a traversal, if it has one.
+#[inline(always)]
+fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
+    let state = state()?;
     cpu.generation.set(cpu.generation.get().wrapping_add(1));
-    let open = cpu.open.get();
-    if open != 0 {
-        cpu.open.set(open - 1);
-    }
     let top = cpu.depth.get();
-    if top == 0 {
-        return Some(());
-    }
-    let mut depth = DEPTH;
-    for candidate in 0..DEPTH {
-        if candidate < top && frame(candidate)?.stack_pointer.get() == stack_pointer {
-            depth = candidate;
+    let mut depth = top.wrapping_sub(1);
+    if state.frame(depth).key.get() != end.key {
+        depth = DEPTH;
+        for candidate in 0..DEPTH {
+            if candidate < top && state.frame(candidate).key.get() == end.key {
+                depth = candidate;
+            }
+        }
+        if depth >= DEPTH {
+            orphan(cpu, state.frame(top.wrapping_sub(1)));
+            return Some(());
+        }
+        for _ in 0..DEPTH {
+            let above = cpu.depth.get().wrapping_sub(1);
+            if above <= depth || above >= DEPTH {
+                break;
+            }
+            abandon(above, doubt::NO_EXIT);
+            state.frame(depth).doubt(doubt::NO_EXIT);
         }
     }
-    if depth >= DEPTH {
-        // Its frame is on the CPU where it entered, or was never made.
-        count(Counter::OrphanExits, 1);
-        let top = frame(top.wrapping_sub(1))?;
-        if top.task.get() == kernel::task() {
-            top.doubt(doubt::ORPHAN);
-        } else {
-            // Another task runs only while the one on top is outside its counted part, and if this one had moved
-            // counters here, it would have moved the sequence count, too.
-            cpu.generation.set(cpu.generation.get().wrapping_sub(1));
-        }
-        return Some(());
-    }
-    let frame = frame(depth)?;
-    for _ in 0..DEPTH {
-        let above = cpu.depth.get().wrapping_sub(1);
-        if above <= depth || above >= DEPTH {
-            break;
-        }
-        abandon(above, doubt::NO_EXIT);
-        frame.doubt(doubt::NO_EXIT);
-    }
+    let depth = snapshot::mask::<{ DEPTH - 1 }>(u64::from(depth)) as u32;
+    let frame = state.frame(depth);
     let per_cpu = kernel::per_cpu_offset(cpu)?;
     let traced = frame.traced.get() != 0;
     if traced {
@@ -495,11 +601,11 @@ pub fn leave(stack_pointer: u64, verdict: u32) -> Option<()> {
     let sequence = kernel::recseq(per_cpu)?;
     if traced {
         check(cpu, frame, sequence);
-        finish(frame, depth, verdict)?;
+        finish::<A>(state, frame, depth, end)?;
     }
     cpu.depth.set(depth);
     if depth > 0 {
-        let outer = crate::frame::frame(depth - 1)?;
+        let outer = state.frame(depth - 1);
         outer.inner.set(outer.inner.get().wrapping_add(frame.inner.get()));
         outer.segment_sequence.set(sequence);
         if outer.traced.get() != 0 {
@@ -507,6 +613,19 @@ pub fn leave(stack_pointer: u64, verdict: u32) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// An exit without a frame: its frame is on the CPU where it entered, or was never made.
+#[inline(always)]
+fn orphan(cpu: &Cpu, top: &Frame) {
+    count(Counter::OrphanExits, 1);
+    if top.task.get() == kernel::task() {
+        top.doubt(doubt::ORPHAN);
+    } else {
+        // Another task runs only while the one on top is outside its counted part, and if this one had moved
+        // counters here, it would have moved the sequence count, too.
+        cpu.generation.set(cpu.generation.get().wrapping_sub(1));
+    }
 }
 
 /// The checks that prove that the counters tell of this packet alone. Size, number and place of the counters need no
@@ -533,37 +652,49 @@ fn check(cpu: &Cpu, frame: &Frame, sequence: u32) {
 
 /// Fills the exit half of the record and sends it.
 #[inline(always)]
-fn finish(frame: &Frame, depth: u32, verdict: u32) -> Option<()> {
+fn finish<A: Access>(state: &State, frame: &Frame, depth: u32, end: &End) -> Option<()> {
     let record: *mut Record = RECORDS.get_ptr_mut(depth)?;
     // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
     let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
     identify(traversal, frame);
-    traversal.verdict = verdict;
+    traversal.verdict = end.verdict;
     clear(&mut traversal.exit);
-    // A stolen packet may be gone.
-    if verdict & 0xff != NF_STOLEN
-        && let Some(skb) = Skb::packet(frame.skb.get())
-    {
-        traversal.exit.mark = skb.mark();
-        traversal.exit.len = skb.len();
-        traversal.facts |= fact::EXIT;
-        let len = snapshot::bounded(skb.linear(), EXIT_BYTES as u32);
-        // SAFETY: `len` is at most the length of the array.
-        if unsafe { copy((&raw mut traversal.exit_bytes).cast::<u8>(), len, skb.network()) } {
-            traversal.exit.copied = len;
-        }
-    }
     let matches = traversal.match_count;
-    if matches <= FIRST_MATCHES as u32 && traversal.entry.copied <= ENTRY_BYTES as u32 {
+    let long = matches > FIRST_MATCHES as u32 || traversal.entry.copied > ENTRY_BYTES as u32;
+    let skb = if A::TYPED { end.skb } else { frame.skb.get() };
+    // A stolen packet may be gone.
+    if end.verdict & 0xff != NF_STOLEN
+        && let Some(packet) = A::packet(skb)
+    {
+        traversal.exit.mark = packet.mark;
+        traversal.exit.len = packet.len;
+        traversal.facts |= fact::EXIT;
+        // SAFETY: a map value; the lengths are at most those of the arrays.
+        traversal.exit.copied = unsafe {
+            if long {
+                let bytes = (&raw mut (*record).tail.exit_bytes).cast::<u8>();
+                let len = snapshot::bounded(packet.linear(), LONG_EXIT_BYTES as u32);
+                // The first of them are also where those of a short record are.
+                let first = snapshot::bounded(packet.linear(), EXIT_BYTES as u32);
+                copy((&raw mut traversal.exit_bytes).cast::<u8>(), first, packet.network());
+                if copy(bytes, len, packet.network()) { len } else { 0 }
+            } else {
+                let bytes = (&raw mut traversal.exit_bytes).cast::<u8>();
+                let len = snapshot::bounded(packet.linear(), EXIT_BYTES as u32);
+                if copy(bytes, len, packet.network()) { len } else { 0 }
+            }
+        };
+    }
+    if !long {
         traversal.kind = kind::TRAVERSAL;
         // SAFETY: a map value and a reservation, both of the size of a traversal; the matches were written by
         // `snapshot`, those beyond the last one are left from others and not counted.
-        unsafe { send_traversal(record) };
+        unsafe { send_traversal(record, state) };
         return Some(());
     }
     traversal.kind = kind::LONG_TRAVERSAL;
     let matches = snapshot::bounded(matches, MAX_MATCHES as u32);
-    let tail = MORE_BYTES as u64 + u64::from(matches) * size_of::<Match>() as u64;
+    let tail = (MORE_BYTES + LONG_EXIT_BYTES) as u64 + u64::from(matches) * size_of::<Match>() as u64;
     // SAFETY: at most the size of the record.
     unsafe { send(record.cast::<u8>(), size_of::<Traversal>() as u64 + tail) };
     Some(())

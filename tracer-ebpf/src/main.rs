@@ -19,31 +19,70 @@ mod snapshot;
 mod translated;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::macros::{kprobe, kretprobe};
-use aya_ebpf::programs::{ProbeContext, RetProbeContext};
-use legacy::Call;
+use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
+use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
+use frame::distance;
+use kernel::{Probed, Typed};
+use legacy::{Call, End};
 
 /// Entry of `ipt_do_table` and `ip6t_do_table`.
 #[kprobe]
 pub fn ip_enter(ctx: ProbeContext) -> u32 {
-    let call = Call::from_registers(ctx.as_ptr());
-    let _ = legacy::enter(&call);
+    let _ = legacy::enter::<Probed>(&probed(&ctx));
     0
 }
 
 /// Entry of `arpt_do_table`: never traced, but it moves the same sequence count.
 #[kprobe]
 pub fn arp_enter(ctx: ProbeContext) -> u32 {
-    let call = Call::from_registers(ctx.as_ptr());
-    let _ = legacy::enter_unselected(&call);
+    let _ = legacy::enter_unselected::<Probed>(&probed(&ctx));
     0
 }
 
 /// Exit of all three.
 #[kretprobe]
 pub fn leave(ctx: RetProbeContext) -> u32 {
-    let _ = legacy::leave(kernel::return_stack_pointer(ctx.as_ptr()), ctx.ret::<u32>());
+    let key = kernel::return_stack_pointer(ctx.as_ptr());
+    legacy::leave::<Probed>(&End { skb: 0, key, verdict: ctx.ret::<u32>() });
     0
+}
+
+/// As [`ip_enter`], without a kprobe, where the function is `(table, skb, state)`.
+#[fentry]
+pub fn ip_enter_typed(ctx: FEntryContext) -> i32 {
+    let _ = legacy::enter::<Typed>(&typed(&ctx));
+    0
+}
+
+/// As [`arp_enter`].
+#[fentry]
+pub fn arp_enter_typed(ctx: FEntryContext) -> i32 {
+    let _ = legacy::enter_unselected::<Typed>(&typed(&ctx));
+    0
+}
+
+/// As [`leave`]. The context lies on the stack, in the same place for the entry and the exit of one call.
+#[fexit]
+pub fn leave_typed(ctx: FExitContext) -> i32 {
+    let key = distance(ctx.as_ptr() as u64);
+    legacy::leave::<Typed>(&End { skb: ctx.arg(1), key, verdict: ctx.arg::<u64>(3) as u32 });
+    0
+}
+
+#[inline(always)]
+fn probed(ctx: &ProbeContext) -> Call {
+    let (first, second, third) = kernel::first_arguments(ctx.as_ptr());
+    let key = kernel::stack_pointer(ctx.as_ptr());
+    let (table, skb, state) =
+        if config::config!(argument_order) == 0 { (first, second, third) } else { (third, first, second) };
+    Call { skb, skb_number: skb, state, table, key }
+}
+
+#[inline(always)]
+fn typed(ctx: &FEntryContext) -> Call {
+    let skb = ctx.arg(1);
+    let key = distance(ctx.as_ptr() as u64);
+    Call { skb, skb_number: distance(skb), state: ctx.arg(2), table: ctx.arg(0), key }
 }
 
 /// Entry of `xt_replace_table(table, num_counters, newinfo, error)`.
@@ -60,7 +99,7 @@ pub fn table_replaced(ctx: ProbeContext) -> u32 {
 /// Entry of `xt_copy_counters`: an edited table gets its saved counts back, on the CPU where the tool runs.
 #[kprobe]
 pub fn counters_added(_ctx: ProbeContext) -> u32 {
-    let _ = legacy::counters_added();
+    legacy::counters_added();
     0
 }
 
@@ -68,7 +107,8 @@ pub fn counters_added(_ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub fn nft_enter(ctx: ProbeContext) -> u32 {
     let (pkt, chain, _) = kernel::first_arguments(ctx.as_ptr());
-    let _ = nft::enter(pkt, chain, kernel::stack_pointer(ctx.as_ptr()));
+    let key = nft::key(pkt, kernel::stack_pointer(ctx.as_ptr()));
+    let _ = nft::enter::<Probed>(&nft::Start { pkt, chain, key }, |skb| skb);
     0
 }
 
@@ -76,7 +116,7 @@ pub fn nft_enter(ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub fn nft_traced(ctx: ProbeContext) -> u32 {
     if let Some(traced) = nft::Traced::from_arguments(kernel::five_arguments(ctx.as_ptr())) {
-        let _ = nft::traced(traced);
+        let _ = nft::traced::<Probed>(&traced);
     }
     0
 }
@@ -112,6 +152,18 @@ pub fn empty_enter(_ctx: ProbeContext) -> u32 {
 /// The floor of any probe pair, for measurements.
 #[kretprobe]
 pub fn empty_leave(_ctx: RetProbeContext) -> u32 {
+    0
+}
+
+/// The floor of any fentry and fexit pair, for measurements.
+#[fentry]
+pub fn empty_enter_typed(_ctx: FEntryContext) -> i32 {
+    0
+}
+
+/// The floor of any fentry and fexit pair, for measurements.
+#[fexit]
+pub fn empty_leave_typed(_ctx: FExitContext) -> i32 {
     0
 }
 

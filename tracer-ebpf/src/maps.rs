@@ -1,20 +1,18 @@
 //! Every map, once.
 
-use crate::frame::{Cpu, Frame};
+use crate::frame::{DEPTH, State};
 use crate::kernel::SkbWindow;
 use crate::nft::{OpenRun, RUN_SLOTS};
 use crate::snapshot::mask;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
-use core::cell::{Cell, UnsafeCell};
+use core::cell::UnsafeCell;
 use tracer_common::counter::Counter;
 use tracer_common::filter::Key;
 use tracer_common::legacy::{LongTail, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits};
 use tracer_common::translated::Workspace;
 
-/// Traversals that can be open on one CPU at once.
-pub const DEPTH: u32 = 8;
 /// Counter blocks of the largest table that can be followed: 65 536 entries.
 pub const MAX_BLOCKS: u32 = 256;
 /// Slots of remembered decisions.
@@ -31,28 +29,12 @@ pub struct Record {
     pub tail: LongTail,
 }
 
-/// What a CPU knows about a table: it stays true as long as the table is not replaced or registered anew.
-#[repr(C)]
-pub struct KnownTable {
-    pub table: Cell<u64>,
-    pub private: Cell<u64>,
-    /// Address of this CPU's first counter block.
-    pub first_block: Cell<u64>,
-    pub replace_count: Cell<u32>,
-    pub number: Cell<u32>,
-    pub size: Cell<u32>,
-    pub family: Cell<u32>,
-    pub name: Cell<[u64; 4]>,
-}
-
-// SAFETY: as for the values in `frame`.
-unsafe impl Sync for KnownTable {}
-
 /// Where the first entry of each counter block lies in a blob.
 #[repr(C)]
 pub struct BlockOffsets {
+    /// The replace counter of the table: another blob may come to the same address.
+    pub replace_count: u32,
     pub number: u32,
-    pub size: u32,
     pub offset: [u32; MAX_BLOCKS as usize],
 }
 
@@ -63,19 +45,14 @@ pub struct FilterInput {
     pub key: Key,
 }
 
-/// A packet that is being traced, by the address of its skb.
+/// A traced packet that was displaced from its slot; see `select`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct TracedPacket {
     pub packet: u64,
-    pub net: u64,
-    pub outdev: u64,
     pub position: u64,
     /// Which tables and chains have seen it there, see `select`.
     pub met: u64,
-    /// The socket whose owner was asked for last, and the owner: user id below, group id above.
-    pub sock: u64,
-    pub owner: u64,
 }
 
 #[map]
@@ -83,9 +60,7 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 24, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
 #[map]
-pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
-#[map]
-pub static FRAMES: PerCpuArray<Frame> = PerCpuArray::with_max_entries(DEPTH, 0);
+pub static STATE: PerCpuArray<State> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static RECORDS: PerCpuArray<Record> = PerCpuArray::with_max_entries(DEPTH, 0);
 /// Counters as they were at entry, frame after frame; the loader sizes it.
@@ -103,8 +78,6 @@ pub static CHUNK: PerCpuArray<TableChunk> = PerCpuArray::with_max_entries(1, 0);
 /// How often a table was replaced, by [`table_slot`].
 #[map]
 pub static REPLACE_COUNTS: Array<u32> = Array::with_max_entries(TABLE_SLOTS, 0);
-#[map]
-pub static KNOWN_TABLES: PerCpuArray<KnownTable> = PerCpuArray::with_max_entries(TABLE_SLOTS, 0);
 #[map]
 pub static TRACED: LruHashMap<u64, TracedPacket> = LruHashMap::with_max_entries(1 << 14, 0);
 #[map]
@@ -138,27 +111,35 @@ impl<const N: usize> Words<N> {
 
     /// The word at an index, which is taken modulo `MASK` + 1.
     #[inline(always)]
-    pub fn get<const MASK: u32>(&self, index: u64) -> u64 {
+    pub fn at<const MASK: u32>(&self, index: u64) -> *mut u64 {
         // SAFETY: the mask keeps the index in range.
-        unsafe { core::ptr::read_volatile(self.0.get().cast::<u64>().add(mask::<MASK>(index) as usize)) }
+        unsafe { self.0.get().cast::<u64>().add(mask::<MASK>(index) as usize) }
+    }
+
+    /// Reads a word.
+    #[inline(always)]
+    pub fn get<const MASK: u32>(&self, index: u64) -> u64 {
+        // SAFETY: a word of this array.
+        unsafe { core::ptr::read_volatile(self.at::<MASK>(index)) }
     }
 
     /// Writes a word.
     #[inline(always)]
     pub fn set<const MASK: u32>(&self, index: u64, word: u64) {
-        // SAFETY: the mask keeps the index in range.
-        unsafe {
-            core::ptr::write_volatile(self.0.get().cast::<u64>().add(mask::<MASK>(index) as usize), word)
-        }
+        // SAFETY: a word of this array.
+        unsafe { core::ptr::write_volatile(self.at::<MASK>(index), word) }
     }
 }
 
 /// Which tables there are, by [`table_slot`]; see `select`.
 #[unsafe(no_mangle)]
 pub static TABLE_CLASSES: Words<{ TABLE_SLOTS as usize }> = Words::new();
-/// Decisions about packets, by a hash of the skb's address; see `select`.
+/// Decisions about packets, by some bits of the skb's address; see `select`.
 #[unsafe(no_mangle)]
 pub static DECIDED: Words<{ DECISIONS as usize }> = Words::new();
+/// The last traced packet of each slot of [`DECIDED`]; see `select`.
+#[unsafe(no_mangle)]
+pub static PACKETS: Words<{ DECISIONS as usize }> = Words::new();
 
 /// Which tables and chains have seen a packet where it was last, by the same hash; see `select`.
 #[unsafe(no_mangle)]

@@ -7,13 +7,13 @@
 //! is open, nothing else can be there. Probes miss whole runs, because what interrupts a probe ends within it; should
 //! one miss a part all the same, the numbers of the events show it.
 
-use crate::config::{config, field, offset};
+use crate::config::{config, offset};
 use crate::emit::{count, wake};
-use crate::frame::cpu;
-use crate::kernel::{self, Skb, copy, hook_and_family, read};
-use crate::legacy::{device, owner};
+use crate::frame::{State, cpu, cpu_number, distance, state};
+use crate::kernel::{self, Access, HookState, Skb, copy, read};
+use crate::legacy::{Call, NO_OWNER, device, known_owner};
 use crate::maps::{COMMITS, COMMITTING, EVENTS, OPEN_RUNS, Words};
-use crate::select::{NO_OWNER, Selected, Visit, namespace_bits, position, select};
+use crate::select::{ADDRESS_FROM, ADDRESS_SHIFT, Question, Selected, namespace};
 use crate::snapshot::bounded;
 use tracer_common::counter::Counter;
 use tracer_common::nft::{
@@ -29,7 +29,7 @@ pub static NFT: NftConfig = NftConfig::UNRESOLVED;
 /// A field of the configuration.
 macro_rules! nft {
     ($($field:tt)+) => {
-        field(&NFT.$($field)+)
+        $crate::config::field(&$crate::nft::NFT.$($field)+)
     };
 }
 
@@ -39,6 +39,8 @@ macro_rules! nft_offset {
         u64::from(nft!(offsets.$field))
     };
 }
+
+pub(crate) use nft;
 
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
@@ -64,12 +66,9 @@ pub struct OpenRun {
     pub commit_slot: u32,
 }
 
-/// Where base chains stand: priority in the upper sixteen bits, address below. Forgotten whenever rules change.
+/// What is remembered of base chains, see [`known_chain`]. Forgotten whenever rules change.
 #[unsafe(no_mangle)]
 pub static BASE_CHAINS: Words<{ CHAIN_SLOTS as usize }> = Words::new();
-/// Address of the namespace that is traced, once it has been seen.
-#[unsafe(no_mangle)]
-pub static TRACED_NET: Words<1> = Words::new();
 
 /// The slot of a run. Stacks lie far apart, and runs that are open on one stack at different depths.
 #[inline(always)]
@@ -77,40 +76,117 @@ fn open_run(key: u64) -> Option<*mut OpenRun> {
     OPEN_RUNS.get_ptr_mut(((key >> 4) ^ (key >> 14)) as u32 & (RUN_SLOTS - 1))
 }
 
-/// A packet enters a base chain.
+/// The arguments of a run.
+#[derive(Clone, Copy)]
+pub struct Start {
+    /// Pointer to the `nft_pktinfo`; the verifier may know its type.
+    pub pkt: u64,
+    /// Address of the base chain.
+    pub chain: u64,
+    /// What the run is known by: a number that tells the `nft_pktinfo`, or where the function's frame lies when only
+    /// the function's return will be seen.
+    pub key: u64,
+}
+
+/// What [`nft_enter`](crate::nft_enter) and [`nft_leave`](crate::nft_leave) share for a run.
 #[inline(always)]
-pub fn enter(pkt: u64, chain: u64, stack_pointer: u64) -> Option<()> {
-    let key = if nft!(witness) == Witness::Return as u32 { stack_pointer } else { pkt };
-    let open = open_run(key)?;
+pub fn key(pkt: u64, stack: u64) -> u64 {
+    if nft!(witness) == Witness::Return as u32 { stack } else { pkt }
+}
+
+/// A packet enters a base chain. `number_of` makes a number of a pointer to an skb.
+#[inline(always)]
+pub fn enter<A: Access>(start: &Start, number_of: impl FnOnce(u64) -> u64) -> Option<()> {
+    let open = open_run(start.key)?;
     // SAFETY: a map value.
     let open = unsafe { &mut *open };
-    if open.key == key {
+    if open.key == start.key {
         // The end of that one was not seen.
         open.key = 0;
     }
-    let skb: u64 = read(pkt + nft_offset!(pkt_skb))?;
-    let state: u64 = read(pkt + nft_offset!(pkt_state))?;
-    let (hook, family) = hook_and_family(state)?;
+    let (skb, state) = packet_and_state::<A>(start.pkt)?;
+    let (hook, family) = A::hook_and_family(state)?;
     if (family != IPV4 && family != IPV6) || hook > 4 {
         return None;
     }
-    let net: u64 = read(state + offset!(state_net))?;
-    let priority = priority_of(chain, hook)?;
-    let visit = Visit {
-        skb,
-        state,
-        at: chain,
-        position: position(hook, rank(priority)),
-        namespace: namespace_bits(net),
-        is_traced: is_traced(net),
-    };
-    let cpu = cpu()?;
-    let selected = select(cpu, &visit)?;
-    let number = cpu.runs.get() + 1;
-    cpu.runs.set(number);
-    let run = (number << 13) | u64::from(kernel::cpu_number() & 0x1fff);
-    let slot = commit_slot(net);
+    let known = known_chain::<A>(start.chain, state, hook)?;
+    let call = Call { skb, skb_number: number_of(skb), state, table: start.chain, key: start.key };
+    let question = Question::of_chain(&call, hook, family, known);
+    if question.is_untraced() {
+        return Some(());
+    }
+    let mut done = false;
+    cpu().alone(|| {
+        done = true;
+        follow::<A>(&call);
+    });
+    if !done {
+        // Nothing else finds it missing.
+        count(Counter::Missed, 1);
+    }
+    Some(())
+}
 
+/// The skb and the hook state of a packet.
+#[inline(always)]
+fn packet_and_state<A: Access>(pkt: u64) -> Option<(u64, u64)> {
+    let (skb, state) = (nft_offset!(pkt_skb), nft_offset!(pkt_state));
+    if !A::TYPED && state == skb + 8 {
+        let [skb, state]: [u64; 2] = read(pkt + skb)?;
+        Some((skb, state))
+    } else {
+        Some((A::field(pkt, skb)?, A::field(pkt, state)?))
+    }
+}
+
+/// What is remembered of a base chain, in one word: its address, its namespace, whether that is traced, its rank. Asked
+/// of the kernel once for each chain. Returned without the address.
+#[inline(always)]
+fn known_chain<A: Access>(chain: u64, state: u64, hook: u8) -> Option<u64> {
+    let word = BASE_CHAINS.at::<{ CHAIN_SLOTS - 1 }>((chain >> 6) ^ (chain >> 14));
+    // SAFETY: a word of global data; volatile because other CPUs write there.
+    let known = unsafe { word.read_volatile() } ^ (chain << ADDRESS_SHIFT);
+    // The lowest bits of the address are not kept: another chain lies further away than they reach.
+    if known >> ADDRESS_FROM == 0 {
+        return Some(known);
+    }
+    let known = namespace::<A>(state)? | u64::from(rank(priority(chain, hook)?));
+    let address = (chain >> (ADDRESS_FROM - ADDRESS_SHIFT)) << ADDRESS_FROM;
+    // SAFETY: as for the reading.
+    unsafe { word.write_volatile(known ^ address) };
+    Some(known)
+}
+
+/// The priority of a base chain, as [`Run::priority`].
+#[inline(always)]
+fn priority(chain: u64, hook: u8) -> Option<i32> {
+    let base = chain - nft_offset!(base_chain);
+    let chain_type: u64 = read(base + nft_offset!(base_type))?;
+    if read::<u32>(chain_type + nft_offset!(type_type))? == TYPE_NAT {
+        Some(nat_priority(hook))
+    } else {
+        read(base + nft_offset!(base_priority))
+    }
+}
+
+/// The way of a packet that is traced or has to be judged.
+#[inline(never)]
+fn follow<A: Access>(call: &Call) {
+    let _ = begin::<A>(call);
+}
+
+/// Opens the run of a traced packet.
+#[inline(always)]
+fn begin<A: Access>(call: &Call) -> Option<()> {
+    let (hook, family) = A::hook_and_family(call.state)?;
+    let known = known_chain::<A>(call.table, call.state, hook)?;
+    let selected = Question::of_chain(call, hook, family, known).decide::<A>(call)?;
+    let hook_state = A::hook_state(call.state)?;
+    let state = state()?;
+    let number = state.runs.get() + 1;
+    state.runs.set(number);
+    let run = (number << 13) | (cpu_number() & 0x1fff);
+    let slot = commit_slot(if A::TYPED { distance(hook_state.net) } else { hook_state.net });
     let Some(mut entry) = EVENTS.reserve::<Run>(0) else {
         count(Counter::Lost, 1);
         return None;
@@ -118,71 +194,27 @@ pub fn enter(pkt: u64, chain: u64, stack_pointer: u64) -> Option<()> {
     // SAFETY: a reservation of this size; `fill` writes all of it.
     let record = unsafe { &mut *entry.as_mut_ptr() };
     record.kind = kind::RUN;
-    record.cpu = kernel::cpu_number();
     record.run = run;
-    record.skb = skb;
     record.commit_slot = slot;
-    record.priority = priority;
     record.hook = hook;
     record.family = family;
-    record.reserved = 0;
-    fill(record, &selected, chain, net);
+    fill::<A>(state, record, call, selected, &hook_state);
     entry.submit(wake());
-    *open = OpenRun { key, run, index: 0, commit_slot: slot };
+    // SAFETY: a map value.
+    unsafe { *open_run(call.key)? = OpenRun { key: call.key, run, index: 0, commit_slot: slot } };
     Some(())
-}
-
-/// Whether packets of a namespace are traced.
-#[inline(always)]
-fn is_traced(net: u64) -> bool {
-    let wanted = config!(netns);
-    if wanted == 0 || TRACED_NET.get::<0>(0) == net {
-        return true;
-    }
-    // User space keeps the namespace open: its address stays its own.
-    let is = read::<u32>(net + offset!(net_inum)) == Some(wanted);
-    if is {
-        TRACED_NET.set::<0>(0, net);
-    }
-    is
-}
-
-/// The priority of a base chain, as [`Run::priority`].
-#[inline(always)]
-fn priority_of(chain: u64, hook: u8) -> Option<i32> {
-    const ADDRESS: u64 = (1 << 48) - 1;
-    let slot = (chain >> 6) ^ (chain >> 14);
-    let known = BASE_CHAINS.get::<{ CHAIN_SLOTS - 1 }>(slot);
-    if (known ^ chain) & ADDRESS == 0 {
-        return Some((known as i64 >> 48) as i32);
-    }
-    let base = chain - nft_offset!(base_chain);
-    let chain_type: u64 = read(base + nft_offset!(base_type))?;
-    let priority = if read::<u32>(chain_type + nft_offset!(type_type))? == TYPE_NAT {
-        nat_priority(hook)
-    } else {
-        read(base + nft_offset!(base_priority))?
-    };
-    let priority = if priority > i32::from(i16::MAX) {
-        i32::from(i16::MAX)
-    } else if priority < i32::from(i16::MIN) {
-        i32::from(i16::MIN)
-    } else {
-        priority
-    };
-    BASE_CHAINS.set::<{ CHAIN_SLOTS - 1 }>(slot, ((priority as u64) << 48) | (chain & ADDRESS));
-    Some(priority)
 }
 
 /// Fills the rest of a record.
 #[inline(always)]
-fn fill(record: &mut Run, selected: &Selected, chain: u64, net: u64) {
-    let state = &selected.state;
+fn fill<A: Access>(state: &State, record: &mut Run, call: &Call, selected: Selected, hook_state: &HookState) {
     let mut facts = if selected.first { fact::FIRST } else { 0 };
+    record.cpu = cpu_number() as u32;
     record.packet = selected.packet;
     record.entry_ns = kernel::now_ns();
+    record.skb = call.skb_number;
     record.netns = match config!(netns) {
-        0 => read(net + offset!(net_inum)).unwrap_or(0),
+        0 => A::field(hook_state.net, offset!(net_inum)).unwrap_or(0),
         only => only,
     };
     let commits = commits(record.commit_slot);
@@ -190,6 +222,8 @@ fn fill(record: &mut Run, selected: &Selected, chain: u64, net: u64) {
     if commits.begun != commits.done {
         facts |= fact::CHANGING;
     }
+    let chain = call.table;
+    record.priority = priority(chain, record.hook).unwrap_or(i32::MAX);
     let table: u64 = read(chain + nft_offset!(chain_table)).unwrap_or(0);
     let handles = (read(table + nft_offset!(table_handle)), read(chain + nft_offset!(chain_handle)));
     (record.table, record.chain) = if let (Some(table), Some(chain)) = handles {
@@ -201,19 +235,20 @@ fn fill(record: &mut Run, selected: &Selected, chain: u64, net: u64) {
     (record.uid, record.gid, record.ct_status, record.ctinfo) = (0, 0, 0, 0);
     (record.mark, record.len, record.copied, record.mac_len) = (0, 0, 0, 0);
     (record.dev_type, record.hard_header_len) = (0, 0);
+    record.reserved = 0;
     // A ring holds whatever was there before.
     clear(&mut record.indev);
     clear(&mut record.outdev);
     clear(&mut record.mac);
     clear(&mut record.bytes);
-    if device(&mut record.indev, state.indev) {
+    if device(&mut record.indev, hook_state.indev) {
         facts |= fact::IN;
     }
-    if device(&mut record.outdev, state.outdev) {
+    if device(&mut record.outdev, hook_state.outdev) {
         facts |= fact::OUT;
     }
-    if let Some(skb) = Skb::whole(record.skb) {
-        facts |= packet(record, selected, &skb);
+    if let Some(skb) = A::skb(call.skb) {
+        facts |= packet::<A>(state, record, &skb, hook_state);
     } else {
         facts |= fact::UNREADABLE;
     }
@@ -234,48 +269,40 @@ fn clear<const N: usize>(bytes: &mut [u8; N]) {
 
 /// Fills in what the skb tells; returns the facts learned.
 #[inline(always)]
-fn packet(record: &mut Run, selected: &Selected, skb: &Skb) -> u32 {
+fn packet<A: Access>(state: &State, record: &mut Run, skb: &Skb, hook_state: &HookState) -> u32 {
     let mut facts = 0;
-    let nfct = skb.nfct();
-    record.ctinfo = (nfct & 7) as u8;
-    if nfct > 7
-        && let Some(status) = read::<u32>((nfct & !7) + offset!(ct_status))
+    record.ctinfo = (skb.nfct & 7) as u8;
+    if skb.nfct > 7
+        && let Some(status) = read::<u32>((skb.nfct & !7) + offset!(ct_status))
     {
         record.ct_status = status;
         facts |= fact::CONNTRACK;
     }
-    record.mark = skb.mark();
-    record.len = skb.len();
-    let len = bounded(skb.linear(), PACKET_BYTES as u32);
+    record.mark = skb.packet.mark;
+    record.len = skb.packet.len;
+    let len = bounded(skb.packet.linear(), PACKET_BYTES as u32);
     // SAFETY: `len` is at most the length of the array.
-    if unsafe { copy((&raw mut record.bytes).cast::<u8>(), len, skb.network()) } {
+    if unsafe { copy((&raw mut record.bytes).cast::<u8>(), len, skb.packet.network()) } {
         record.copied = len;
     }
-    if selected.state.indev != 0 {
-        let dev = skb.dev();
-        record.dev_type = read(dev + offset!(dev_type)).unwrap_or(0);
-        record.hard_header_len = read(dev + offset!(dev_hard_header_len)).unwrap_or(0);
-        if skb.mac_header() != skb.network_header() {
+    if hook_state.indev != 0 {
+        record.dev_type = A::field(skb.dev, offset!(dev_type)).unwrap_or(0);
+        record.hard_header_len = A::field(skb.dev, offset!(dev_hard_header_len)).unwrap_or(0);
+        if skb.mac_header != skb.packet.network_header {
             facts |= fact::MAC;
             let len = bounded(u32::from(record.hard_header_len), MAC_BYTES as u32);
-            let address = skb.head() + u64::from(skb.mac_header());
+            let address = skb.packet.head + u64::from(skb.mac_header);
             // SAFETY: `len` is at most the length of the array.
             if unsafe { copy((&raw mut record.mac).cast::<u8>(), len, address) } {
                 record.mac_len = len as u8;
             }
         }
     }
-    let sock = skb.sock();
-    if sock != 0 {
-        // SAFETY: a map value; only the CPU that has the packet uses it.
-        let known = unsafe { &mut *selected.known };
-        if known.sock != sock {
-            known.sock = sock;
-            known.owner = owner(sock, selected.state.net).unwrap_or(NO_OWNER);
-        }
-        if known.owner != NO_OWNER {
-            record.uid = known.owner as u32;
-            record.gid = (known.owner >> 32) as u32;
+    if skb.sock != 0 {
+        let owner = known_owner::<A>(state, record.packet, skb.sock, hook_state.net);
+        if owner != NO_OWNER {
+            record.uid = owner as u32;
+            record.gid = (owner >> 32) as u32;
             facts |= fact::OWNER;
         }
     }
@@ -283,60 +310,59 @@ fn packet(record: &mut Run, selected: &Selected, skb: &Skb) -> u32 {
 }
 
 /// What `__nft_trace_packet` was called with.
+#[derive(Clone, Copy)]
 pub struct Traced {
+    /// Pointers, as the function has them.
+    pub info: u64,
     pub pkt: u64,
     pub verdict: u64,
     pub rule: u64,
+    /// As in [`Start`].
+    pub key: u64,
     pub what: u32,
 }
 
 impl Traced {
-    /// From its arguments, whichever they are on this kernel.
+    /// From the registers, whichever hold what on this kernel.
     #[inline(always)]
     pub fn from_arguments([first, second, third, _, fifth]: [u64; 5]) -> Option<Self> {
         if nft!(witness) == Witness::TraceArguments as u32 {
-            return Some(Self { pkt: first, verdict: second, rule: third, what: fifth as u32 });
+            let (pkt, verdict, rule) = (first, second, third);
+            return Some(Self { info: 0, pkt, verdict, rule, key: pkt, what: fifth as u32 });
         }
         let pkt = read(first + nft_offset!(info_pkt))?;
-        Some(Self { pkt, verdict: 0, rule: first, what: third as u32 })
-    }
-
-    /// Reads what a traced packet needs and where only the `nft_traceinfo` has it.
-    #[inline(always)]
-    fn complete(&mut self) -> Option<()> {
-        if nft!(witness) == Witness::TraceInfo as u32 {
-            let info = self.rule;
-            self.verdict = read(info + nft_offset!(info_verdict))?;
-            self.rule = read(info + nft_offset!(info_rule))?;
-        }
-        Some(())
+        Some(Self { info: first, pkt, verdict: 0, rule: 0, key: pkt, what: third as u32 })
     }
 }
 
 /// The kernel tells of a verdict.
 #[inline(always)]
-pub fn traced(mut traced: Traced) -> Option<()> {
+pub fn traced<A: Access>(traced: &Traced) -> Option<()> {
     // SAFETY: a map value.
-    let open = unsafe { &mut *open_run(traced.pkt)? };
-    if open.key != traced.pkt {
+    let open = unsafe { &mut *open_run(traced.key)? };
+    if open.key != traced.key {
         return None;
     }
     let index = open.index;
     open.index = index.wrapping_add(1);
     // What cannot be read is missing from the run, and its number tells.
-    traced.complete()?;
+    let (verdict, rule) = if nft!(witness) == Witness::TraceInfo as u32 {
+        (A::field(traced.info, nft_offset!(info_verdict))?, A::field(traced.info, nft_offset!(info_rule))?)
+    } else {
+        (traced.verdict, traced.rule)
+    };
     let policy = traced.what == what::POLICY;
-    let code: i32 = if policy { code::CONTINUE } else { read(traced.verdict + nft_offset!(verdict_code))? };
+    let code: i32 = if policy { code::CONTINUE } else { A::field(verdict, nft_offset!(verdict_code))? };
     let target = if code == code::JUMP || code == code::GOTO {
-        let chain: u64 = read(traced.verdict + nft_offset!(verdict_chain))?;
-        read(chain + nft_offset!(chain_handle))?
+        let chain: u64 = A::field(verdict, nft_offset!(verdict_chain))?;
+        A::field(chain, nft_offset!(chain_handle))?
     } else {
         0
     };
     // At the end of a chain the rule is whatever was there last.
     let decided = traced.what == what::RULE || (traced.what == what::RETURN && code == code::RETURN);
     let rule = if decided {
-        let word: u64 = read(traced.rule + u64::from(nft!(rule_word)))?;
+        let word: u64 = A::field(rule, u64::from(nft!(rule_word)))?;
         (word >> (nft!(rule_shift) & 63)) & ((1 << HANDLE_BITS) - 1)
     } else {
         0
@@ -346,8 +372,8 @@ pub fn traced(mut traced: Traced) -> Option<()> {
     let mark = if low == NF_STOLEN {
         0
     } else {
-        let skb: u64 = read(traced.pkt + nft_offset!(pkt_skb))?;
-        read(skb + offset!(skb_mark))?
+        let skb: u64 = A::field(traced.pkt, nft_offset!(pkt_skb))?;
+        A::field(skb, offset!(skb_mark))?
     };
     if policy || (decided && low <= NF_QUEUE) {
         open.key = 0;
@@ -366,12 +392,12 @@ pub fn traced(mut traced: Traced) -> Option<()> {
     Some(())
 }
 
-/// A packet leaves a base chain, where nothing else tells.
+/// A packet leaves a base chain, where nothing else tells. `key` is where the function's frame lies.
 #[inline(always)]
-pub fn leave(stack_pointer: u64, code: u32) -> Option<()> {
+pub fn leave(key: u64, code: u32) -> Option<()> {
     // SAFETY: a map value.
-    let open = unsafe { &mut *open_run(stack_pointer)? };
-    if open.key != stack_pointer {
+    let open = unsafe { &mut *open_run(key)? };
+    if open.key != key {
         return None;
     }
     open.key = 0;

@@ -6,6 +6,7 @@
 
 use crate::config::offset;
 use crate::emit::send;
+use crate::frame::cpu;
 use crate::kernel::{copy, now_ns, read, read_pair};
 use crate::maps::{CHUNK, REPLACE_COUNTS, TABLE_CLASSES};
 use crate::snapshot::{bounded, locate_blocks, opaque};
@@ -30,7 +31,10 @@ pub fn replaced(table: u64, info: u64) -> Option<()> {
     let (size, number) = read_pair(info, offset!(info_size), offset!(info_number))?;
     let family: u8 = read(table + offset!(table_af))?;
     if number > RULES_PER_BLOCK {
-        locate_blocks(info, u32::from(family), 1);
+        // Otherwise the first traversal that is traced does it.
+        cpu().alone(|| {
+            locate_blocks(info, u32::from(family), count);
+        });
     }
 
     let chunks = size.div_ceil(CHUNK_BYTES as u32);

@@ -3,21 +3,23 @@
 //! A packet is judged once, at its first traversal in a namespace, and stays traced or not for its later hooks, also
 //! when NAT has changed it. Its skb's address tells it again, as long as it goes forward, through hooks and what stands
 //! at them: addresses are reused within microseconds, so a packet that begins anew (PREROUTING, OUTPUT) or goes backward
-//! is another packet. Where several stand at the same place, each of them sees a packet once.
+//! is another packet. Where base chains of nftables stand at the same place, with one another or with a table, each of
+//! them sees a packet once.
 //!
 //! The judgement sits in one 64-bit word in an array indexed by a hash of the address, so that asking again costs one
-//! look-up and no lock. What is lost there by a collision is found again in the map of traced packets.
+//! load and no lock. A traced packet that another one displaces there is kept in a map.
 
 use crate::config::{config, offset};
 use crate::emit::count;
-use crate::frame::Cpu;
-use crate::kernel::{HookState, Skb, copy, cpu_number, hook_state, read};
+use crate::kernel::{Access, copy, read};
 use crate::legacy::Call;
-use crate::maps::{DECIDED, DECISIONS, FILTER, MET, TABLE_CLASSES, TRACED, TracedPacket};
+use crate::maps::{DECIDED, DECISIONS, FILTER, MET, PACKETS, TABLE_CLASSES, TRACED, TracedPacket};
+use crate::nft::nft;
+use crate::snapshot::mask;
 use crate::translated;
 use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
-use tracer_common::legacy::{TABLE_SLOTS, rank, table_class, table_slot};
+use tracer_common::legacy::{NAT_CLASS, TABLE_SLOTS, rank, table_class};
 
 const PREROUTING: u64 = 0;
 const INPUT: u64 = 1;
@@ -25,287 +27,370 @@ const OUTPUT: u64 = 3;
 const POSTROUTING: u64 = 4;
 /// Interface number of every namespace's loopback device.
 const LOOPBACK: u32 = 1;
-/// [`TracedPacket::owner`] of a packet whose socket has none.
-pub const NO_OWNER: u64 = u64::MAX;
+
+/// Bits of the words below that are an address: no skb or table lies within 64 bytes of another, and the upper 16
+/// bits are the same for all.
+pub const ADDRESS_SHIFT: u32 = 16;
+pub const ADDRESS_FROM: u32 = 22;
+/// Bits for a namespace's number and the family.
+const PLACE: u64 = ((1 << ADDRESS_FROM) - 1) & !((1 << PLACE_FROM) - 1);
+const PLACE_FROM: u32 = 7;
+const NAMESPACE_FROM: u32 = 8;
+/// Set for packets that are traced, and for tables whose namespace is.
+const IS_TRACED: u64 = 1 << 6;
+/// Position of a packet, class of a table.
+const POSITION: u64 = 63;
+const CLASS: u64 = 7;
 
 /// A packet that is to be traced.
 pub struct Selected {
     pub packet: u64,
     /// Nothing earlier of this packet was traced.
     pub first: bool,
-    pub state: HookState,
-    /// What is kept of it between its traversals.
-    pub known: *mut TracedPacket,
 }
 
-/// A packet that comes to a table or to a base chain.
-pub struct Visit {
-    pub skb: u64,
-    /// Address of the `nf_hook_state`.
-    pub state: u64,
-    /// Address of the table or chain.
-    pub at: u64,
-    /// Where that stands, see [`position`].
-    pub position: u64,
-    /// Eight bits of the namespace's address.
-    pub namespace: u64,
-    /// Whether the namespace is traced.
-    pub is_traced: bool,
-}
-
-/// Hook and rank in it as one number: the hook from bit 3 on.
-#[inline(always)]
-pub fn position(hook: u8, rank: u8) -> u64 {
-    u64::from(((hook & 7) << 3) | rank)
-}
-
-/// The hook of a position.
-#[inline(always)]
-fn hook_of(position: u64) -> u64 {
-    position >> 3
-}
-
-/// Which tables and chains have seen a packet at its place: fifteen bits of the address of each, the last one lowest.
+/// Which tables and chains have seen a packet at its position: a tag of each, the last one lowest. Kept only where
+/// nftables is traced: without it one table stands at each position.
 #[derive(Clone, Copy)]
 struct Met(u64);
 
 impl Met {
-    /// Never 0, which stands for none.
+    /// No more than one legacy table has a position.
+    const LEGACY: u64 = 1;
+
+    /// The tag of a base chain: bits of its address. Never 0, which stands for none.
     #[inline(always)]
-    fn tag(at: u64) -> u64 {
-        ((at >> 4) ^ (at >> 19)) & 0x7fff | 0x8000
+    fn chain(address: u64) -> u64 {
+        ((address >> 4) ^ (address >> 19)) & 0x7fff | 0x8000
     }
+
     #[inline(always)]
-    fn has(self, at: u64) -> bool {
-        let tag = Self::tag(at);
+    fn has(self, tag: u64) -> bool {
         let is = |shift: u32| (self.0 >> shift) & 0xffff == tag;
         is(0) || is(16) || is(32) || is(48)
     }
-    /// After a visit at `now` of a packet last seen at `before`.
-    #[inline(always)]
-    fn after(self, before: u64, now: u64, at: u64) -> Self {
-        Self(if before == now { self.0 << 16 | Self::tag(at) } else { Self::tag(at) })
-    }
 }
 
-/// Whether a packet seen at `before`, where `met` saw it, can be at `now` next, in one namespace.
-#[inline(always)]
-fn follows(before: u64, met: Met, now: u64, at: u64) -> bool {
+/// Whether a packet seen at `before` can be at `now` next, in one namespace. Positions are those of [`Question`].
+const fn follows(before: u64, now: u64) -> bool {
     // For each hook the set of hooks that come after it: PREROUTING → INPUT, FORWARD, and POSTROUTING where no table
     // stands at FORWARD; FORWARD and OUTPUT → POSTROUTING.
     const NEXT: u64 = 0b10110 | (0b10000 << 10) | (0b10000 << 15);
-    let (from, to) = (hook_of(before), hook_of(now));
-    if from == to {
-        now > before || (now == before && !met.has(at))
-    } else {
-        (NEXT >> (from * 5 + to)) & 1 == 1
-    }
+    let (from, to) = (before >> 3, now >> 3);
+    if from == to { now > before } else { from < 5 && to < 5 && (NEXT >> (from * 5 + to)) & 1 == 1 }
 }
 
-/// The judgement about one packet: address, namespace, where it was last, traced or not.
-#[derive(Clone, Copy)]
-struct Decision(u64);
-
-impl Decision {
-    #[inline(always)]
-    fn new(identity: u64, position: u64, traced: bool) -> Self {
-        Self(identity | (position << 5) | u64::from(traced))
-    }
-    #[inline(always)]
-    fn is_about(self, identity: u64) -> bool {
-        self.0 & !IDENTITY_BELOW == identity
-    }
-    #[inline(always)]
-    fn position(self) -> u64 {
-        (self.0 >> 5) & 63
-    }
-    #[inline(always)]
-    fn traced(self) -> bool {
-        self.0 & 1 == 1
-    }
-}
-
-/// Bits of a decision that do not say which packet it is about.
-const IDENTITY_BELOW: u64 = (1 << 14) - 1;
-
-/// Which packet: 42 bits tell all skbs apart, as no two lie closer than 64 bytes; eight bits the namespace.
-#[inline(always)]
-fn identity(skb: u64, namespace: u64) -> u64 {
-    ((skb >> 6) << 22) | (namespace << 14)
-}
-
-/// Eight bits that tell most namespaces apart.
-#[inline(always)]
-pub fn namespace_bits(net: u64) -> u64 {
-    (net >> 6) & 0xff
-}
-
-/// What is remembered of a table, in one word: its class in the lowest three bits, its address up to bit 47, whether
-/// its namespace is traced in bit 48, and eight bits of the namespace's address above.
-#[derive(Clone, Copy)]
-struct Table(u64);
-
-impl Table {
-    const ADDRESS: u64 = (1 << 48) - 8;
-
-    /// Asked of the kernel once for each table: the word is cleared when a table is registered or replaced.
-    #[inline(always)]
-    fn of(call: &Call) -> Option<Self> {
-        let slot = u64::from(table_slot(call.table));
-        let known = TABLE_CLASSES.get::<{ TABLE_SLOTS - 1 }>(slot);
-        if (known ^ call.table) & Self::ADDRESS == 0 {
-            return Some(Self(known));
+/// [`follows`] for each pair of positions: the earlier one is the row.
+#[unsafe(no_mangle)]
+pub static FOLLOWS: [[u8; 64]; 64] = {
+    let mut pairs = [[0; 64]; 64];
+    let mut before = 0;
+    while before < 64 {
+        let mut now = 0;
+        while now < 64 {
+            pairs[before][now] = follows(before as u64, now as u64) as u8;
+            now += 1;
         }
-        let class = table_class(read(call.table + offset!(table_name))?);
-        let net: u64 = read(call.state + offset!(state_net))?;
-        let wanted = config!(netns);
-        let traced = wanted == 0 || read::<u32>(net + offset!(net_inum)) == Some(wanted);
-        let word = (namespace_bits(net) << 49)
-            | (u64::from(traced) << 48)
-            | (call.table & Self::ADDRESS)
-            | u64::from(class);
-        TABLE_CLASSES.set::<{ TABLE_SLOTS - 1 }>(slot, word);
-        Some(Self(word))
+        before += 1;
     }
-    #[inline(always)]
-    fn class(self) -> u8 {
-        (self.0 & 7) as u8
-    }
-    #[inline(always)]
-    fn namespace(self) -> u64 {
-        (self.0 >> 49) & 0xff
-    }
-    #[inline(always)]
-    fn is_traced(self) -> bool {
-        (self.0 >> 48) & 1 == 1
-    }
+    pairs
+};
+
+/// A traversal, and what was decided about its packet.
+#[derive(Clone, Copy)]
+pub struct Question {
+    /// Where the decision about this packet is kept, and the word there, which may be about another one.
+    word: *mut u64,
+    decided: u64,
+    /// Where its number is kept.
+    slot: u64,
+    /// Address and place of this packet, where a decision has them.
+    identity: u64,
+    /// Hook and rank of the table in it: the hook from bit 3 on.
+    now: u64,
+    /// What is remembered of the table: its place, and whether that is traced.
+    table: u64,
+    /// What sees the packet, as a tag of [`Met`].
+    tag: u64,
 }
 
-/// Whether this traversal of a legacy table is to be traced, and as which packet's.
-#[inline(always)]
-pub fn select_table(cpu: &Cpu, call: &Call, hook: u8) -> Option<Selected> {
-    let table = Table::of(call)?;
-    select(
-        cpu,
-        &Visit {
-            skb: call.skb,
-            state: call.state,
-            at: call.table,
-            position: position(hook, rank(hook, table.class())),
-            namespace: table.namespace(),
-            is_traced: table.is_traced(),
-        },
-    )
-}
-
-/// Whether this visit is to be traced, and as which packet's.
-#[inline(always)]
-pub fn select(cpu: &Cpu, visit: &Visit) -> Option<Selected> {
-    let &Visit { skb, at, position: now, .. } = visit;
-    let slot = (skb >> 8) ^ (skb >> 20);
-    let identity = identity(skb, visit.namespace);
-    let decided = Decision(DECIDED.get::<{ DECISIONS - 1 }>(slot));
-    let met = Met(MET.get::<{ DECISIONS - 1 }>(slot));
-    let remember = |traced, met: Met| {
-        DECIDED.set::<{ DECISIONS - 1 }>(slot, Decision::new(identity, now, traced).0);
-        MET.set::<{ DECISIONS - 1 }>(slot, met.0);
-    };
-    let alone = Met(Met::tag(at));
-
-    let same = decided.is_about(identity);
-    if same
-        && !decided.traced()
-        && (follows(decided.position(), met, now, at) || is_looped(decided.position(), now, visit))
-    {
-        remember(false, met.after(decided.position(), now, at));
-        return None;
+impl Question {
+    /// Asks about a traversal of a legacy table.
+    #[inline(always)]
+    pub fn of<A: Access>(call: &Call) -> Option<Self> {
+        let hook = u64::from(A::hook(call.state)?);
+        let table = table::<A>(call)?;
+        let class = table & CLASS;
+        let rank = if class == u64::from(NAT_CLASS) { u64::from(rank(hook as u8, NAT_CLASS)) } else { class };
+        Some(Self::new(call.skb_number, (hook << 3) | rank, table, Met::LEGACY))
     }
-    if !visit.is_traced {
-        remember(false, alone);
-        return None;
+
+    /// Asks about a run through a base chain, whose address `call` has for the table's. `chain` is what is remembered
+    /// of the chain: its [`namespace`] and its rank.
+    #[inline(always)]
+    pub fn of_chain(call: &Call, hook: u8, family: u8, chain: u64) -> Self {
+        let now = (u64::from(hook & 7) << 3) | (chain & CLASS);
+        Self::new(call.skb_number, now, chain | family_bit(family), Met::chain(call.table))
     }
-    // A traced packet goes on; also one whose slot was taken by another, and one that comes back through loopback.
-    let hook = hook_of(now);
-    let begins = hook == OUTPUT || hook == PREROUTING;
-    // A decision about another packet does not tell whether this one, past its first hook, was seen before.
-    if (same && decided.traced()) || !(same || begins) {
-        if let Some(known) = TRACED.get_ptr_mut(skb) {
-            let state = hook_state(visit.state)?;
-            // SAFETY: a map value; only the CPU that has the packet writes to it.
-            let packet = unsafe { &mut *known };
-            let looped = loops(packet.position, now) && packet.outdev != 0 && packet.outdev == state.indev;
-            let met = Met(packet.met);
-            if packet.net == state.net && (looped || follows(packet.position, met, now, at)) {
-                let met = met.after(packet.position, now, at);
-                packet.met = met.0;
-                packet.position = now;
-                packet.outdev = state.outdev;
-                remember(true, met);
-                return Some(Selected { packet: packet.packet, first: false, state, known });
+
+    #[inline(always)]
+    fn new(skb_number: u64, now: u64, table: u64, tag: u64) -> Self {
+        let slot = skb_number >> 8;
+        let word = DECIDED.at::<{ DECISIONS - 1 }>(slot);
+        Self {
+            word,
+            // SAFETY: a word of global data; volatile because other CPUs write there.
+            decided: unsafe { word.read_volatile() },
+            slot,
+            identity: (skb_number << ADDRESS_SHIFT) ^ (table & PLACE),
+            now,
+            table,
+            tag,
+        }
+    }
+
+    /// The hook of the traversal.
+    #[inline(always)]
+    pub fn hook(&self) -> u8 {
+        (self.now >> 3) as u8
+    }
+
+    /// Whether the decision is about this packet.
+    #[inline(always)]
+    fn same(&self) -> bool {
+        (self.decided ^ self.identity) >> PLACE_FROM == 0
+    }
+
+    #[inline(always)]
+    fn goes_on_from(&self, before: u64) -> bool {
+        let pairs = (&raw const FOLLOWS).cast::<u8>();
+        let index = mask::<4095>((before << 6) | self.now) as usize;
+        // SAFETY: the index is masked; volatile because the table is worth its loads.
+        unsafe { pairs.add(index).read_volatile() != 0 }
+    }
+
+    /// Whether the packet can come here after `before`, where `met` saw it.
+    #[inline(always)]
+    fn goes_on_past(&self, before: u64, met: impl FnOnce() -> Met) -> bool {
+        self.goes_on_from(before)
+            || (nft!(witness) != 0 && before & POSITION == self.now && !met().has(self.tag))
+    }
+
+    /// What saw the packet of this slot where it was last.
+    #[inline(always)]
+    fn met(&self) -> Met {
+        Met(MET.get::<{ DECISIONS - 1 }>(self.slot))
+    }
+
+    /// Remembers what saw the packet here: a packet that goes on from `before`, where `met` saw it, or begins.
+    #[inline(always)]
+    fn remember_met(&self, before: Option<u64>, met: impl FnOnce() -> Met) {
+        if nft!(witness) == 0 {
+            return;
+        }
+        let earlier = match before {
+            Some(before) if before & POSITION == self.now => met().0 << 16,
+            _ => 0,
+        };
+        MET.set::<{ DECISIONS - 1 }>(self.slot, earlier | self.tag);
+    }
+
+    #[inline(always)]
+    fn remember(&self, traced: bool) {
+        let traced = if traced { IS_TRACED } else { 0 };
+        // SAFETY: as for the reading.
+        unsafe { self.word.write_volatile(self.identity | traced | self.now) };
+    }
+
+    /// Whether it is known already that the packet is not traced: the way of most packets, as short as can be.
+    #[inline(always)]
+    pub fn is_untraced(&self) -> bool {
+        let position = self.decided ^ self.identity;
+        let untraced = position <= POSITION && self.goes_on_past(position, || self.met());
+        if untraced {
+            self.remember(false);
+            self.remember_met(Some(position), || self.met());
+        }
+        untraced
+    }
+
+    /// Whether this can be the other side of a loopback device; hooks without tables are not seen.
+    #[inline(always)]
+    fn is_looped<A: Access>(&self, before: u64, call: &Call) -> bool {
+        let (from, to) = ((before & POSITION) >> 3, self.now >> 3);
+        if !((from == POSTROUTING || from == OUTPUT) && (to == PREROUTING || to == INPUT)) {
+            return false;
+        }
+        let device = A::field::<u64>(call.state, offset!(state_in));
+        device.and_then(|device| A::field::<u32>(device, offset!(dev_ifindex))) == Some(LOOPBACK)
+    }
+
+    /// Decides whether this traversal is to be traced, and as which packet's.
+    #[inline(always)]
+    pub fn decide<A: Access>(&self, call: &Call) -> Option<Selected> {
+        let same = self.same();
+        let traced = self.decided & IS_TRACED != 0;
+        let met = self.met();
+        let goes_on =
+            same && (self.goes_on_past(self.decided, || met) || self.is_looped::<A>(self.decided, call));
+        let before = if goes_on { Some(self.decided) } else { None };
+        if self.table & IS_TRACED == 0 || (goes_on && !traced) {
+            self.displace(same, met);
+            self.remember(false);
+            self.remember_met(before, || met);
+            return None;
+        }
+        let number = PACKETS.get::<{ DECISIONS - 1 }>(self.slot);
+        if goes_on && number & SKB == self.identity >> ADDRESS_FROM {
+            self.remember(true);
+            self.remember_met(before, || met);
+            return Some(Selected { packet: number & !KEPT, first: false });
+        }
+        // A decision about another packet does not tell whether this one, past its first hook, was seen before.
+        let hook = self.now >> 3;
+        if number & KEPT != 0 && !same && hook != OUTPUT && hook != PREROUTING {
+            if let Some(kept) = self.kept() {
+                self.displace(same, met);
+                PACKETS.set::<{ DECISIONS - 1 }>(self.slot, kept.packet | KEPT);
+                self.remember(true);
+                self.remember_met(Some(kept.position), || Met(kept.met));
+                return Some(Selected { packet: kept.packet, first: false });
             }
         }
+        self.displace(same, met);
+        let matched = matches::<A>(call.skb);
+        self.remember(matched);
+        self.remember_met(before, || met);
+        if !matched {
+            if goes_on {
+                // Two CPUs have written to the slot at once, and which packet this is has been lost.
+                count(Counter::Lost, 1);
+            }
+            return None;
+        }
+        let number = PACKETS.get::<{ DECISIONS - 1 }>(self.slot);
+        if number & KEPT != 0 {
+            let _ = TRACED.remove(&self.key());
+        }
+        let next = (number & !SKB).wrapping_add(SKB + 1) & !(SKB | KEPT);
+        let packet = next | (self.identity >> ADDRESS_FROM);
+        PACKETS.set::<{ DECISIONS - 1 }>(self.slot, packet | (number & KEPT));
+        Some(Selected { packet, first: true })
     }
 
-    let traced = matches(skb);
-    remember(traced, alone);
-    if !traced {
-        return None;
+    #[inline(always)]
+    fn key(&self) -> u64 {
+        self.identity & !((1 << PLACE_FROM) - 1)
     }
-    let state = hook_state(visit.state)?;
-    let number = cpu.packets.get() + 1;
-    cpu.packets.set(number);
-    let packet = (number << 13) | u64::from(cpu_number() & 0x1fff);
-    let entry = TracedPacket {
-        packet,
-        net: state.net,
-        outdev: state.outdev,
-        position: now,
-        met: alone.0,
-        sock: 0,
-        owner: NO_OWNER,
-    };
-    let _ = TRACED.insert(skb, entry, 0);
-    // The map refuses when its locks are contended; then the packet is not followed, and that is told.
-    let Some(known) = TRACED.get_ptr_mut(skb) else {
-        count(Counter::Lost, 1);
-        return None;
-    };
-    Some(Selected { packet, first: true, state, known })
+
+    /// This packet, if it was displaced.
+    #[inline(always)]
+    fn kept(&self) -> Option<TracedPacket> {
+        let key = self.key();
+        let kept = TRACED.get_ptr(key)?;
+        // SAFETY: a map value.
+        let kept = unsafe { core::ptr::read_volatile(kept) };
+        if !self.goes_on_past(kept.position, || Met(kept.met)) {
+            return None;
+        }
+        let _ = TRACED.remove(&key);
+        Some(kept)
+    }
+
+    /// Keeps the packet whose decision is about to be overwritten, if it is traced and another.
+    #[inline(always)]
+    fn displace(&self, same: bool, met: Met) {
+        if same || self.decided & IS_TRACED == 0 {
+            return;
+        }
+        let number = PACKETS.get::<{ DECISIONS - 1 }>(self.slot);
+        if number & SKB != self.decided >> ADDRESS_FROM {
+            return;
+        }
+        let key = self.decided & !((1 << PLACE_FROM) - 1);
+        let packet = TracedPacket { packet: number & !KEPT, position: self.decided & POSITION, met: met.0 };
+        // The map refuses when its locks are contended; then the packet is not followed, and that is told.
+        if TRACED.insert(key, packet, 0).is_err() {
+            count(Counter::Lost, 1);
+        }
+        PACKETS.set::<{ DECISIONS - 1 }>(self.slot, number | KEPT);
+    }
 }
 
-/// Whether these can be the two sides of a loopback device; hooks without tables are not seen.
+/// A packet's number: the address of its skb in the lowest bits, above it a number that counts the packets of its slot,
+/// so that no two are the same. The highest bit of the word says that the map may hold packets of this slot.
+const SKB: u64 = (1 << (64 - ADDRESS_FROM)) - 1;
+const KEPT: u64 = 1 << 63;
+
+/// The namespace of a hook state, and whether it is traced, as they stand in decisions.
 #[inline(always)]
-fn loops(before: u64, now: u64) -> bool {
-    let (from, to) = (hook_of(before), hook_of(now));
-    (from == POSTROUTING || from == OUTPUT) && (to == PREROUTING || to == INPUT)
+pub fn namespace<A: Access>(state: u64) -> Option<u64> {
+    let net: u64 = A::field(state, offset!(state_net))?;
+    let number: u32 = A::field(net, offset!(net_inum))?;
+    let wanted = config!(netns);
+    let traced = if wanted == 0 || number == wanted { IS_TRACED } else { 0 };
+    Some(((u64::from(number) << NAMESPACE_FROM) & PLACE) | traced)
 }
 
-/// Whether a packet that is not traced comes back through loopback: then it has been judged already.
+/// The family, `NFPROTO_IPV4` or `NFPROTO_IPV6`, as it stands in decisions.
 #[inline(always)]
-fn is_looped(before: u64, now: u64, visit: &Visit) -> bool {
-    loops(before, now)
-        && read::<u64>(visit.state + offset!(state_in))
-            .and_then(|device| read::<u32>(device + offset!(dev_ifindex)))
-            .is_some_and(|ifindex| ifindex == LOOPBACK)
+fn family_bit(family: u8) -> u64 {
+    u64::from(family & 8) << (PLACE_FROM - 3)
+}
+
+/// What is remembered of a table, in one word: its address, the place, whether its namespace is traced, its class.
+/// Asked of the kernel once for each table: the word is cleared when a table is registered or replaced. Returned
+/// without the address.
+#[inline(always)]
+fn table<A: Access>(call: &Call) -> Option<u64> {
+    let word = TABLE_CLASSES.at::<{ TABLE_SLOTS - 1 }>((call.table >> 7) ^ (call.table >> 13));
+    // SAFETY: a word of global data; volatile because other CPUs write there.
+    let known = unsafe { word.read_volatile() } ^ (call.table << ADDRESS_SHIFT);
+    if known >> ADDRESS_FROM == 0 {
+        return Some(known);
+    }
+    let call = *call;
+    match learn_table::<A>(&call, word) {
+        UNREADABLE => None,
+        known => Some(known),
+    }
+}
+
+/// What [`learn_table`] gives when the kernel's memory cannot be read.
+const UNREADABLE: u64 = u64::MAX;
+
+#[inline(never)]
+fn learn_table<A: Access>(call: &Call, to: *mut u64) -> u64 {
+    ask_table::<A>(call, to).unwrap_or(UNREADABLE)
+}
+
+#[inline(always)]
+fn ask_table<A: Access>(call: &Call, to: *mut u64) -> Option<u64> {
+    let class = table_class(read(call.table + offset!(table_name))?);
+    let family: u8 = read(call.table + offset!(table_af))?;
+    let word = namespace::<A>(call.state)? | family_bit(family) | u64::from(class);
+    // SAFETY: as for the reading.
+    unsafe { to.write_volatile(word ^ (call.table << ADDRESS_SHIFT)) };
+    Some(word)
 }
 
 /// Whether the packet matches the filter. Nothing is read when there is none.
 #[inline(always)]
-fn matches(skb: u64) -> bool {
+fn matches<A: Access>(skb: u64) -> bool {
     if config!(filter_window) != 0 {
-        return Skb::packet(skb).is_some_and(|skb| translated::matches(&skb));
+        return translated::matches::<A>(skb);
     }
     if config!(filter.len) == 0 {
         return true;
     }
-    extract(skb).is_some() && run_filter(0) == u32::from(ACCEPT)
+    extract::<A>(skb).is_some() && run_filter(0) == u32::from(ACCEPT)
 }
 
 /// Puts what the filter can ask about into this CPU's filter input.
 #[inline(always)]
-fn extract(skb: u64) -> Option<()> {
+fn extract<A: Access>(skb: u64) -> Option<()> {
     let input = FILTER.get_ptr_mut(0)?;
-    let skb = Skb::packet(skb)?;
+    let skb = A::packet(skb)?;
     let linear = if skb.linear() > 64 { 64 } else { skb.linear() as usize };
     // SAFETY: a per-CPU map value of this program's own.
     unsafe {

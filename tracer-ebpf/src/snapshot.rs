@@ -10,8 +10,8 @@
 //! size of the table. They take plain numbers, because old kernels accept nothing else there.
 
 use crate::config::offset;
-use crate::frame::{Frame, cpu, frame};
-use crate::kernel::{copy, per_cpu_offset, read, read_pair};
+use crate::frame::{Frame, SMALL, State, cpu, state};
+use crate::kernel::{copy, per_cpu_offset, read};
 use crate::maps::{BLOCK_OFFSETS, BLOCK_SCRATCH, Block, CURRENT, MAX_BLOCKS, RECORDS, SNAPSHOTS};
 use tracer_common::legacy::{MAX_MATCHES, RULES_PER_BLOCK, doubt};
 
@@ -68,7 +68,7 @@ fn block_address(frame: &Frame, family: u8, block: u32) -> Option<u64> {
     let entry = unsafe { core::ptr::read_volatile((&raw const (*offsets).offset).cast::<u32>().add(index)) };
     let (counters, _) = entry_layout(family);
     let pointer: u64 = read(frame.private.get() + offset!(info_entries) + u64::from(entry) + counters)?;
-    Some(pointer.wrapping_add(per_cpu_offset(cpu()?)?))
+    Some(pointer.wrapping_add(per_cpu_offset(cpu())?))
 }
 
 /// Address of this CPU's first counter block, as the blob has it now.
@@ -122,7 +122,8 @@ fn copy_block(frame: &Frame, depth: u32, block: u32, destination: *mut Block) ->
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn snapshot_block(depth: u32, block: u32) -> u32 {
-    let Some(frame) = frame(depth) else { return 1 };
+    let Some(state) = state() else { return 1 };
+    let frame = state.frame(depth);
     let Some(page) = SNAPSHOTS.get_ptr_mut(frame.page.get().wrapping_add(block)) else { return 1 };
     if copy_block(frame, depth, block, page) { 0 } else { 1 }
 }
@@ -131,7 +132,8 @@ pub extern "C" fn snapshot_block(depth: u32, block: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn adjust_block(depth: u32, block: u32, resume: u32) -> u32 {
-    let Some(frame) = frame(depth) else { return 1 };
+    let Some(state) = state() else { return 1 };
+    let frame = state.frame(depth);
     let Some(page) = SNAPSHOTS.get_ptr_mut(frame.page.get().wrapping_add(block)) else { return 1 };
     let Some(current) = CURRENT.get_ptr_mut(0) else { return 1 };
     if !copy_block(frame, depth, block, current) {
@@ -157,7 +159,8 @@ pub extern "C" fn adjust_block(depth: u32, block: u32, resume: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn compare_block(depth: u32, block: u32) -> u32 {
-    let Some(frame) = frame(depth) else { return 1 };
+    let Some(state) = state() else { return 1 };
+    let frame = state.frame(depth);
     let Some(page) = SNAPSHOTS.get_ptr(frame.page.get().wrapping_add(block)) else { return 1 };
     let Some(current) = CURRENT.get_ptr_mut(0) else { return 1 };
     let Some(record) = RECORDS.get_ptr_mut(depth) else { return 1 };
@@ -208,17 +211,15 @@ pub extern "C" fn locate_block(entries: u64, family: u32, block: u32) -> u32 {
     0
 }
 
-/// Makes sure that the blocks of a table can be found. Done once for each version of a table: when it is replaced
-/// (`renew` 1), or at its first traced traversal. Returns 0, or 1 when they cannot be found.
+/// Makes sure that the blocks of a table can be found. Done once for each version of a table: when it is replaced, or at
+/// its first traced traversal. Returns 0, or 1 when they cannot be found.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn locate_blocks(private: u64, family: u32, renew: u32) -> u32 {
-    let Some((size, number)) = read_pair(private, offset!(info_size), offset!(info_number)) else { return 1 };
-    if renew == 0
-        && let Some(known) = BLOCK_OFFSETS.get_ptr(private)
-    {
+pub extern "C" fn locate_blocks(private: u64, family: u32, replace_count: u32) -> u32 {
+    let Some(number) = read::<u32>(private + offset!(info_number)) else { return 1 };
+    if let Some(known) = BLOCK_OFFSETS.get_ptr(private) {
         // SAFETY: a map value.
-        if unsafe { (*known).number == number && (*known).size == size } {
+        if unsafe { (*known).number == number && (*known).replace_count == replace_count } {
             return 0;
         }
     }
@@ -226,8 +227,8 @@ pub extern "C" fn locate_blocks(private: u64, family: u32, renew: u32) -> u32 {
     let entries = private + offset!(info_entries);
     // SAFETY: a per-CPU map value of this program's own.
     unsafe {
+        (*offsets).replace_count = replace_count;
         (*offsets).number = number;
-        (*offsets).size = size;
         (*offsets).offset[0] = 0;
     }
     let count = blocks(number);
@@ -304,7 +305,8 @@ mod operation {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn for_each_block(depth: u32, operation: u32) -> u32 {
-    let Some(frame) = frame(depth) else { return 1 };
+    let Some(state) = state() else { return 1 };
+    let frame = state.frame(depth);
     let count = frame.blocks.get();
     for block in 0..MAX_BLOCKS {
         if block >= opaque(count) {
@@ -332,21 +334,107 @@ pub fn take(frame: &Frame, depth: u32) {
     apply(frame, depth, operation::TAKE);
 }
 
+/// Copies the counters of a small table.
+#[inline(always)]
+fn copy_small(frame: &Frame, destination: *mut u8) -> bool {
+    let bytes = bounded(frame.number.get(), SMALL) * 16;
+    // SAFETY: the caller has room for the counters of a small table.
+    unsafe { copy(destination, bytes, frame.first_block.get()) }
+}
+
+/// Takes the snapshot of a small table.
+#[inline(always)]
+pub fn take_small(state: &State, frame: &Frame, depth: u32) {
+    if !copy_small(frame, state.small(depth).cast::<u8>()) {
+        frame.doubt(doubt::UNREADABLE);
+    }
+}
+
+/// What [`compare_block`] does, for a small table.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn compare_small(depth: u32) -> u32 {
+    let Some(state) = state() else { return 1 };
+    let Some(record) = RECORDS.get_ptr_mut(depth) else { return 1 };
+    let Some(current) = CURRENT.get_ptr_mut(0) else { return 1 };
+    let frame = state.frame(depth);
+    if !copy_small(frame, current.cast::<u8>()) {
+        return 1;
+    }
+    let rules = frame.number.get();
+    let (before, now) = (state.small(depth).cast::<u64>(), current.cast_const().cast::<u64>());
+    // SAFETY: map values; every index is masked to the length of the array it goes into.
+    unsafe {
+        let mut found = 0;
+        let matches = (&raw mut (*record).tail.matches).cast::<u64>();
+        for rule in 0..SMALL {
+            if rule >= opaque(rules) {
+                break;
+            }
+            let at = rule as usize * 2;
+            let moved = (*now.add(at)).wrapping_sub(*before.add(at)) & 0xffff_ffff;
+            let slot = mask::<{ SMALL - 1 }>(found) as usize;
+            core::ptr::write_volatile(matches.add(slot), u64::from(rule) | (moved << 32));
+            found += is_nonzero(moved);
+        }
+        (*record).traversal.match_count = found as u32;
+    }
+    0
+}
+
+/// What [`adjust_block`] does, for a small table.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn adjust_small(depth: u32, resume: u32) -> u32 {
+    let Some(state) = state() else { return 1 };
+    let Some(current) = CURRENT.get_ptr_mut(0) else { return 1 };
+    let frame = state.frame(depth);
+    if !copy_small(frame, current.cast::<u8>()) {
+        return 1;
+    }
+    let (snapshot, current) = (state.small(depth).cast::<u64>(), current.cast::<u64>());
+    let rules = frame.number.get();
+    for rule in 0..SMALL as usize {
+        if rule as u32 >= opaque(rules) {
+            break;
+        }
+        // SAFETY: both have two numbers for each rule of a small table.
+        unsafe {
+            let counter = *current.add(rule * 2);
+            let counter = if resume == 0 { counter.wrapping_neg() } else { counter };
+            *snapshot.add(rule * 2) = (*snapshot.add(rule * 2)).wrapping_add(counter);
+        }
+    }
+    0
+}
+
 /// An inner traversal begins: what the frame's own packet did so far is kept.
 #[inline(always)]
 pub fn suspend(frame: &Frame, depth: u32) {
-    apply(frame, depth, operation::SUSPEND);
+    if frame.number.get() <= SMALL {
+        check(frame, adjust_small(depth, 0));
+    } else {
+        apply(frame, depth, operation::SUSPEND);
+    }
 }
 
 /// The inner traversal has ended.
 #[inline(always)]
 pub fn resume(frame: &Frame, depth: u32) {
-    apply(frame, depth, operation::RESUME);
+    if frame.number.get() <= SMALL {
+        check(frame, adjust_small(depth, 1));
+    } else {
+        apply(frame, depth, operation::RESUME);
+    }
 }
 
 /// Writes the matches to the frame's record.
 #[inline(always)]
 pub fn compare(frame: &Frame, depth: u32) {
+    if frame.number.get() <= SMALL {
+        check(frame, compare_small(depth));
+        return;
+    }
     apply(frame, depth, operation::COMPARE);
     if let Some(record) = RECORDS.get_ptr(depth) {
         // SAFETY: a map value.
@@ -358,7 +446,12 @@ pub fn compare(frame: &Frame, depth: u32) {
 
 #[inline(always)]
 fn apply(frame: &Frame, depth: u32, operation: u32) {
-    if for_each_block(depth, operation) != 0 {
+    check(frame, for_each_block(depth, operation));
+}
+
+#[inline(always)]
+fn check(frame: &Frame, failed: u32) {
+    if failed != 0 {
         frame.doubt(doubt::UNREADABLE);
     }
 }

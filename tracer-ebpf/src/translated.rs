@@ -1,26 +1,29 @@
 //! The room for a filter that user space translates from libpcap's.
 
-use crate::config::config;
-use crate::kernel::{Skb, copy};
+use crate::config::{config, offset};
+use crate::kernel::{Access, copy};
 use crate::maps::WORKSPACE;
 use core::arch::asm;
 use tracer_common::translated::{MARKER, ROOM, WINDOW_BYTES};
 
 /// Whether the packet matches.
 #[inline(always)]
-pub fn matches(skb: &Skb) -> bool {
-    let above_ip = u32::from(skb.network_header()).wrapping_sub(u32::from(skb.mac_header()));
+pub fn matches<A: Access>(skb: u64) -> bool {
+    let Some(packet) = A::packet(skb) else { return false };
     let link = config!(filter_link_bytes);
-    // Without such a header there is nothing that the filter could look at.
-    if link != 0 && above_ip != link {
-        return false;
+    if link != 0 {
+        let mac_header = A::field::<u16>(skb, offset!(skb_mac_header)).unwrap_or(0);
+        // Without such a header there is nothing that the filter could look at.
+        if u32::from(packet.network_header).wrapping_sub(u32::from(mac_header)) != link {
+            return false;
+        }
     }
-    let linear = skb.linear();
+    let linear = packet.linear();
     // Never so for a real packet, and translated filters rely on it.
     if linear > i32::MAX as u32 - link {
         return false;
     }
-    run_translated(skb.network() - u64::from(link), linear + link, skb.len() + link) != 0
+    run_translated(packet.network() - u64::from(link), linear + link, packet.len + link) != 0
 }
 
 /// Runs the translated filter on a packet that begins at an address, has `linear` bytes there and `length` in all.

@@ -56,8 +56,9 @@ pub(crate) fn static_tracer() -> Result<PathBuf> {
 /// Builds everything; quick when nothing changed.
 pub(crate) fn run(options: &Options) -> Result<Built> {
     object(options)?;
+    // Plain cargo runs take it from there, too.
+    libpcap()?;
     if !options.object_only {
-        libpcap()?;
         user_space(options)?;
     }
     Ok(already(options))

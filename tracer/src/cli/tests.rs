@@ -3,6 +3,7 @@
 use super::netns::Netns;
 use super::trace::{Backend, Mark, TraceConfig};
 use super::{Cli, Request, UsageError};
+use crate::backend::ebpf::attach::Method;
 use crate::cli::doctor::DoctorConfig;
 use crate::cli::read::ReadConfig;
 use crate::cli::rules::RulesConfig;
@@ -86,6 +87,7 @@ fn options() {
             filter: "udp".to_owned(),
             mark: Mark::None,
             backend: Backend::Ebpf,
+            attach: Method::Auto,
             log_file: None,
             netns: Netns::Name("blue".to_owned()),
             count: NonZeroU64::new(1),

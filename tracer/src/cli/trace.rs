@@ -1,6 +1,7 @@
 //! `nftracer trace`
 
 use super::{UsageError, netns::Netns};
+use crate::backend::ebpf::attach::Method;
 use crate::sink::Output;
 use clap::{Args, ValueEnum};
 use jiff::SignedDuration;
@@ -34,6 +35,10 @@ pub(super) struct TraceArgs {
     /// those that are there; not for ebpf
     #[arg(long, value_name = "MARK", default_value = "auto")]
     mark: MarkArg,
+
+    /// How the kernel's functions are probed, for ebpf: fentry is cheaper, kprobe works on older kernels
+    #[arg(long, value_name = "METHOD", default_value = "auto")]
+    attach: AttachArg,
 
     /// Read the kernel's log from this file, which may be rotated, instead of /dev/kmsg; for log
     #[arg(long, value_name = "FILE")]
@@ -85,6 +90,13 @@ enum MarkArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum AttachArg {
+    Auto,
+    Fentry,
+    Kprobe,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum OutputArg {
     Pretty,
     Trace,
@@ -128,6 +140,8 @@ pub struct TraceConfig {
     pub backend: Backend,
     /// How packets are to be chosen for the kernel's own tracing.
     pub mark: Mark,
+    /// How probes are to be placed.
+    pub attach: Method,
     /// Where to read the kernel's log.
     pub log_file: Option<PathBuf>,
     /// Which namespace.
@@ -165,6 +179,7 @@ impl TraceArgs {
             filter: self.filter.join(" ").trim().to_owned(),
             backend: if self.log_file.is_some() { Backend::Log } else { backend },
             mark,
+            attach: self.attach.into(),
             log_file: self.log_file,
             netns: if self.all_netns { Netns::All } else { Netns::from_option(self.netns.as_deref())? },
             count: self.count.map(checked_count).transpose()?,
@@ -199,6 +214,16 @@ impl From<MarkArg> for Mark {
             MarkArg::None => Self::None,
             MarkArg::Nft => Self::Nft,
             MarkArg::Rule => Self::Rule,
+        }
+    }
+}
+
+impl From<AttachArg> for Method {
+    fn from(typed: AttachArg) -> Self {
+        match typed {
+            AttachArg::Auto => Self::Auto,
+            AttachArg::Fentry => Self::Fentry,
+            AttachArg::Kprobe => Self::Kprobe,
         }
     }
 }

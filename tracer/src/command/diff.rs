@@ -54,8 +54,11 @@ fn stories(path: &Path) -> Result<Vec<Story>, Failure> {
     while let Some(event) = reader.next_event().with_context(reading)? {
         match event {
             Event::Step(step) => {
-                let story = stories.entry(step.packet).or_insert_with(|| begin(&step));
-                story.steps.push(Met::of(&step));
+                // Of the packets that are compared, everything is read to the end.
+                if stories.len() < PACKETS || stories.contains_key(&step.packet) {
+                    let story = stories.entry(step.packet).or_insert_with(|| begin(&step));
+                    story.steps.push(Met::of(&step));
+                }
             }
             Event::Path(path) => {
                 if let Some(story) = stories.get_mut(&path.packet) {
@@ -63,10 +66,6 @@ fn stories(path: &Path) -> Result<Vec<Story>, Failure> {
                 }
             }
             Event::Start(_) | Event::Totals(_) => {}
-        }
-        if stories.len() > PACKETS {
-            stories.pop_last();
-            break;
         }
     }
     if stories.is_empty() {

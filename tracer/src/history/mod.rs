@@ -337,7 +337,9 @@ impl History {
                 line.looked = self.readings;
                 if let Some(reading) = self.read.remove(&key) {
                     reading.conclude(number, slot, traversal);
-                    if let Some(early) = line.take(reading, number, *slot, &mut self.names) {
+                    if let Some(early) =
+                        line.take(reading, number, *slot, traversal.entry_ns, &mut self.names)
+                    {
                         line.looked = 0;
                         self.read.insert(key, early);
                     }
@@ -428,12 +430,14 @@ impl Line {
     }
 
     /// Puts a table that was read where it belongs. Gives it back when that is not known yet, because replacements
-    /// from before it was read are still on their way.
+    /// from before it was read are still on their way, or because a traversal that entered at `entry_ns` may have met
+    /// another table of this name.
     fn take(
         &mut self,
         reading: Reading,
         slot: u32,
         reported: Slot,
+        entry_ns: u64,
         names: &mut TargetNames,
     ) -> Option<Reading> {
         let (before, after) = (reading.before[slot as usize], reading.after[slot as usize]);
@@ -454,6 +458,9 @@ impl Line {
             Some(newest) => {
                 let installed = &mut self.versions[newest];
                 let known = installed.version.as_ref().is_ok_and(|version| version.read);
+                if !known && installed.raw.is_none() && entry_ns < reading.valid_ns {
+                    return Some(reading);
+                }
                 // A replacement that the kernel refused is reported as well, and what was read is not it.
                 let mut same = || installed.raw.as_ref().is_none_or(|raw| names.learn(raw, &reading.raw));
                 if !known && same() {
@@ -468,7 +475,8 @@ impl Line {
                 let found = Installed {
                     count,
                     private: None,
-                    valid_ns: reading.valid_ns,
+                    // Where a replacement was lost, a traversal from before the reading may have met the one before it.
+                    valid_ns: if count == 0 { reading.valid_ns } else { reading.read_ns },
                     raw: None,
                     version: Ok(with_generation(count)),
                     pending: None,

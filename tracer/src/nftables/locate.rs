@@ -27,9 +27,10 @@ pub struct Located<'r> {
 impl Ruleset {
     /// What a message is about; `None` when the model has no such chain, or no such rule in that chain.
     ///
-    /// The message must be of this generation, because a table that is made anew uses handles again. It is when the
-    /// kernel still tells this generation after the message has come: it counts before packets meet new rules
-    /// (`nf_tables_commit` in `net/netfilter/nf_tables_api.c`).
+    /// The message must be of this generation, because a table that is made anew uses handles again. It is when both
+    /// hold: it came after the announcement of this generation, on one socket that has joined both groups; and the
+    /// kernel, asked after the message has come, still tells this generation. For the kernel counts before packets
+    /// meet new rules, and announces after (`nf_tables_commit` in `net/netfilter/nf_tables_api.c`).
     pub fn locate(&self, event: &TraceEvent<'_>) -> Option<Located<'_>> {
         let table = self.table(event.family, &event.table)?;
         let chain = table.chain(&event.chain)?;

@@ -269,23 +269,27 @@ impl<'a, 't> Traversal<'a, 't> {
     }
 
     /// A target that is not known is trusted to have left the field alone where its work would show at the exit: not
-    /// where a later target wrote over it.
+    /// where a later target wrote over it, nor where another one that is not known can have undone it.
     fn distrust_hidden(&self, field: Field, changes: &mut [Vec<Change>]) {
-        let mut hidden = 0;
+        let is_unknown = |step: &usize| self.effects(*step) == Effects::Unknown;
+        let several = self.steps.iter().filter(|step| is_unknown(step)).count() > 1;
+        let opaque = |all, change: &Change| match change {
+            Change::Opaque(mask) => all | mask,
+            _ => all,
+        };
+        // What nobody can predict does not tell, either.
+        let mut hidden = if several { full(field) } else { changes.iter().flatten().fold(0, opaque) };
         for (step, changes) in self.steps.iter().zip(changes).rev() {
-            let written = changes.iter().map(|change| match change {
-                Change::Bits { mask, .. } | Change::Opaque(mask) => *mask,
-                // What is at its limit does not tell where it came from.
-                Change::Add(_) | Change::Subtract(_) => full(field),
-            });
-            let written = written.fold(0, |all, mask| all | mask);
-            if self.effects(*step) == Effects::Unknown {
-                if hidden != 0 {
-                    *changes = vec![Change::Opaque(hidden)];
-                }
-                hidden = full(field);
+            if is_unknown(step) && hidden != 0 {
+                *changes = vec![Change::Opaque(hidden)];
             }
-            hidden |= written;
+            hidden |= changes.iter().fold(0, |all, change| {
+                all | match change {
+                    Change::Bits { mask, .. } | Change::Opaque(mask) => *mask,
+                    // What is at its limit does not tell where it came from.
+                    Change::Add(_) | Change::Subtract(_) => full(field),
+                }
+            });
         }
     }
 

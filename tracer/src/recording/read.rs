@@ -2,7 +2,7 @@
 
 use super::record::{
     ActionRecord, CERTAINTIES, ContentRecord, ENGINES, FAMILIES, HOOKS, KINDS, PathRecord, PlaceRecord,
-    Record, RuleRecord, StepRecord, TABLE_FAMILIES, word,
+    RECORD_KINDS, Record, RuleRecord, StepRecord, TABLE_FAMILIES, word,
 };
 use super::{CONTENTS, MAGIC, RECORD_MAX, VERSION};
 use crate::netfilter::{Engine, Family, StepKind, TableFamily, Verdict};
@@ -141,7 +141,7 @@ impl<R: Read> Reader<R> {
             let record = match postcard::from_bytes(&self.record) {
                 Ok(record) => record,
                 // A kind of record that a later minor version added.
-                Err(postcard::Error::DeserializeBadEnum) => continue,
+                Err(_) if self.record.first().is_some_and(|kind| *kind >= RECORD_KINDS) => continue,
                 Err(_) => return Err(damaged()),
             };
             match record {

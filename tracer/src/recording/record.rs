@@ -74,6 +74,9 @@ pub(super) enum Record<'a> {
     Anew,
 }
 
+/// Kinds of records that this version knows.
+pub(super) const RECORD_KINDS: u8 = 9;
+
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct RuleRecord<'a> {
     pub(super) engine: u8,

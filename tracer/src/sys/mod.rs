@@ -1,5 +1,6 @@
 //! The operating system, and all unsafe code of this crate.
 
+pub mod bpf;
 pub mod clock;
 pub mod guard;
 pub mod iptables;

@@ -1,13 +1,17 @@
 //! Placing the probes.
 //!
+//! At the table functions the probes are fentry and fexit programs where the kernel describes these functions and takes
+//! such programs, and kprobes elsewhere. All are of one kind: they exclude each other by means of their own.
+//!
 //! Entry and return probes are perf events of the kprobe PMU: they belong to this process's file descriptors, so the
 //! kernel takes them away when the process ends, however it ends. One case is different: a kernel without rethook and
 //! without preemption has as many return slots as CPUs for such a probe, too few for nested traversals. Only tracefs
 //! can ask for more, and a tracefs event outlives its maker: there a guard process waits for our end.
 
+use super::kernel::{self, Kernel};
 use super::offsets::Symbols;
 use super::probes::{Need, PROBES, Point, Probe};
-use super::{PRIVILEGES, kernel, not_permitted, system_code};
+use super::{PRIVILEGES, not_permitted, system_code, typed};
 use crate::sys::guard::Guard;
 use crate::sys::kernel::LOAD_TABLES;
 use crate::sys::perf;
@@ -61,6 +65,9 @@ pub enum Error {
     /// Something of an earlier process cannot be removed.
     #[error("cannot remove what an earlier process of the same number left in tracefs: {0}")]
     Leftover(io::Error),
+    /// Programs without kprobes were asked for, and do not work here.
+    #[error("fentry does not work here: {0}")]
+    Typed(#[from] typed::Error),
     /// Nobody would remove the events of tracefs if this process were killed.
     #[error("cannot start the process that clears up after this one: {0}")]
     Guard(io::Error),
@@ -70,7 +77,9 @@ impl Error {
     /// Whether this host can do nothing about it while it is as it is.
     pub fn unusable(&self) -> bool {
         match self {
-            Self::Load { .. } | Self::NoFunction(_) | Self::NoTables | Self::NoTracefs => true,
+            Self::Load { .. } | Self::Typed(_) | Self::NoFunction(_) | Self::NoTables | Self::NoTracefs => {
+                true
+            }
             Self::Attach { source, .. } => not_permitted(source),
             Self::Event { source, .. } | Self::Leftover(source) => not_permitted(source),
             Self::NoProgram(_) | Self::Guard(_) => false,
@@ -92,24 +101,47 @@ impl Error {
     }
 }
 
+/// How probes are placed at the table functions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Method {
+    /// The cheapest that works.
+    #[default]
+    Auto,
+    /// As fentry and fexit programs.
+    Fentry,
+    /// As kprobes.
+    Kprobe,
+}
+
 /// Placed probes.
 #[derive(Debug)]
 pub struct Probes {
     without: Vec<String>,
     returns: Option<Returns>,
+    /// Links of programs that are not kprobes.
+    typed: Vec<OwnedFd>,
+    /// Why there are none, if there could be.
+    reason: Option<typed::Error>,
 }
 
 impl Probes {
-    /// Places all probes whose functions exist.
+    /// Places all probes whose functions exist. No map may have been taken out of `programs` before.
     ///
     /// `witness` is a [`Witness`], or `None` when nftables is not to be traced.
-    pub fn place(programs: &mut aya::Ebpf, symbols: &Symbols, witness: Option<u32>) -> Result<Self, Error> {
+    pub fn place(
+        object: &[u8],
+        programs: &mut aya::Ebpf,
+        kernel: &Kernel,
+        method: Method,
+        witness: Option<u32>,
+    ) -> Result<Self, Error> {
+        let symbols = &kernel.symbols;
         if !symbols.has_legacy() && witness.is_none() {
             return Err(Error::NoTables);
         }
         let ends = witness == Some(Witness::Return as u32);
         let mut without = Vec::new();
-        let mut returns = if few_return_slots(symbols) { Some(Returns::prepare()?) } else { None };
+        let mut present = Vec::new();
         for probe in PROBES {
             match probe.need {
                 Need::Nftables if witness.is_none() => continue,
@@ -119,7 +151,7 @@ impl Probes {
                 _ => {}
             }
             match (exists(symbols, probe.symbol), probe.need) {
-                (true, _) => place(programs, probe, returns.as_mut())?,
+                (true, _) => present.push(probe),
                 (false, Need::Always | Need::Nftables | Need::NftRules | Need::NftEnds) => {
                     return Err(Error::NoFunction(probe.symbol));
                 }
@@ -130,7 +162,37 @@ impl Probes {
                 (false, _) => {}
             }
         }
-        Ok(Self { without, returns })
+        let mut returns = Slots::new(symbols);
+        // Replacements are counted before any traversal is watched.
+        for probe in present.iter().filter(|probe| probe.typed.is_none()) {
+            place(programs, probe, &mut returns)?;
+        }
+        present.retain(|probe| probe.typed.is_some());
+        let placed = match method {
+            Method::Kprobe => None,
+            Method::Auto | Method::Fentry => Some(place_typed(object, programs, kernel, &present)),
+        };
+        let (typed, reason) = match placed {
+            Some(Ok(links)) => (links, None),
+            Some(Err(error)) if method == Method::Fentry => return Err(error.into()),
+            Some(Err(error)) => (Vec::new(), Some(error)),
+            None => (Vec::new(), None),
+        };
+        if typed.is_empty() {
+            for probe in present {
+                place(programs, probe, &mut returns)?;
+            }
+        }
+        Ok(Self { without, returns: returns.made, typed, reason })
+    }
+
+    /// How the table functions are probed, in words.
+    pub fn method(&self) -> String {
+        match (self.typed.as_slice(), &self.reason) {
+            ([_, ..], _) => "fentry and fexit".to_owned(),
+            ([], None) => "kprobes".to_owned(),
+            ([], Some(reason)) => format!("kprobes, because {reason}"),
+        }
     }
 
     /// What is visible on the host because of them.
@@ -142,6 +204,28 @@ impl Probes {
     pub fn without(&self) -> &[String] {
         &self.without
     }
+}
+
+/// Places the programs that need no kprobe; all of them, or none.
+fn place_typed(
+    object: &[u8],
+    programs: &aya::Ebpf,
+    kernel: &Kernel,
+    present: &[&Probe],
+) -> Result<Vec<OwnedFd>, typed::Error> {
+    let wanted: Vec<(&Probe, &'static str, &kernel::TypedTarget)> = present
+        .iter()
+        .filter_map(|probe| Some((*probe, probe.typed?)))
+        .map(|(probe, program)| match kernel.typed.get(probe.symbol) {
+            Some(target) => Ok((probe, program, target)),
+            None => Err(typed::Error::NotDescribed(probe.symbol)),
+        })
+        .collect::<Result<_, _>>()?;
+    let typed = typed::Programs::of(object, programs)?;
+    wanted
+        .into_iter()
+        .map(|(probe, program, target)| typed.attach(program, probe.symbol, probe.point, target))
+        .collect()
 }
 
 fn exists(symbols: &Symbols, symbol: &str) -> bool {
@@ -163,7 +247,7 @@ fn few_return_slots(symbols: &Symbols) -> bool {
     !symbols.rethook && !symbols.preemption
 }
 
-fn place(programs: &mut aya::Ebpf, probe: &Probe, returns: Option<&mut Returns>) -> Result<(), Error> {
+fn place(programs: &mut aya::Ebpf, probe: &Probe, returns: &mut Slots) -> Result<(), Error> {
     let program: &mut KProbe = programs
         .program_mut(probe.program)
         .and_then(|program| program.try_into().ok())
@@ -171,12 +255,30 @@ fn place(programs: &mut aya::Ebpf, probe: &Probe, returns: Option<&mut Returns>)
     if program.fd().is_err() {
         program.load().map_err(|source| Error::Load { program: probe.program, source })?;
     }
-    match (probe.point, returns) {
-        (Point::Return, Some(returns)) => returns.place(program, probe.symbol),
-        _ => {
-            let attached = program.attach(probe.symbol, 0);
-            attached.map(drop).map_err(|source| Error::Attach { symbol: probe.symbol, source })
-        }
+    if probe.point == Point::Return && returns.few {
+        return returns.get()?.place(program, probe.symbol);
+    }
+    let attached = program.attach(probe.symbol, 0);
+    attached.map(drop).map_err(|source| Error::Attach { symbol: probe.symbol, source })
+}
+
+/// Where return probes get their slots from.
+struct Slots {
+    few: bool,
+    made: Option<Returns>,
+}
+
+impl Slots {
+    fn new(symbols: &Symbols) -> Self {
+        Self { few: few_return_slots(symbols), made: None }
+    }
+
+    /// Those of tracefs, which are made when the first probe needs them.
+    fn get(&mut self) -> Result<&mut Returns, Error> {
+        Ok(match &mut self.made {
+            Some(returns) => returns,
+            made => made.insert(Returns::prepare()?),
+        })
     }
 }
 

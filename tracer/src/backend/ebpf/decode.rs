@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use tracer_common::legacy::{
-    ENTRY_BYTES, EXIT_BYTES, MAX_MATCHES, MORE_BYTES, Match, Replaced, TableChunk, Traversal, kind,
+    ENTRY_BYTES, EXIT_BYTES, LONG_EXIT_BYTES, MAX_MATCHES, MORE_BYTES, Match, Replaced, TableChunk,
+    Traversal, kind,
 };
 use tracer_common::nft::{self, Event, Run};
 use zerocopy::FromBytes;
@@ -46,12 +47,13 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
                 traversal,
                 matches: traversal.matches.get(..count(traversal.match_count))?,
                 entry_bytes: &traversal.entry_bytes[..count(traversal.entry.copied).min(ENTRY_BYTES)],
-                exit_bytes: exit_bytes(traversal),
+                exit_bytes: &traversal.exit_bytes[..count(traversal.exit.copied).min(EXIT_BYTES)],
             }))
         }
         kind::LONG_TRAVERSAL => {
             let (traversal, tail) = Traversal::ref_from_prefix(bytes).ok()?;
-            let (_, matches) = tail.split_at_checked(MORE_BYTES)?;
+            let (_, tail) = tail.split_at_checked(MORE_BYTES)?;
+            let (exit, matches) = tail.split_at_checked(LONG_EXIT_BYTES)?;
             let matches_count = count(traversal.match_count).min(MAX_MATCHES);
             let (matches, _) = <[Match]>::ref_from_prefix_with_elems(matches, matches_count).ok()?;
             // The bytes at entry are the last field, and go on in the tail.
@@ -61,7 +63,7 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
                 traversal,
                 matches,
                 entry_bytes: &entry[..count(traversal.entry.copied).min(entry.len())],
-                exit_bytes: exit_bytes(traversal),
+                exit_bytes: &exit[..count(traversal.exit.copied).min(exit.len())],
             }))
         }
         kind::REPLACED => {
@@ -72,10 +74,6 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         kind::CHUNK => TableChunk::ref_from_prefix(bytes).ok().map(|(chunk, _)| Record::Chunk(chunk)),
         _ => None,
     }
-}
-
-fn exit_bytes(traversal: &Traversal) -> &[u8] {
-    &traversal.exit_bytes[..count(traversal.exit.copied).min(EXIT_BYTES)]
 }
 
 fn count(number: u32) -> usize {
@@ -122,12 +120,14 @@ mod tests {
     #[test]
     fn a_long_one_goes_on_behind() {
         let matches: Vec<Match> = (0..9).map(|index| Match { index, count: 1 }).collect();
-        let head = traversal(kind::LONG_TRAVERSAL, 9, 130);
-        let record = aligned(&[head.as_bytes(), &[8; MORE_BYTES], matches.as_bytes()]);
+        let mut head = traversal(kind::LONG_TRAVERSAL, 9, 82);
+        head.exit.copied = 100;
+        let record = aligned(&[head.as_bytes(), &[8; MORE_BYTES], &[9; LONG_EXIT_BYTES], matches.as_bytes()]);
         match decode(record.as_bytes()) {
             Some(Record::Traversal(seen)) => {
                 assert_eq!(seen.matches, matches);
-                assert_eq!(seen.entry_bytes[126..], [7, 7, 8, 8]);
+                assert_eq!(seen.entry_bytes[78..], [7, 7, 8, 8]);
+                assert_eq!(seen.exit_bytes, [9; 100]);
             }
             other => panic!("decoded to {other:?}"),
         }

@@ -5,14 +5,19 @@ use super::{PRIVILEGES, not_permitted};
 use crate::btf::{self, Btf};
 use crate::sys::kernel::LOAD_TABLES;
 use crate::trace_line::LogStyle;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 use thiserror::Error;
+use tracer_common::config::ArgumentOrder;
 
 /// Where the kernel shows its BTF.
 const BTF_FOLDER: &str = "/sys/kernel/btf";
 /// Modules whose structures and functions are looked at.
 const MODULES: [&str; 6] = ["x_tables", "ip_tables", "ip6_tables", "arp_tables", "nf_conntrack", "nf_tables"];
+
+/// The functions that walk a table.
+const TABLE_FUNCTIONS: [&str; 3] = ["ipt_do_table", "ip6t_do_table", "arpt_do_table"];
 
 /// Why the kernel cannot be traced.
 #[derive(Debug, Error)]
@@ -93,6 +98,17 @@ pub struct Kernel {
     pub symbols: Symbols,
     /// How it writes the lines of its log.
     pub log_style: LogStyle,
+    /// Table functions that programs can be placed at without kprobes.
+    pub typed: BTreeMap<&'static str, TypedTarget>,
+}
+
+/// A function as BTF describes it, with the arguments that the programs for it expect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypedTarget {
+    /// Its module; `None` when it is part of the kernel.
+    pub module: Option<String>,
+    /// Its id there.
+    pub id: u32,
 }
 
 impl Kernel {
@@ -130,8 +146,29 @@ impl Kernel {
             modules: &modules,
         };
         let layout = offsets::resolve(&kernel, &symbols)?;
-        Ok(Self { layout, symbols, log_style: log_style_of(&vmlinux) })
+        let names = module_bytes.iter().map(|(path, _)| path.rsplit('/').next().map(str::to_owned));
+        let typed = match layout.argument_order {
+            ArgumentOrder::TableSkbState => typed(&vmlinux, names.zip(&modules)),
+            ArgumentOrder::SkbStateTable => BTreeMap::new(),
+        };
+        Ok(Self { layout, symbols, log_style: log_style_of(&vmlinux), typed })
     }
+}
+
+/// The table functions in BTF. Their prototypes have been looked at when the argument order was found.
+fn typed<'a>(
+    vmlinux: &'a Btf<'a>,
+    modules: impl Iterator<Item = (Option<String>, &'a Btf<'a>)>,
+) -> BTreeMap<&'static str, TypedTarget> {
+    let mut found = BTreeMap::new();
+    for (module, btf) in std::iter::once((None, vmlinux)).chain(modules) {
+        for name in TABLE_FUNCTIONS {
+            if let Some(id) = btf.named(btf::Kind::Func, name).next() {
+                found.entry(name).or_insert(TypedTarget { module: module.clone(), id: id.0 });
+            }
+        }
+    }
+    found
 }
 
 /// How the running kernel writes the lines of its log; `None` when it does not describe its types.

@@ -9,6 +9,7 @@ pub mod key;
 pub mod offsets;
 pub mod probes;
 mod room;
+pub mod typed;
 
 use crate::filter::{Filter, Form, LinkType};
 use crate::trace_line::LogStyle;
@@ -138,6 +139,8 @@ pub struct Options<'a> {
     pub ring_bytes: u32,
     /// Largest table to be followed, in entries.
     pub table_entries: u32,
+    /// How probes are placed.
+    pub method: attach::Method,
     /// How nftables is traced.
     pub nftables: Nftables<'a>,
 }
@@ -148,7 +151,7 @@ pub struct Ebpf {
     counters: PerCpuArray<MapData, u64>,
     replace_counts: Rc<ReplaceCounts>,
     commits: Rc<CommitCounts>,
-    _probes: attach::Probes,
+    probes: attach::Probes,
     footprint: Option<String>,
     without: Vec<String>,
     traces_nftables: bool,
@@ -251,12 +254,6 @@ impl Ebpf {
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .load(&filter.object)?;
-        let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
-        let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
-        let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
-        #[cfg(feature = "debug-log")]
-        let messages = debug::Messages::of(&mut programs)?;
-        let commits = Rc::new(CommitCounts(take(&mut programs, "COMMITS", Array::try_from)?));
         // Before the probes: a run that began without it would have no end.
         let key = match options.nftables {
             Nftables::Rules(namespace) if nft.is_some() => {
@@ -264,10 +261,17 @@ impl Ebpf {
             }
             _ => None,
         };
-        let probes = attach::Probes::place(&mut programs, &kernel.symbols, nft.map(|nft| nft.witness))?;
+        let witness = nft.map(|nft| nft.witness);
+        let probes = attach::Probes::place(&filter.object, &mut programs, &kernel, options.method, witness)?;
         without.extend(probes.without().iter().cloned());
         let visible = [probes.footprint().map(str::to_owned), key.as_ref().map(key::Key::footprint)];
         let visible: Vec<String> = visible.into_iter().flatten().collect();
+        let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
+        let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
+        let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
+        #[cfg(feature = "debug-log")]
+        let messages = debug::Messages::of(&mut programs)?;
+        let commits = Rc::new(CommitCounts(take(&mut programs, "COMMITS", Array::try_from)?));
         Ok(Self {
             footprint: (!visible.is_empty()).then(|| visible.join(", ")),
             without,
@@ -277,7 +281,7 @@ impl Ebpf {
             ring,
             counters,
             replace_counts,
-            _probes: probes,
+            probes,
             log_style: kernel.log_style,
             #[cfg(feature = "debug-log")]
             messages,
@@ -293,6 +297,11 @@ impl Ebpf {
     /// What the probes leave visible on the host while they are there; `None` for nothing.
     pub fn footprint(&self) -> Option<&str> {
         self.footprint.as_deref()
+    }
+
+    /// How the table functions are probed, in words.
+    pub fn method(&self) -> String {
+        self.probes.method()
     }
 
     /// Families that cannot be traced, with the reason.

@@ -16,6 +16,9 @@ pub enum Point {
 pub struct Probe {
     /// Name of the program in the object.
     pub program: &'static str,
+    /// Name of the one that does the same without a kprobe, where there is one. What happens seldom needs none; and only
+    /// kprobe programs never leave out a call because another one of them is at work in a preempted task.
+    pub typed: Option<&'static str>,
     /// The kernel function.
     pub symbol: &'static str,
     /// Where in it.
@@ -43,22 +46,95 @@ pub enum Need {
 
 /// All probes, in the order they are placed: exits before entries, so that no entry is seen without its exit.
 pub const PROBES: &[Probe] = &[
-    Probe { program: "table_replaced", symbol: "xt_replace_table", point: Point::Entry, need: Need::Always },
+    Probe {
+        program: "table_replaced",
+        typed: None,
+        symbol: "xt_replace_table",
+        point: Point::Entry,
+        need: Need::Always,
+    },
     Probe {
         program: "counters_added",
+        typed: None,
         symbol: "xt_copy_counters",
         point: Point::Entry,
         need: Need::IfPresent,
     },
-    Probe { program: "leave", symbol: "arpt_do_table", point: Point::Return, need: Need::IfPresent },
-    Probe { program: "arp_enter", symbol: "arpt_do_table", point: Point::Entry, need: Need::IfPresent },
-    Probe { program: "leave", symbol: "ip6t_do_table", point: Point::Return, need: Need::Family("ip6") },
-    Probe { program: "leave", symbol: "ipt_do_table", point: Point::Return, need: Need::Family("ip") },
-    Probe { program: "ip_enter", symbol: "ip6t_do_table", point: Point::Entry, need: Need::Family("ip6") },
-    Probe { program: "ip_enter", symbol: "ipt_do_table", point: Point::Entry, need: Need::Family("ip") },
-    Probe { program: "commit_leave", symbol: "nf_tables_commit", point: Point::Return, need: Need::Nftables },
-    Probe { program: "commit_enter", symbol: "nf_tables_commit", point: Point::Entry, need: Need::Nftables },
-    Probe { program: "nft_leave", symbol: "nft_do_chain", point: Point::Return, need: Need::NftEnds },
-    Probe { program: "nft_traced", symbol: "__nft_trace_packet", point: Point::Entry, need: Need::NftRules },
-    Probe { program: "nft_enter", symbol: "nft_do_chain", point: Point::Entry, need: Need::Nftables },
+    Probe {
+        program: "leave",
+        typed: Some("leave_typed"),
+        symbol: "arpt_do_table",
+        point: Point::Return,
+        need: Need::IfPresent,
+    },
+    Probe {
+        program: "arp_enter",
+        typed: Some("arp_enter_typed"),
+        symbol: "arpt_do_table",
+        point: Point::Entry,
+        need: Need::IfPresent,
+    },
+    Probe {
+        program: "leave",
+        typed: Some("leave_typed"),
+        symbol: "ip6t_do_table",
+        point: Point::Return,
+        need: Need::Family("ip6"),
+    },
+    Probe {
+        program: "leave",
+        typed: Some("leave_typed"),
+        symbol: "ipt_do_table",
+        point: Point::Return,
+        need: Need::Family("ip"),
+    },
+    Probe {
+        program: "ip_enter",
+        typed: Some("ip_enter_typed"),
+        symbol: "ip6t_do_table",
+        point: Point::Entry,
+        need: Need::Family("ip6"),
+    },
+    Probe {
+        program: "ip_enter",
+        typed: Some("ip_enter_typed"),
+        symbol: "ipt_do_table",
+        point: Point::Entry,
+        need: Need::Family("ip"),
+    },
+    Probe {
+        program: "commit_leave",
+        typed: None,
+        symbol: "nf_tables_commit",
+        point: Point::Return,
+        need: Need::Nftables,
+    },
+    Probe {
+        program: "commit_enter",
+        typed: None,
+        symbol: "nf_tables_commit",
+        point: Point::Entry,
+        need: Need::Nftables,
+    },
+    Probe {
+        program: "nft_leave",
+        typed: None,
+        symbol: "nft_do_chain",
+        point: Point::Return,
+        need: Need::NftEnds,
+    },
+    Probe {
+        program: "nft_traced",
+        typed: None,
+        symbol: "__nft_trace_packet",
+        point: Point::Entry,
+        need: Need::NftRules,
+    },
+    Probe {
+        program: "nft_enter",
+        typed: None,
+        symbol: "nft_do_chain",
+        point: Point::Entry,
+        need: Need::Nftables,
+    },
 ];

@@ -6,11 +6,9 @@ use crate::cli::read::ReadConfig;
 use crate::command::outlet::Outlet;
 use crate::error::Failure;
 use crate::kernel_log::{Clock, Record, Time, Undresser};
-use crate::netfilter::Engine;
 use crate::packet::Packet;
 use crate::path::Step;
 use crate::path::group::{Grouped, Grouper, Hold, Logged, Met, Row};
-use crate::ruleset::Rule;
 use crate::sink::{Output, Sink, Start};
 use crate::text;
 use crate::trace_line::{self, LogStyle, TraceLine, Unreadable};
@@ -256,17 +254,7 @@ fn give(outlet: &mut Outlet, choice: &mut Choice, grouped: Grouped) {
                 packet: step.packet,
                 time_ns: *time_ns,
                 hook: step.hook,
-                rule: Rule {
-                    engine: Engine::Legacy,
-                    family: packet.family.into(),
-                    table: &met.table,
-                    chain: &met.chain,
-                    kind: met.kind,
-                    number: Some(met.number),
-                    handle: None,
-                    text: None,
-                    owner: None,
-                },
+                rule: met.rule(packet.family),
                 name: &met.name,
                 action: step.action.clone(),
                 view,

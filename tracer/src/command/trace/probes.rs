@@ -257,10 +257,14 @@ impl Probing {
             netns,
             ring_bytes: buffer_bytes(RING_BYTES),
             table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
+            method: config.attach,
         };
         // What keeps it from working is said as `doctor` says it.
         let ebpf = Ebpf::attach(&options)
             .map_err(|error| command::ebpf_obstacle().unwrap_or_else(|| refused(error)))?;
+        if config.verbose {
+            say(&format!("probes: {}", ebpf.method()));
+        }
         let footprint = ebpf.footprint().unwrap_or("none").to_owned();
         let start = wish.start("ebpf", footprint, ebpf.log_style());
         let session = Self::new(ebpf, namespaces, wish.sink()?, config.count)?;

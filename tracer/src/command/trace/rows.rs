@@ -6,11 +6,10 @@ use crate::backend::netlink;
 use crate::command::choice::matches;
 use crate::filter::Filter;
 use crate::kernel_log::{Record, Time};
-use crate::netfilter::{Engine, Verdict};
+use crate::netfilter::Verdict;
 use crate::packet::Packet;
 use crate::path::group::{Grouped, Grouper, Hold, Placed, Row};
 use crate::path::{Action, Certainty, Path, Step};
-use crate::ruleset::Rule;
 use crate::sink::{Output, Sink, Start, Totals};
 use crate::sys::clock;
 use crate::trace_line::{self, LogStyle};
@@ -220,20 +219,7 @@ impl Show {
         let (rule, action) = match found {
             Some((rule, Does::Always(action))) => (rule, Some(action)),
             Some((rule, Does::Depends)) => (rule, placed.action.clone()),
-            None => {
-                let rule = Rule {
-                    engine: Engine::Legacy,
-                    family: packet.family.into(),
-                    table: &met.table,
-                    chain: &met.chain,
-                    kind: met.kind,
-                    number: Some(met.number),
-                    handle: None,
-                    text: None,
-                    owner: None,
-                };
-                (rule, placed.action.clone())
-            }
+            None => (met.rule(packet.family), placed.action.clone()),
         };
         shown.last = match &action {
             Some(Action::Verdict(verdict)) => Some(Last::Verdict(*verdict)),

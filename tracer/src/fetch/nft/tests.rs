@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::net::UdpSocket;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 pub(super) fn run(throwaway: &Throwaway, command: &str) -> Option<()> {
     throwaway.run(&format!("PATH=$PATH:/usr/sbin:/sbin; {command}"))
@@ -180,4 +181,80 @@ fn a_packet_is_traced() {
     let mut paths = Vec::new();
     assembler.expire(2, &mut |path| paths.push(path));
     assert_eq!(paths[0].why, [""; 0]);
+}
+
+/// Says when a test is over, also when it failed.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Rules are replaced all the time, handles begin anew each time, and packets tell by the mark that was set which rules
+/// they met. What counts as certain must be true.
+#[test]
+fn no_step_of_another_generation() {
+    let Some(throwaway) = Throwaway::new() else { return };
+    let Some(()) = run(&throwaway, "ip link set lo up && nft add table ip t") else { return };
+    let script = |round: u32| {
+        let rule = format!("udp dport 9 meta mark set {round} comment \"{round}\"");
+        let chain = format!("type filter hook output priority 0\nmeta nftrace set 1\n{rule}\n");
+        format!("flush ruleset\ntable ip t {{\nchain c {{\n{chain}}}\n}}\n")
+    };
+    let replace = |over: &AtomicBool| {
+        for round in (1..).take_while(|_| !over.load(Ordering::Relaxed)) {
+            run(&throwaway, &format!("nft -f - <<'X'\n{}X", script(round))).unwrap();
+        }
+    };
+    let send = |over: &AtomicBool| {
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        while !over.load(Ordering::Relaxed) {
+            // Refused, because nobody listens.
+            let _ = sender.send_to(b"x", "127.0.0.1:9");
+        }
+    };
+    let mut nftables = Nftables::open(&throwaway.namespace).unwrap().unwrap();
+    let socket = Socket::open(Some(&throwaway.namespace), NETFILTER).unwrap();
+    socket.join_group(trace::GROUP).unwrap();
+    socket.join_group(decode::GROUP).unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        scope.spawn(|| replace(&over));
+        scope.spawn(|| netns::inside(&throwaway.namespace, || send(&over)).unwrap());
+        let (mut buffer, mut ruleset, mut announced) = (Vec::new(), Ruleset::default(), None);
+        let (mut known, mut unknown) = (0, 0);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while known < 300 && Instant::now() < deadline {
+            let datagram = match socket.recv(&mut buffer).unwrap() {
+                Received::Datagram(datagram) => datagram,
+                Received::Empty => continue,
+                Received::Overrun => {
+                    announced = None;
+                    continue;
+                }
+            };
+            let now = nftables.generation().unwrap();
+            for message in messages(datagram).filter_map(|message| message.netfilter()) {
+                announced = decode::generation(&message).or(announced);
+                let Some(event) = trace::decode(&message) else { continue };
+                let certain = announced == Some(ruleset.generation) && now == ruleset.generation;
+                match ruleset.locate(&event).filter(|_| certain).and_then(|located| located.rule) {
+                    Some(rule) => {
+                        known += 1;
+                        let comment = rule.comment.as_deref().unwrap_or("0");
+                        assert_eq!(comment, event.mark.to_string(), "{event:?}");
+                    }
+                    None => unknown += 1,
+                }
+            }
+            if announced.is_some_and(|announced| announced != ruleset.generation) {
+                ruleset = nftables.structure().unwrap();
+            }
+        }
+        println!("{known} known, {unknown} unknown");
+        assert!(known > 0);
+    });
 }

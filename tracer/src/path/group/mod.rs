@@ -19,8 +19,9 @@ mod place;
 mod tests;
 
 use super::{Action, Path};
-use crate::netfilter::{Family, Hook, StepKind};
+use crate::netfilter::{Engine, Family, Hook, StepKind};
 use crate::packet::{Packet, headers, quoted};
+use crate::ruleset::Rule;
 use identity::{Facts, Identity};
 use open::{Fit, Open};
 use place::{Place, builtin};
@@ -49,6 +50,23 @@ pub struct Met {
     pub kind: StepKind,
     /// The entry's place in the chain, from 1.
     pub number: u32,
+}
+
+impl Met {
+    /// What a step says of it where the rules themselves are not at hand.
+    pub fn rule(&self, family: Family) -> Rule<'_> {
+        Rule {
+            engine: Engine::Legacy,
+            family: family.into(),
+            table: &self.table,
+            chain: &self.chain,
+            kind: self.kind,
+            number: Some(self.number),
+            handle: None,
+            text: None,
+            owner: None,
+        }
+    }
 }
 
 /// A step as the kernel told of it.

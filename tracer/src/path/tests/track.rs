@@ -308,7 +308,7 @@ fn a_packet_is_cut_on_its_way_through_loopback() {
             {
                 let (mut traversal, verdict) = traversal(place, OLD, START + index as u64 * MS);
                 for bytes in [&mut traversal.entry_bytes, &mut traversal.exit_bytes] {
-                    *bytes = [0; 128];
+                    bytes.fill(0);
                     header.iter().for_each(|(at, byte)| bytes[*at] = *byte);
                     bytes[15] = if index == 0 { 0 } else { address };
                 }

@@ -1,0 +1,239 @@
+//! bpf(2), as far as aya does not do it: programs at the functions of a module.
+//!
+//! The attributes are prefixes of `union bpf_attr` in `include/uapi/linux/bpf.h`; the kernel takes the rest as zero.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+const PROG_LOAD: libc::c_int = 5;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+const BTF_LOAD: libc::c_int = 18;
+const BTF_GET_FD_BY_ID: libc::c_int = 19;
+const BTF_GET_NEXT_ID: libc::c_int = 23;
+
+const PROG_TYPE_TRACING: u32 = 26;
+/// Bytes for the verifier's words.
+const LOG_BYTES: u32 = 1 << 20;
+
+/// Where at a function a program runs; the numbers are the kernel's attach types.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// `BPF_TRACE_FENTRY`
+    Entry = 24,
+    /// `BPF_TRACE_FEXIT`
+    Exit = 25,
+}
+
+/// A program for one function.
+#[derive(Clone, Copy, Debug)]
+pub struct Tracing<'a> {
+    /// Its name, of which the kernel keeps 15 bytes.
+    pub name: &'a str,
+    /// `struct bpf_insn`, eight bytes each.
+    pub instructions: &'a [u8],
+    /// BTF that describes the program.
+    pub btf: BorrowedFd<'a>,
+    /// `struct bpf_func_info` for the program and each function it calls.
+    pub functions: &'a [u8],
+    /// Bytes of one such record.
+    pub function_bytes: u32,
+    /// Where at the function.
+    pub attach: Attach,
+    /// The function's id in the BTF of its module, or of the kernel.
+    pub target: u32,
+    /// The module's BTF; `None` for a function of the kernel itself.
+    pub module: Option<BorrowedFd<'a>>,
+}
+
+/// A refused program.
+#[derive(Debug)]
+pub struct Refused {
+    /// What the kernel answered.
+    pub source: io::Error,
+    /// The verifier's last words.
+    pub words: String,
+}
+
+/// Gives BTF to the kernel.
+pub fn load_btf(bytes: &[u8]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        btf: u64,
+        log: u64,
+        btf_bytes: u32,
+        log_bytes: u32,
+        log_level: u32,
+        reserved: u32,
+    }
+    let btf_bytes = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+    let mut attributes =
+        Attributes { btf: bytes.as_ptr() as u64, log: 0, btf_bytes, log_bytes: 0, log_level: 0, reserved: 0 };
+    descriptor(BTF_LOAD, &mut attributes)
+}
+
+/// The BTF of a loaded module; `None` when the kernel has none of that name. Needs `CAP_SYS_ADMIN`.
+pub fn module_btf(module: &str) -> io::Result<Option<OwnedFd>> {
+    let mut id = 0;
+    loop {
+        // The first word is the id asked about, the second the next one.
+        let mut next = [id, 0_u32];
+        match call(BTF_GET_NEXT_ID, &mut next) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            result => result?,
+        };
+        id = next[1];
+        let btf = match descriptor(BTF_GET_FD_BY_ID, &mut [id, 0_u32]) {
+            // Its module has gone meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            result => result?,
+        };
+        if name_of_kernel_btf(&btf)?.as_deref() == Some(module.as_bytes()) {
+            return Ok(Some(btf));
+        }
+    }
+}
+
+/// The name of BTF that describes the kernel or a module; `None` for that of programs.
+fn name_of_kernel_btf(btf: &OwnedFd) -> io::Result<Option<Vec<u8>>> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        btf: u64,
+        btf_bytes: u32,
+        id: u32,
+        name: u64,
+        name_bytes: u32,
+        kernel: u32,
+    }
+    #[repr(C)]
+    struct Attributes {
+        fd: i32,
+        info_bytes: u32,
+        info: u64,
+    }
+    // A module's name has at most 55 bytes (`MODULE_NAME_LEN`).
+    let mut name = [0_u8; 64];
+    let mut info = Info { name: name.as_mut_ptr() as u64, name_bytes: name.len() as u32, ..Info::default() };
+    let mut attributes = Attributes {
+        fd: btf.as_raw_fd(),
+        info_bytes: size_of::<Info>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    call(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok((info.kernel != 0).then(|| name.to_vec()))
+}
+
+/// Loads a program. Asked again for the verifier's words when it is refused.
+pub fn load_tracing(program: &Tracing<'_>) -> Result<OwnedFd, Refused> {
+    let first = match load(program, &mut []) {
+        Ok(fd) => return Ok(fd),
+        Err(error) => error,
+    };
+    let mut log = vec![0; LOG_BYTES as usize];
+    match load(program, &mut log) {
+        Ok(fd) => Ok(fd),
+        Err(_) => {
+            let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+            let text = String::from_utf8_lossy(&log[..end]);
+            let lines: Vec<&str> = text.lines().collect();
+            Err(Refused { source: first, words: lines[lines.len().saturating_sub(8)..].join("; ") })
+        }
+    }
+}
+
+fn load(program: &Tracing<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        program_type: u32,
+        instructions_count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_bytes: u32,
+        log: u64,
+        kernel_version: u32,
+        flags: u32,
+        name: [u8; 16],
+        interface: u32,
+        expected_attach_type: u32,
+        btf_fd: i32,
+        functions_record: u32,
+        functions: u64,
+        functions_count: u32,
+        lines_record: u32,
+        lines: u64,
+        lines_count: u32,
+        attach_btf_id: u32,
+        attach_btf_fd: i32,
+        core_count: u32,
+    }
+    let mut name = [0; 16];
+    name.iter_mut().zip(program.name.bytes().take(15)).for_each(|(to, from)| *to = from);
+    let mut attributes = Attributes {
+        program_type: PROG_TYPE_TRACING,
+        instructions_count: u32::try_from(program.instructions.len() / 8).map_err(io::Error::other)?,
+        instructions: program.instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log_level: u32::from(!log.is_empty()),
+        log_bytes: log.len() as u32,
+        log: if log.is_empty() { 0 } else { log.as_mut_ptr() as u64 },
+        kernel_version: 0,
+        flags: 0,
+        name,
+        interface: 0,
+        expected_attach_type: program.attach as u32,
+        btf_fd: program.btf.as_raw_fd(),
+        functions_record: program.function_bytes,
+        functions: program.functions.as_ptr() as u64,
+        functions_count: program.functions.len() as u32 / program.function_bytes.max(1),
+        lines_record: 0,
+        lines: 0,
+        lines_count: 0,
+        attach_btf_id: program.target,
+        attach_btf_fd: program.module.map_or(0, |module| module.as_raw_fd()),
+        core_count: 0,
+    };
+    descriptor(PROG_LOAD, &mut attributes)
+}
+
+/// Lets a loaded program run, until the result is dropped.
+pub fn attach_tracing(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        name: u64,
+        program: i32,
+        reserved: u32,
+    }
+    descriptor(RAW_TRACEPOINT_OPEN, &mut Attributes { name: 0, program: program.as_raw_fd(), reserved: 0 })
+}
+
+fn descriptor<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
+    let fd = call(command, attributes)?;
+    #[expect(unsafe_code, reason = "the system call gives a number")]
+    // SAFETY: each command that is called this way returns a new file descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[expect(unsafe_code, reason = "neither the standard library nor rustix has bpf(2)")]
+fn call<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: every caller's attributes are the start of the command's own, and the addresses in them are valid for
+    // the lengths beside them as long as the call lasts.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
+    match libc::c_int::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_btf_is_refused() {
+        assert!(load_btf(b"no BTF").is_err());
+    }
+}
