@@ -95,7 +95,9 @@ impl Session {
             trace.keep(|table| TABLES.iter().all(|(legacy, _)| *legacy != table));
             let silent = looks == SILENCE[1] && is_finished(&trace);
             // Either side may be the slower one.
-            let agreed = || is_settled(&rows, &trace) && compare(&rows, &trace, 0).wrong.is_empty();
+            let agreed = || {
+                !rows.is_empty() && is_settled(&rows, &trace) && compare(&rows, &trace, 0).wrong.is_empty()
+            };
             (silent || agreed()).then_some(())
         });
         Ok(compare(&rows, &trace, listener.lost()))

@@ -86,7 +86,7 @@ impl NftConfig {
         Self { witness: 0, rule_word: 0, rule_shift: 0, offsets: NftOffsets::UNRESOLVED };
 }
 
-/// How often rules were committed in the namespaces of one slot; see [`commit_slot`].
+/// The commits in the namespaces of one slot; see [`commit_slot`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Commits {
@@ -94,6 +94,10 @@ pub struct Commits {
     pub begun: u64,
     /// Those of them that ended.
     pub done: u64,
+    /// Those of them that changed anything: each gave the rules a new generation.
+    pub made: u64,
+    /// Address of the namespace; all ones when there were several.
+    pub net: u64,
 }
 
 /// The slot that counts the commits of the namespace at an address. Namespaces may share one: that costs a false
@@ -121,6 +125,8 @@ pub mod fact {
     pub const CHANGING: u32 = 1 << 8;
     /// Table and chain could not be read.
     pub const UNREADABLE: u32 = 1 << 9;
+    /// `generations` are those of this namespace alone.
+    pub const GENERATIONS: u32 = 1 << 10;
 }
 
 /// A packet enters a base chain.
@@ -178,8 +184,8 @@ pub struct Run {
     pub dev_type: u16,
     /// `skb->dev->hard_header_len`.
     pub hard_header_len: u16,
-    /// Fills to eight.
-    pub reserved: u32,
+    /// Low half of [`Commits::made`], valid with [`fact::GENERATIONS`].
+    pub generations: u32,
     /// Name of the input device, filled with zeros; valid with [`fact::IN`].
     pub indev: [u8; 16],
     /// Name of the output device, likewise with [`fact::OUT`].

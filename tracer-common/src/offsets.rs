@@ -72,6 +72,8 @@ offsets! {
     state_net: "nf_hook_state" "net",
     /// u32, the number that `/proc/PID/ns/net` shows.
     net_inum: "net" "ns.inum",
+    /// u8, which half of the bits of nftables' rules is current.
+    net_gencursor: "net" "nft.gencursor",
     /// 16 bytes.
     dev_name: "net_device" "name",
     /// i32.

@@ -121,6 +121,40 @@ pub fn nft_traced(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// As [`nft_enter`], without a kprobe.
+#[fentry]
+pub fn nft_enter_typed(ctx: FEntryContext) -> i32 {
+    let pkt = ctx.arg(0);
+    let key = nft::key(distance(pkt), distance(ctx.as_ptr() as u64));
+    let _ = nft::enter::<Typed>(&nft::Start { pkt, chain: ctx.arg(1), key }, distance);
+    0
+}
+
+/// As [`nft_traced`], where the function is `(pkt, verdict, rule, info, type)`.
+#[fentry]
+pub fn nft_traced_typed(ctx: FEntryContext) -> i32 {
+    let (pkt, verdict, rule) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    let what = ctx.arg::<u64>(4) as u32;
+    let _ = nft::traced::<Typed>(&nft::Traced { info: 0, pkt, verdict, rule, key: distance(pkt), what });
+    0
+}
+
+/// As [`nft_traced`], where the function is `(info, chain, type)`.
+#[fentry]
+pub fn nft_traced_info_typed(ctx: FEntryContext) -> i32 {
+    if let Some(traced) = nft::Traced::from_info::<Typed>(ctx.arg(0), ctx.arg::<u64>(2) as u32, distance) {
+        let _ = nft::traced::<Typed>(&traced);
+    }
+    0
+}
+
+/// As [`nft_leave`], as [`leave_typed`] is to [`leave`].
+#[fexit]
+pub fn nft_leave_typed(ctx: FExitContext) -> i32 {
+    let _ = nft::leave(distance(ctx.as_ptr() as u64), ctx.arg::<u64>(2) as u32);
+    0
+}
+
 /// Exit of `nft_do_chain`, where nothing else tells how a run ended.
 #[kretprobe]
 pub fn nft_leave(ctx: RetProbeContext) -> u32 {

@@ -2,7 +2,7 @@
 
 use crate::frame::{DEPTH, State};
 use crate::kernel::SkbWindow;
-use crate::nft::{OpenRun, RUN_SLOTS};
+use crate::nft::{OpenRun, RUN_SLOTS, UnderWay};
 use crate::snapshot::mask;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
@@ -93,9 +93,9 @@ pub static OPEN_RUNS: Array<OpenRun> = Array::with_max_entries(RUN_SLOTS, 0);
 /// How often rules of nftables were committed, by the namespace's slot.
 #[map]
 pub static COMMITS: Array<Commits> = Array::with_max_entries(COMMIT_SLOTS, 0);
-/// The slot of the namespace whose rules a task is committing.
+/// The commits under way, by their tasks.
 #[map]
-pub static COMMITTING: LruHashMap<u64, u32> = LruHashMap::with_max_entries(256, 0);
+pub static COMMITTING: LruHashMap<u64, UnderWay> = LruHashMap::with_max_entries(256, 0);
 
 /// Words that all CPUs share. Global data instead of maps, because its address is part of the program: no look-up.
 pub struct Words<const N: usize>(UnsafeCell<[u64; N]>);

@@ -10,7 +10,7 @@
 use crate::config::{config, offset};
 use crate::emit::{count, wake};
 use crate::frame::{State, cpu, cpu_number, distance, state};
-use crate::kernel::{self, Access, HookState, Skb, copy, read};
+use crate::kernel::{self, Access, HookState, Probed, Skb, copy, read};
 use crate::legacy::{Call, NO_OWNER, device, known_owner};
 use crate::maps::{COMMITS, COMMITTING, EVENTS, OPEN_RUNS, Words};
 use crate::select::{ADDRESS_FROM, ADDRESS_SHIFT, Question, Selected, namespace};
@@ -20,6 +20,7 @@ use tracer_common::nft::{
     COMMIT_SLOTS, Commits, Event, HANDLE_BITS, MAC_BYTES, NftConfig, PACKET_BYTES, Run, Witness, code,
     commit_slot, fact, kind, what,
 };
+use tracer_common::offsets::ABSENT;
 use tracer_common::place::{nat_priority, rank};
 
 /// Replaced by the loader.
@@ -186,7 +187,7 @@ fn begin<A: Access>(call: &Call) -> Option<()> {
     let number = state.runs.get() + 1;
     state.runs.set(number);
     let run = (number << 13) | (cpu_number() & 0x1fff);
-    let slot = commit_slot(if A::TYPED { distance(hook_state.net) } else { hook_state.net });
+    let slot = commit_slot(distance(hook_state.net));
     let Some(mut entry) = EVENTS.reserve::<Run>(0) else {
         count(Counter::Lost, 1);
         return None;
@@ -219,8 +220,12 @@ fn fill<A: Access>(state: &State, record: &mut Run, call: &Call, selected: Selec
     };
     let commits = commits(record.commit_slot);
     record.commits = commits.begun as u32;
+    record.generations = commits.made as u32;
     if commits.begun != commits.done {
         facts |= fact::CHANGING;
+    }
+    if commits.net == 0 || commits.net == distance(hook_state.net) {
+        facts |= fact::GENERATIONS;
     }
     let chain = call.table;
     record.priority = priority(chain, record.hook).unwrap_or(i32::MAX);
@@ -235,7 +240,6 @@ fn fill<A: Access>(state: &State, record: &mut Run, call: &Call, selected: Selec
     (record.uid, record.gid, record.ct_status, record.ctinfo) = (0, 0, 0, 0);
     (record.mark, record.len, record.copied, record.mac_len) = (0, 0, 0, 0);
     (record.dev_type, record.hard_header_len) = (0, 0);
-    record.reserved = 0;
     // A ring holds whatever was there before.
     clear(&mut record.indev);
     clear(&mut record.outdev);
@@ -330,8 +334,14 @@ impl Traced {
             let (pkt, verdict, rule) = (first, second, third);
             return Some(Self { info: 0, pkt, verdict, rule, key: pkt, what: fifth as u32 });
         }
-        let pkt = read(first + nft_offset!(info_pkt))?;
-        Some(Self { info: first, pkt, verdict: 0, rule: 0, key: pkt, what: third as u32 })
+        Self::from_info::<Probed>(first, third as u32, |pkt| pkt)
+    }
+
+    /// From the `nft_traceinfo`; `number_of` makes a number of a pointer to the `nft_pktinfo`.
+    #[inline(always)]
+    pub fn from_info<A: Access>(info: u64, what: u32, number_of: impl FnOnce(u64) -> u64) -> Option<Self> {
+        let pkt = A::field(info, nft_offset!(info_pkt))?;
+        Some(Self { info, pkt, verdict: 0, rule: 0, key: number_of(pkt), what })
     }
 }
 
@@ -434,27 +444,61 @@ fn commits(slot: u32) -> Commits {
     unsafe { core::ptr::read_volatile(commits) }
 }
 
+/// A commit under way.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UnderWay {
+    pub net: u64,
+    pub slot: u32,
+    /// `net->nft.gencursor` before it.
+    pub cursor: u32,
+}
+
+/// Which half of the rules' bits is current: each commit that changes anything changes it.
+#[inline(always)]
+fn cursor(net: u64) -> Option<u32> {
+    if offset!(net_gencursor) == u64::from(ABSENT) {
+        return None;
+    }
+    read::<u8>(net + offset!(net_gencursor)).map(u32::from)
+}
+
 /// The rules of a namespace are about to change.
 #[inline(always)]
 pub fn commit_begins(net: u64) -> Option<()> {
-    let slot = commit_slot(net);
+    /// [`Commits::net`] for several.
+    const SEVERAL: u64 = u64::MAX;
+    let number = distance(net);
+    let slot = commit_slot(number);
     let commits = COMMITS.get_ptr_mut(slot)?;
     forget_chains();
+    let cursor = cursor(net);
     // SAFETY: a map value.
-    unsafe { add_one(&raw mut (*commits).begun) };
-    COMMITTING.insert(kernel::task(), slot, 0).ok()
+    unsafe {
+        let known = &raw mut (*commits).net;
+        let before = core::ptr::read_volatile(known);
+        let only = (before == 0 || before == number) && cursor.is_some();
+        core::ptr::write_volatile(known, if only { number } else { SEVERAL });
+        add_one(&raw mut (*commits).begun);
+    }
+    COMMITTING.insert(kernel::task(), UnderWay { net, slot, cursor: cursor.unwrap_or(0) }, 0).ok()
 }
 
 /// The rules of a namespace have changed; the return does not tell of which.
 #[inline(always)]
 pub fn commit_ends() -> Option<()> {
     let task = kernel::task();
-    let committing = COMMITTING.get_ptr(task)?;
+    let under_way = COMMITTING.get_ptr(task)?;
     // SAFETY: a map value; only this task's commits write to it.
-    let slot = unsafe { *committing };
+    let UnderWay { net, slot, cursor: before } = unsafe { *under_way };
     let commits = COMMITS.get_ptr_mut(slot & (COMMIT_SLOTS - 1))?;
     // SAFETY: a map value.
-    unsafe { add_one(&raw mut (*commits).done) };
+    unsafe {
+        if cursor(net) != Some(before) {
+            add_one(&raw mut (*commits).made);
+        }
+        add_one(&raw mut (*commits).done);
+    }
     forget_chains();
     COMMITTING.remove(task).ok()
 }

@@ -7,6 +7,7 @@
 mod assign;
 pub mod decode;
 pub mod display;
+pub mod follow;
 mod listing;
 mod locate;
 pub mod run;

@@ -1,15 +1,17 @@
-//! The versions of the rules that packets met, told apart by how often rules were committed.
+//! The versions of the rules that packets met: by their generations, and by how often rules were committed.
 
-use super::{Located, Ruleset, Table};
+use super::follow::{Follower, Gap};
+use super::{Located, Rule, RuleVerdict, Ruleset, Table};
 use crate::hash::KernelMap;
 use crate::netfilter::StepKind;
+use crate::netlink::Message;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use tracer_common::nft::{COMMIT_SLOTS, Commits, Run};
+use tracer_common::nft::{COMMIT_SLOTS, Commits, Run, fact};
 
 /// Versions of one namespace that are kept: records of a packet come late, but not by more.
-const KEPT: usize = 16;
+const KEPT: usize = 64;
 
 /// The counters of all slots at one moment.
 pub type AllCommits = [Commits; COMMIT_SLOTS as usize];
@@ -22,29 +24,27 @@ type Name = (u64, u64, u32, StepKind);
 pub struct Version {
     /// The rules.
     pub ruleset: Ruleset,
-    /// By slot: the counter while these were the rules; `None` where something was being committed.
-    commits: Vec<Option<u32>>,
+    /// When it was learned of (CLOCK_MONOTONIC).
+    since_ns: u64,
     names: RefCell<HashMap<Name, Rc<str>>>,
     tags: RefCell<HashMap<u64, Rc<str>>>,
 }
 
-impl Version {
-    fn new(ruleset: Ruleset, before: &AllCommits, after: &AllCommits) -> Self {
-        let stable = |(before, after): (&Commits, &Commits)| {
-            let quiet = before.begun == before.done && before.begun == after.begun;
-            quiet.then_some(before.begun as u32)
-        };
-        Self {
-            commits: before.iter().zip(after).map(stable).collect(),
-            names: RefCell::default(),
-            tags: RefCell::default(),
-            ruleset,
-        }
-    }
+/// By slot: the counters while a version was the current one, low halves of those that began and of those that made
+/// one; `None` where something was being committed.
+type Stable = Vec<Option<(u32, u32)>>;
 
-    fn was_met_by(&self, run: &Run) -> bool {
-        let slot = usize::try_from(run.commit_slot).ok();
-        slot.and_then(|slot| *self.commits.get(slot)?) == Some(run.commits)
+fn stable(before: &AllCommits, after: &AllCommits) -> Stable {
+    let stable = |(before, after): (&Commits, &Commits)| {
+        let quiet = before.begun == before.done && before.begun == after.begun;
+        quiet.then_some((before.begun as u32, before.made as u32))
+    };
+    before.iter().zip(after).map(stable).collect()
+}
+
+impl Version {
+    fn new(ruleset: Ruleset, since_ns: u64) -> Self {
+        Self { names: RefCell::default(), tags: RefCell::default(), ruleset, since_ns }
     }
 
     /// `table@generation` for a table's handle, made once.
@@ -69,32 +69,143 @@ impl Version {
     }
 }
 
-/// The versions that were read, by the inode number of the namespace.
+/// What is known of a namespace.
 #[derive(Debug, Default)]
-pub struct Versions(KernelMap<u32, VecDeque<Rc<Version>>>);
+struct Known {
+    versions: VecDeque<Rc<Version>>,
+    /// The generations of versions that were read, and what was counted then.
+    read: VecDeque<(u32, Stable)>,
+    follower: Follower,
+    /// What was announced was not what was read.
+    distrusted: bool,
+}
+
+impl Known {
+    /// The generation that a run met.
+    fn generation(&self, run: &Run) -> Option<u32> {
+        let slot = usize::try_from(run.commit_slot).ok()?;
+        let mut counted = self.read.iter().rev().filter_map(|(generation, stable)| {
+            let (begun, made) = (*stable.get(slot)?)?;
+            Some((*generation, begun, made))
+        });
+        if let Some((generation, ..)) = counted.clone().find(|(_, begun, _)| *begun == run.commits) {
+            return Some(generation);
+        }
+        // Each commit that made one made the next.
+        let (generation, _, made) = counted.next().filter(|_| run.facts & fact::GENERATIONS != 0)?;
+        Some(generation.wrapping_add(run.generations.wrapping_sub(made)))
+    }
+
+    fn push(&mut self, version: Version) {
+        let generation = version.ruleset.generation;
+        // One that was read can come late.
+        let age = |known: &Rc<Version>| generation.wrapping_sub(known.ruleset.generation).cast_signed();
+        let at = self.versions.iter().rposition(|known| age(known) >= 0);
+        match at.map(|at| (at, age(&self.versions[at]))) {
+            Some((at, 0)) => {
+                let since_ns = self.versions[at].since_ns;
+                self.versions[at] = Rc::new(Version { since_ns, ..version });
+            }
+            at => self.versions.insert(at.map_or(0, |(at, _)| at + 1), Rc::new(version)),
+        }
+        while self.versions.len() > KEPT {
+            self.versions.pop_front();
+        }
+    }
+}
+
+/// The versions that are known, by the inode number of the namespace.
+#[derive(Debug, Default)]
+pub struct Versions(KernelMap<u32, Known>);
 
 impl Versions {
-    /// Takes the rules of a namespace as they were read between these two moments.
-    pub fn read(&mut self, netns: u32, mut ruleset: Ruleset, before: &AllCommits, after: &AllCommits) {
-        let versions = self.0.entry(netns).or_default();
-        if let Some(last) = versions.back() {
+    /// Takes the rules of a namespace as they were read between these two moments, and when (CLOCK_MONOTONIC).
+    pub fn read(
+        &mut self,
+        netns: u32,
+        mut ruleset: Ruleset,
+        (before, after): (&AllCommits, &AllCommits),
+        read_ns: u64,
+    ) {
+        let known = self.0.entry(netns).or_default();
+        let announced =
+            known.versions.iter().find(|version| version.ruleset.generation == ruleset.generation);
+        if announced.is_some_and(|version| !same(&version.ruleset, &ruleset)) {
+            known.distrusted = true;
+            known.versions.clear();
+        }
+        if let Some(last) = known.versions.back() {
             inherit(&mut ruleset, &last.ruleset);
         }
-        versions.push_back(Rc::new(Version::new(ruleset, before, after)));
-        while versions.len() > KEPT {
-            versions.pop_front();
+        known.read.push_back((ruleset.generation, stable(before, after)));
+        while known.read.len() > KEPT {
+            known.read.pop_front();
+        }
+        let texts = ruleset.clone();
+        known.push(Version::new(ruleset, read_ns));
+        if let Some(newest) =
+            known.versions.back().filter(|newest| newest.ruleset.generation != texts.generation)
+        {
+            let (mut ruleset, since_ns) = (newest.ruleset.clone(), newest.since_ns);
+            inherit(&mut ruleset, &texts);
+            known.push(Version::new(ruleset, since_ns));
         }
     }
 
-    /// The version that a run met; `None` when it was not read.
+    /// Takes an announcement of a change, heard at a time (CLOCK_MONOTONIC). Fails when the rules have to be read.
+    pub fn announced(&mut self, netns: u32, message: &Message<'_>, heard_ns: u64) -> Result<(), Gap> {
+        let known = self.0.entry(netns).or_default();
+        let newest = known.versions.back().filter(|_| !known.distrusted).cloned().ok_or(Gap)?;
+        match known.follower.take(message, &newest.ruleset) {
+            Some(Ok(mut ruleset)) => {
+                inherit(&mut ruleset, &newest.ruleset);
+                known.push(Version::new(ruleset, heard_ns));
+            }
+            Some(Err(gap)) => return Err(gap),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Announcements were lost.
+    pub fn deafened(&mut self, netns: u32) {
+        self.0.entry(netns).or_default().follower.forget();
+    }
+
+    /// The version that a run met; `None` when it is not known.
     pub fn met_by(&self, run: &Run) -> Option<&Rc<Version>> {
-        self.0.get(&run.netns)?.iter().rev().find(|version| version.was_met_by(run))
+        let known = self.0.get(&run.netns)?;
+        let generation = known.generation(run)?;
+        known.versions.iter().rev().find(|version| version.ruleset.generation == generation)
+    }
+
+    /// The version of a namespace that was the newest one known at a time (CLOCK_MONOTONIC).
+    pub fn at(&self, netns: u32, time_ns: u64) -> Option<&Rc<Version>> {
+        let versions = &self.0.get(&netns)?.versions;
+        versions.iter().rev().find(|version| version.since_ns <= time_ns).or(versions.front())
     }
 
     /// The newest version of a namespace.
     pub fn newest(&self, netns: u32) -> Option<&Rc<Version>> {
-        self.0.get(&netns)?.back()
+        self.0.get(&netns)?.versions.back()
     }
+}
+
+/// Whether two rulesets say the same, whatever is known of their texts.
+fn same(one: &Ruleset, other: &Ruleset) -> bool {
+    one.tables.len() == other.tables.len()
+        && one.tables.iter().zip(&other.tables).all(|(one, other)| {
+            let chains = one.chains.iter().zip(&other.chains);
+            (one.handle, &one.name, one.flags, one.chains.len())
+                == (other.handle, &other.name, other.flags, other.chains.len())
+                && chains.into_iter().all(|(one, other)| {
+                    let rules = |chain: &super::Chain| {
+                        chain.rules.iter().map(|rule| (rule.handle, rule.content)).collect::<Vec<_>>()
+                    };
+                    (one.handle, &one.name, &one.base) == (other.handle, &other.name, &other.base)
+                        && rules(one) == rules(other)
+                })
+        })
 }
 
 /// Whether rules have no text that might have one.
@@ -125,6 +236,38 @@ fn inherit(ruleset: &mut Ruleset, before: &Ruleset) {
             {
                 rule.text = known.text.clone();
                 rule.nft = known.nft.clone();
+            }
+        }
+    }
+    inherit_by_content(ruleset, before);
+}
+
+/// Rules that were loaded anew, in a chain of the same name, keep the text they had, unless something else than their
+/// own content shows in it: what is written within a rule has a name of its own there.
+fn inherit_by_content(ruleset: &mut Ruleset, before: &Ruleset) {
+    let stands_alone = |rule: &Rule| {
+        let looks_up = rule.expressions.iter().any(|name| &**name == "lookup");
+        let leads_within = matches!(
+            &rule.verdict,
+            Some(RuleVerdict::Jump(chain) | RuleVerdict::Goto(chain)) if chain.starts_with("__")
+        );
+        !looks_up && !leads_within
+    };
+    for table in &mut ruleset.tables {
+        let bare = |chain: &super::Chain| chain.rules.iter().any(|rule| rule.text.is_none());
+        let Some(earlier) = before.table(table.family, &table.name).filter(|_| table.chains.iter().any(bare))
+        else {
+            continue;
+        };
+        for chain in &mut table.chains {
+            let Some(earlier) = earlier.chain(&chain.name) else { continue };
+            let texts = earlier.rules.iter().filter(|rule| rule.text.is_some() && stands_alone(rule));
+            let texts: HashMap<u64, &Rule> = texts.map(|rule| (rule.content, rule)).collect();
+            for rule in chain.rules.iter_mut().filter(|rule| rule.text.is_none() && stands_alone(rule)) {
+                if let Some(known) = texts.get(&rule.content) {
+                    rule.text = known.text.clone();
+                    rule.nft = known.nft.clone();
+                }
             }
         }
     }

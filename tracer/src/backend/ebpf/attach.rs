@@ -1,6 +1,6 @@
 //! Placing the probes.
 //!
-//! At the table functions the probes are fentry and fexit programs where the kernel describes these functions and takes
+//! At the functions that packets pass the probes are fentry and fexit programs where the kernel describes these functions and takes
 //! such programs, and kprobes elsewhere. All are of one kind: they exclude each other by means of their own.
 //!
 //! Entry and return probes are perf events of the kprobe PMU: they belong to this process's file descriptors, so the
@@ -101,7 +101,7 @@ impl Error {
     }
 }
 
-/// How probes are placed at the table functions.
+/// How probes are placed at the functions that packets pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Method {
     /// The cheapest that works.
@@ -145,14 +145,14 @@ impl Probes {
         for probe in PROBES {
             match probe.need {
                 Need::Nftables if witness.is_none() => continue,
-                Need::NftRules if witness.is_none() || ends => continue,
+                Need::NftRules(by) if witness != Some(by as u32) => continue,
                 Need::NftEnds if !ends => continue,
                 Need::Always | Need::IfPresent if !symbols.has_legacy() => continue,
                 _ => {}
             }
             match (exists(symbols, probe.symbol), probe.need) {
                 (true, _) => present.push(probe),
-                (false, Need::Always | Need::Nftables | Need::NftRules | Need::NftEnds) => {
+                (false, Need::Always | Need::Nftables | Need::NftRules(_) | Need::NftEnds) => {
                     return Err(Error::NoFunction(probe.symbol));
                 }
                 (false, Need::Family(family)) if probe.point == Point::Entry => {

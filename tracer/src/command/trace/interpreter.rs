@@ -1,11 +1,12 @@
 //! From records to steps and paths. Knows neither the ring nor namespaces, so that it can be measured without them.
 
 use super::super::outlet::Outlet;
-use super::runs::{Ended, NftReading, Rules, Runs};
+use super::runs::{Ended, Heard, NftReading, Rules, Runs};
 use crate::backend::ebpf::decode::{Record, Seen};
 use crate::fetch::Fetched;
 use crate::history::{Counts, History, Loaded, Unknown, Version};
 use crate::netfilter::{Family, Hook, Verdict};
+use crate::netlink::Message;
 use crate::nftables;
 use crate::packet::{Link, Owner, PacketView};
 use crate::path::attribute::{State, Views, attribute, attribute_unordered, same_bytes};
@@ -41,6 +42,10 @@ pub enum NotRead {
 
 /// Reads the rules of nftables in a namespace again, with their texts or without; `None` when they cannot be had.
 pub type ReadNftables = Box<dyn FnMut(u32, bool) -> Option<NftReading>>;
+
+/// Gives what was announced of the rules of nftables in a namespace since the last time, each with the time
+/// (CLOCK_MONOTONIC) when it was heard.
+pub type HearChanges = Box<dyn FnMut(u32, &mut dyn FnMut(&Message<'_>, u64)) -> Heard>;
 
 /// A table as it was read.
 pub struct Reading {
@@ -90,6 +95,7 @@ impl Interpreter {
         epoch_ns: u64,
         read_again: ReadAgain,
         read_nftables: ReadNftables,
+        hear_changes: HearChanges,
     ) -> Self {
         Self {
             outlet: Outlet::new(sink, limit),
@@ -102,7 +108,7 @@ impl Interpreter {
             seen_ns: 0,
             last_read: HashMap::new(),
             runs: Runs::default(),
-            rules: Rules::new(read_nftables),
+            rules: Rules::new(read_nftables, hear_changes),
             stands: HashMap::new(),
         }
     }
@@ -118,9 +124,9 @@ impl Interpreter {
         self.history.fetched(netns, fetched, before, after, read_ns);
     }
 
-    /// The rules of nftables in a namespace have changed.
-    pub(super) fn nftables_changed(&mut self, netns: u32) {
-        self.rules.read_again(netns);
+    /// Learns of the changes of the rules of nftables in a namespace.
+    pub(super) fn follow_nftables(&mut self, netns: u32) {
+        self.rules.follow(netns);
     }
 
     /// Something came that is not traced: from now on no path is complete.
@@ -193,25 +199,31 @@ impl Interpreter {
                 verdict: verdict_of(traversal),
             },
         };
-        let stands = self.stands(traversal.netns, family);
+        let version = self.rules.at(traversal.netns, traversal.entry_ns).cloned();
+        let stands = self.stands(traversal.netns, family, version);
         let Self { tracker, outlet, .. } = self;
         tracker.add(&visit, part, &stands, &mut |path| outlet.path(&path));
         names.clear();
         self.names = names;
     }
 
-    /// What stands at the hooks of a namespace now.
-    fn stands(&mut self, netns: u32, family: Family) -> Rc<Stands> {
+    /// What stands at the hooks of a namespace, with these rules of nftables.
+    fn stands(
+        &mut self,
+        netns: u32,
+        family: Family,
+        version: Option<Rc<nftables::versions::Version>>,
+    ) -> Rc<Stands> {
         let loaded = self.history.loaded(netns, family);
-        let version = self.rules.newest(netns);
         if let Some(standing) = self.stands.get(&(netns, family))
             && standing.loaded == loaded
-            && standing.version.as_ref().map(Rc::as_ptr) == version.map(Rc::as_ptr)
+            && standing.version.as_ref().map(Rc::as_ptr) == version.as_ref().map(Rc::as_ptr)
         {
             return Rc::clone(&standing.stands);
         }
-        let stands = Rc::new(Stands::of(loaded, family, version.map(|version| &version.ruleset)));
-        let standing = Standing { loaded, version: version.cloned(), stands: Rc::clone(&stands) };
+        let ruleset = version.as_ref().map(|version| &version.ruleset);
+        let stands = Rc::new(Stands::of(loaded, family, ruleset));
+        let standing = Standing { loaded, version, stands: Rc::clone(&stands) };
         self.stands.insert((netns, family), standing);
         stands
     }
@@ -273,7 +285,7 @@ impl Interpreter {
             outcome: None,
             verdict: followed.verdict,
         };
-        let stands = self.stands(run.netns, family);
+        let stands = self.stands(run.netns, family, version);
         let Self { tracker, outlet, .. } = self;
         tracker.add(&visit, part, &stands, &mut |path| outlet.path(&path));
         names.clear();

@@ -1,7 +1,7 @@
 //! Tracing with probes: the ring, the namespaces and the interpreter between them.
 
 use super::interpreter::{Interpreter, NotRead, Reading};
-use super::runs::NftReading;
+use super::runs::{Heard, NftReading};
 use super::{Next, Session, Wish, buffer_bytes, say};
 use crate::backend::ebpf::{self, CommitCounts, Ebpf, ReplaceCounts};
 use crate::cli::trace::Mark;
@@ -9,6 +9,7 @@ use crate::command;
 use crate::error::Failure;
 use crate::fetch;
 use crate::netfilter::{Family, Hook, TableFamily};
+use crate::netlink::{Message, messages};
 use crate::nftables::{Ruleset, Table};
 use crate::sink::{Sink, Start};
 use crate::sys::netlink::{NETFILTER, Received, Socket};
@@ -152,7 +153,7 @@ fn read_nftables(namespace: &File, texts: bool, commits: &CommitCounts) -> Optio
     let mut nftables = fetch::nft::Nftables::open(namespace).ok().flatten()?;
     let before = commits.now();
     let ruleset = if texts { nftables.fetch().ok()?.ruleset } else { nftables.structure().ok()? };
-    Some(NftReading { ruleset, before, after: commits.now() })
+    Some(NftReading { ruleset, before, after: commits.now(), read_ns: clock::monotonic_ns() })
 }
 
 /// Opens a namespace, unless something else is behind its path by now.
@@ -169,11 +170,14 @@ struct Changes {
 impl Changes {
     /// `NFNLGRP_NFTABLES`
     const GROUP: u32 = 7;
+    const BUFFER_BYTES: usize = 32 << 20;
 
     /// `None` where that cannot be heard. To listen would load nftables: only where it is loaded.
     fn of(namespace: &File) -> Option<Self> {
         let socket =
             kernel::has_nftables().then(|| Socket::open(Some(namespace), NETFILTER).ok()).flatten()?;
+        // Where that is refused, more is lost, and read again.
+        let _ = socket.set_receive_buffer(Self::BUFFER_BYTES);
         socket.join_group(Self::GROUP).ok()?;
         Some(Self { socket, buffer: Vec::new() })
     }
@@ -185,6 +189,22 @@ impl Changes {
             any = true;
         }
         any
+    }
+
+    /// What was announced since the last time.
+    fn hear(&mut self, take: &mut dyn FnMut(&Message<'_>, u64)) -> Heard {
+        let mut heard = Heard::All;
+        loop {
+            match self.socket.recv(&mut self.buffer) {
+                Ok(Received::Datagram(bytes)) => {
+                    let now_ns = clock::monotonic_ns();
+                    messages(bytes).for_each(|message| take(&message, now_ns));
+                }
+                Ok(Received::Overrun) => heard = Heard::Some,
+                Ok(Received::Empty) => return heard,
+                Err(_) => return Heard::Some,
+            }
+        }
     }
 }
 
@@ -230,7 +250,7 @@ pub(super) struct Probing {
     /// Where nftables is not traced.
     watch: Option<Watch>,
     /// Where it is, and only one namespace, whose inode number this is.
-    changes: Option<(u32, Changes)>,
+    follows: Option<u32>,
 }
 
 impl Probing {
@@ -289,6 +309,10 @@ impl Probing {
             found.extend(tables.into_iter().map(reading));
         });
         let commits = ebpf.commits();
+        // Before they are read: then no change is unheard.
+        let changes = namespaces.only.as_ref().filter(|_| ebpf.traces_nftables());
+        let mut changes = changes.and_then(|(inode, file)| Some((*inode, Changes::of(file)?)));
+        let follows = changes.as_ref().map(|(inode, _)| *inode);
         let mut rules = Vec::new();
         if ebpf.traces_nftables() {
             namespaces.each(|inode, file| {
@@ -298,15 +322,23 @@ impl Probing {
         for reason in ebpf.without() {
             say(&format!("not traced: {reason}"));
         }
-        let changes = namespaces.only.as_ref().filter(|_| ebpf.traces_nftables());
-        let changes = changes.and_then(|(inode, file)| Some((*inode, Changes::of(file)?)));
         let watch = if ebpf.traces_nftables() { None } else { namespaces.home().ok().map(Watch::new) };
         let namespaces = Rc::new(namespaces);
         let again = Rc::clone(&namespaces);
         let read_again = move |met: &Traversal, family, name: &str| again.read(met, family, name, &counts);
         let read_nftables = move |inode, texts| namespaces.read_nftables(inode, texts, &commits);
-        let (read_again, read_nftables) = (Box::new(read_again), Box::new(read_nftables));
-        let mut interpreter = Interpreter::new(sink, limit, clock::epoch_ns(), read_again, read_nftables);
+        let hear_changes = move |inode, take: &mut dyn FnMut(&Message<'_>, u64)| match &mut changes {
+            Some((only, changes)) if *only == inode => changes.hear(take),
+            _ => Heard::Nothing,
+        };
+        let mut interpreter = Interpreter::new(
+            sink,
+            limit,
+            clock::epoch_ns(),
+            Box::new(read_again),
+            Box::new(read_nftables),
+            Box::new(hear_changes),
+        );
         for (inode, reading) in rules {
             for name in not_traced(&reading.ruleset) {
                 say(&format!("not traced: base chain {name}"));
@@ -319,7 +351,7 @@ impl Probing {
         }
         let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
             .context("cannot wait for the ring buffer")?;
-        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0, watch, changes })
+        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0, watch, follows })
     }
 }
 
@@ -342,11 +374,8 @@ impl Session for Probing {
             say("nftables has rules that are not traced: from here on no path is complete");
             interpreter.doubt_all("nftables has rules that are not traced");
         }
-        if let Some((netns, changes)) = &mut self.changes
-            && changes.any()
-        {
-            // At once: the next change may come soon.
-            interpreter.nftables_changed(*netns);
+        if let Some(netns) = self.follows {
+            interpreter.follow_nftables(netns);
         }
         // Of what happened until now, everything is in the ring.
         let now_ns = clock::monotonic_ns();

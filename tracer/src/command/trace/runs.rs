@@ -1,6 +1,6 @@
 //! Runs through base chains of nftables, between their first record and their last, and the rules that they met.
 
-use super::interpreter::ReadNftables;
+use super::interpreter::{HearChanges, ReadNftables};
 use crate::hash::KernelMap;
 use crate::nftables::Ruleset;
 use crate::nftables::versions::{AllCommits, Version, Versions, lacks_text};
@@ -25,6 +25,19 @@ pub struct NftReading {
     pub before: AllCommits,
     /// The counters from after it.
     pub after: AllCommits,
+    /// The time (CLOCK_MONOTONIC) after it.
+    pub read_ns: u64,
+}
+
+/// Whether all changes of the rules were heard of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// All.
+    All,
+    /// Some were lost.
+    Some,
+    /// Nobody listens for them in this namespace.
+    Nothing,
 }
 
 /// A run with all that is known of it.
@@ -87,59 +100,114 @@ impl Runs {
 pub(super) struct Rules {
     versions: Versions,
     read: ReadNftables,
-    /// When the rules of a namespace were last read, and when they may be printed again.
-    last: HashMap<u32, (Instant, Instant)>,
+    hear: HearChanges,
+    looks: HashMap<u32, Look>,
+}
+
+/// What is still to be learned of the rules of a namespace.
+#[derive(Default)]
+struct Look {
+    /// When they were last read.
+    read: Option<Instant>,
+    /// When they may be printed again; `None` for at once.
+    may_print: Option<Instant>,
+    /// They have changed, and how is not known.
+    unread: bool,
+    /// Some may have no text.
+    unprinted: bool,
 }
 
 impl Rules {
-    pub(super) fn new(read: ReadNftables) -> Self {
-        Self { versions: Versions::default(), read, last: HashMap::new() }
+    pub(super) fn new(read: ReadNftables, hear: HearChanges) -> Self {
+        Self { versions: Versions::default(), read, hear, looks: HashMap::new() }
     }
 
     /// Takes the rules of a namespace as they are now, with their texts.
     pub(super) fn fetched(&mut self, netns: u32, reading: NftReading) {
-        let NftReading { ruleset, before, after } = reading;
-        self.versions.read(netns, ruleset, &before, &after);
-        self.last.insert(netns, (Instant::now(), Instant::now() + PRINT_AGAIN));
+        self.take(netns, reading);
+        let now = Instant::now();
+        let look = Look { read: Some(now), may_print: Some(now + PRINT_AGAIN), ..Look::default() };
+        self.looks.insert(netns, look);
+    }
+
+    fn take(&mut self, netns: u32, reading: NftReading) {
+        let NftReading { ruleset, before, after, read_ns } = reading;
+        self.versions.read(netns, ruleset, (&before, &after), read_ns);
     }
 
     /// The rules that a run met. When they are not known, the newest of its namespace, for what can be told of it all
     /// the same.
     pub(super) fn met_by(&mut self, run: &Run) -> Result<Rc<Version>, Option<Rc<Version>>> {
-        if let Some(version) = self.versions.met_by(run) {
-            return Ok(Rc::clone(version));
+        if self.versions.met_by(run).is_none() {
+            self.hear(run.netns);
         }
-        self.read_again(run.netns);
+        if self.versions.met_by(run).is_none() {
+            self.read_again(run.netns);
+        }
         match self.versions.met_by(run) {
             Some(version) => Ok(Rc::clone(version)),
             None => Err(self.versions.newest(run.netns).cloned()),
         }
     }
 
-    /// The newest rules of a namespace.
-    pub(super) fn newest(&self, netns: u32) -> Option<&Rc<Version>> {
-        self.versions.newest(netns)
+    /// The rules of a namespace at a time (CLOCK_MONOTONIC), as far as that is known.
+    pub(super) fn at(&self, netns: u32, time_ns: u64) -> Option<&Rc<Version>> {
+        self.versions.at(netns, time_ns)
+    }
+
+    /// Learns of the changes of the rules of a namespace, and of the texts of new ones.
+    pub(super) fn follow(&mut self, netns: u32) {
+        self.hear(netns);
+        if self.looks.get(&netns).is_some_and(|look| look.unread) {
+            self.read_again(netns);
+        }
+        if self.looks.get(&netns).is_some_and(|look| look.unprinted) {
+            self.print_again(netns);
+        }
+    }
+
+    /// Takes what was announced of the rules of a namespace.
+    fn hear(&mut self, netns: u32) {
+        let Self { versions, hear, looks, .. } = self;
+        let look = looks.entry(netns).or_default();
+        let heard = hear(netns, &mut |message, heard_ns| {
+            look.unprinted = true;
+            look.unread |= versions.announced(netns, message, heard_ns).is_err();
+        });
+        if heard == Heard::Some {
+            versions.deafened(netns);
+            look.unread = true;
+        }
     }
 
     /// Reads the rules of a namespace again, unless that was just done.
-    pub(super) fn read_again(&mut self, netns: u32) {
-        let now = Instant::now();
-        let (read, mut may_print) = match self.last.get(&netns) {
-            Some((read, may_print)) => (Some(*read), *may_print),
-            None => (None, now),
-        };
-        if read.is_some_and(|read| now.duration_since(read) < READ_AGAIN) {
+    fn read_again(&mut self, netns: u32) {
+        let look = self.looks.entry(netns).or_default();
+        if look.read.is_some_and(|read| read.elapsed() < READ_AGAIN) {
             return;
         }
-        let Some(NftReading { ruleset, before, after }) = (self.read)(netns, false) else { return };
-        self.versions.read(netns, ruleset, &before, &after);
-        let lacks = self.versions.newest(netns).is_some_and(|version| lacks_text(&version.ruleset));
-        if lacks && now >= may_print {
-            if let Some(NftReading { ruleset, before, after }) = (self.read)(netns, true) {
-                self.versions.read(netns, ruleset, &before, &after);
-            }
-            may_print = Instant::now() + PRINT_AGAIN.max(now.elapsed() * PRINT_SHARE);
+        let Some(reading) = (self.read)(netns, false) else { return };
+        (look.read, look.unread, look.unprinted) = (Some(Instant::now()), false, true);
+        self.take(netns, reading);
+    }
+
+    /// Has the rules of a namespace printed, if some of them have no text, unless that was just done.
+    fn print_again(&mut self, netns: u32) {
+        let look = self.looks.entry(netns).or_default();
+        let begin = Instant::now();
+        if look.may_print.is_some_and(|may_print| begin < may_print) {
+            return;
         }
-        self.last.insert(netns, (Instant::now(), may_print));
+        look.unprinted = false;
+        if !self.versions.newest(netns).is_some_and(|version| lacks_text(&version.ruleset)) {
+            return;
+        }
+        let reading = (self.read)(netns, true);
+        look.may_print = Some(Instant::now() + PRINT_AGAIN.max(begin.elapsed() * PRINT_SHARE));
+        if let Some(reading) = reading {
+            // What was announced before comes before it.
+            self.hear(netns);
+            self.take(netns, reading);
+        }
     }
 }

@@ -309,16 +309,18 @@ impl Counters {
 /// Structures of `x_tables`. Where it is a module only its own BTF describes them, except on 5.10.
 const LEGACY: [&str; 2] = ["xt_table", "xt_table_info"];
 
-/// What a packet's connection and owner are told from: kernels can be built without the one, and the other is an extra.
+/// What a packet's connection and owner are told from, and the rules' generation: kernels can be built without the
+/// first and the last, and the owner is an extra.
 fn optional(field: &Field) -> bool {
-    field.name == "skb_nfct" || matches!(field.structure, "nf_conn" | "sock" | "socket" | "file" | "cred")
+    matches!(field.name, "skb_nfct" | "net_gencursor")
+        || matches!(field.structure, "nf_conn" | "sock" | "socket" | "file" | "cred")
 }
 
 /// How many bytes a field may have; none for any number. Pointers and kernel `long`s are the rest.
 fn widths(field: &Field) -> &'static [u32] {
     match field.name {
         "state_hook" => &[1, 4],
-        "state_pf" | "sock_state" | "table_af" => &[1],
+        "state_pf" | "sock_state" | "table_af" | "net_gencursor" => &[1],
         "skb_network_header" | "skb_mac_header" | "dev_type" | "dev_hard_header_len" => &[2],
         "skb_len" | "skb_data_len" | "skb_mark" | "net_inum" | "dev_ifindex" | "cred_fsuid"
         | "cred_fsgid" => &[4],
