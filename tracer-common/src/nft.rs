@@ -96,15 +96,15 @@ pub struct Commits {
     pub done: u64,
     /// Those of them that changed anything: each gave the rules a new generation.
     pub made: u64,
-    /// Address of the namespace; all ones when there were several.
-    pub net: u64,
+    /// Number of the namespace; all ones when there were several.
+    pub netns: u64,
 }
 
-/// The slot that counts the commits of the namespace at an address. Namespaces may share one: that costs a false
-/// alarm, nothing else.
+/// The slot that counts the commits of a namespace, by `net->ns.inum`. Where namespaces share one, rules have to be read
+/// after each change, and a change of the other's rules is taken for one of this one's.
 #[inline(always)]
-pub fn commit_slot(net: u64) -> u32 {
-    ((net >> 6) ^ (net >> 12)) as u32 & (COMMIT_SLOTS - 1)
+pub fn commit_slot(netns: u32) -> u32 {
+    netns & (COMMIT_SLOTS - 1)
 }
 
 /// Facts about a run. Bits of [`Run::facts`]; the names are those of the legacy tables.

@@ -9,7 +9,7 @@
 
 use crate::config::{config, offset};
 use crate::emit::{count, wake};
-use crate::frame::{State, cpu, cpu_number, distance, state};
+use crate::frame::{State, cpu, cpu_number, state};
 use crate::kernel::{self, Access, HookState, Probed, Skb, copy, read};
 use crate::legacy::{Call, NO_OWNER, device, known_owner};
 use crate::maps::{COMMITS, COMMITTING, EVENTS, OPEN_RUNS, Words};
@@ -187,7 +187,11 @@ fn begin<A: Access>(call: &Call) -> Option<()> {
     let number = state.runs.get() + 1;
     state.runs.set(number);
     let run = (number << 13) | (cpu_number() & 0x1fff);
-    let slot = commit_slot(distance(hook_state.net));
+    let netns = match config!(netns) {
+        0 => A::field(hook_state.net, offset!(net_inum))?,
+        only => only,
+    };
+    let slot = commit_slot(netns);
     let Some(mut entry) = EVENTS.reserve::<Run>(0) else {
         count(Counter::Lost, 1);
         return None;
@@ -197,6 +201,7 @@ fn begin<A: Access>(call: &Call) -> Option<()> {
     record.kind = kind::RUN;
     record.run = run;
     record.commit_slot = slot;
+    record.netns = netns;
     record.hook = hook;
     record.family = family;
     fill::<A>(state, record, call, selected, &hook_state);
@@ -214,17 +219,13 @@ fn fill<A: Access>(state: &State, record: &mut Run, call: &Call, selected: Selec
     record.packet = selected.packet;
     record.entry_ns = kernel::now_ns();
     record.skb = call.skb_number;
-    record.netns = match config!(netns) {
-        0 => A::field(hook_state.net, offset!(net_inum)).unwrap_or(0),
-        only => only,
-    };
     let commits = commits(record.commit_slot);
     record.commits = commits.begun as u32;
     record.generations = commits.made as u32;
     if commits.begun != commits.done {
         facts |= fact::CHANGING;
     }
-    if commits.net == 0 || commits.net == distance(hook_state.net) {
+    if commits.netns == 0 || commits.netns == u64::from(record.netns) {
         facts |= fact::GENERATIONS;
     }
     let chain = call.table;
@@ -466,16 +467,17 @@ fn cursor(net: u64) -> Option<u32> {
 /// The rules of a namespace are about to change.
 #[inline(always)]
 pub fn commit_begins(net: u64) -> Option<()> {
-    /// [`Commits::net`] for several.
+    /// [`Commits::netns`] for several.
     const SEVERAL: u64 = u64::MAX;
-    let number = distance(net);
+    let number: u32 = read(net + offset!(net_inum))?;
     let slot = commit_slot(number);
+    let number = u64::from(number);
     let commits = COMMITS.get_ptr_mut(slot)?;
     forget_chains();
     let cursor = cursor(net);
     // SAFETY: a map value.
     unsafe {
-        let known = &raw mut (*commits).net;
+        let known = &raw mut (*commits).netns;
         let before = core::ptr::read_volatile(known);
         let only = (before == 0 || before == number) && cursor.is_some();
         core::ptr::write_volatile(known, if only { number } else { SEVERAL });

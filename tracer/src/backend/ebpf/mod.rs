@@ -5,7 +5,6 @@ pub mod attach;
 mod debug;
 pub mod decode;
 pub mod kernel;
-pub mod key;
 pub mod offsets;
 pub mod probes;
 mod room;
@@ -17,7 +16,6 @@ use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::{EbpfLoader, Pod};
 use decode::Record;
 use std::borrow::Cow;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
@@ -65,9 +63,6 @@ pub enum Error {
         /// Why.
         source: aya::maps::MapError,
     },
-    /// The table that makes the kernel tell of nftables' verdicts could not be made.
-    #[error("cannot make the table that makes the kernel tell of nftables' verdicts: {0}")]
-    Key(#[source] crate::sys::netlink::Error),
     /// A program was refused or a probe could not be placed.
     #[error(transparent)]
     Attach(#[from] attach::Error),
@@ -83,7 +78,6 @@ impl Error {
             Self::Attach(error) => error.unusable(),
             Self::Load(error) => not_permitted(error),
             Self::Map { source, .. } => not_permitted(source),
-            Self::Key(error) => not_permitted(error),
             #[cfg(feature = "debug-log")]
             Self::Messages(_) => false,
         }
@@ -95,9 +89,7 @@ impl Error {
             Self::NoObject | Self::NoRoom => None,
             Self::Kernel(error) => error.remedy(),
             Self::Attach(error) => error.remedy(),
-            Self::Load(_) | Self::Map { .. } | Self::Key(_) => {
-                not_permitted(self).then(|| PRIVILEGES.to_owned())
-            }
+            Self::Load(_) | Self::Map { .. } => not_permitted(self).then(|| PRIVILEGES.to_owned()),
             #[cfg(feature = "debug-log")]
             Self::Messages(_) => None,
         }
@@ -119,11 +111,11 @@ fn not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// How nftables is traced.
 #[derive(Clone, Copy, Debug)]
-pub enum Nftables<'a> {
+pub enum Nftables {
     /// Not at all: nothing of it is there.
     Absent,
-    /// Rule by rule, with a table in this namespace that makes the kernel tell of verdicts.
-    Rules(&'a File),
+    /// Rule by rule. The kernel has been made to tell of verdicts: a run that began before it would have no end.
+    Rules,
     /// Only which base chains a packet met and how they ended; nothing is changed.
     Ends,
 }
@@ -142,7 +134,7 @@ pub struct Options<'a> {
     /// How probes are placed.
     pub method: attach::Method,
     /// How nftables is traced.
-    pub nftables: Nftables<'a>,
+    pub nftables: Nftables,
 }
 
 /// Placed probes. Dropping it takes them away.
@@ -152,14 +144,12 @@ pub struct Ebpf {
     replace_counts: Rc<ReplaceCounts>,
     commits: Rc<CommitCounts>,
     probes: attach::Probes,
-    footprint: Option<String>,
     without: Vec<String>,
     traces_nftables: bool,
     log_style: LogStyle,
     #[cfg(feature = "debug-log")]
     messages: debug::Messages,
     _programs: aya::Ebpf,
-    _key: Option<key::Key>,
 }
 
 #[repr(transparent)]
@@ -244,7 +234,7 @@ impl Ebpf {
             filter: *filter.program,
         });
         let mut without = Vec::new();
-        let nft = nft_config(&kernel, &options.nftables, &mut without);
+        let nft = nft_config(&kernel, options.nftables, &mut without);
         let nft_config = PodNftConfig(nft.unwrap_or(NftConfig::UNRESOLVED));
         let mut programs = EbpfLoader::new()
             // The programs carry no relocations against the kernel's types: no need to read them all once more.
@@ -254,18 +244,9 @@ impl Ebpf {
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .load(&filter.object)?;
-        // Before the probes: a run that began without it would have no end.
-        let key = match options.nftables {
-            Nftables::Rules(namespace) if nft.is_some() => {
-                Some(key::Key::turn(namespace).map_err(Error::Key)?)
-            }
-            _ => None,
-        };
         let witness = nft.map(|nft| nft.witness);
         let probes = attach::Probes::place(&filter.object, &mut programs, &kernel, options.method, witness)?;
         without.extend(probes.without().iter().cloned());
-        let visible = [probes.footprint().map(str::to_owned), key.as_ref().map(key::Key::footprint)];
-        let visible: Vec<String> = visible.into_iter().flatten().collect();
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
         let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
@@ -273,11 +254,9 @@ impl Ebpf {
         let messages = debug::Messages::of(&mut programs)?;
         let commits = Rc::new(CommitCounts(take(&mut programs, "COMMITS", Array::try_from)?));
         Ok(Self {
-            footprint: (!visible.is_empty()).then(|| visible.join(", ")),
             without,
             traces_nftables: nft.is_some(),
             commits,
-            _key: key,
             ring,
             counters,
             replace_counts,
@@ -296,7 +275,7 @@ impl Ebpf {
 
     /// What the probes leave visible on the host while they are there; `None` for nothing.
     pub fn footprint(&self) -> Option<&str> {
-        self.footprint.as_deref()
+        self.probes.footprint()
     }
 
     /// How the table functions are probed, in words.
@@ -391,11 +370,7 @@ impl CommitCounts {
 }
 
 /// What the programs are told of nftables; `None` when it is not traced. Why not, where it should be, is added.
-fn nft_config(
-    kernel: &kernel::Kernel,
-    nftables: &Nftables<'_>,
-    without: &mut Vec<String>,
-) -> Option<NftConfig> {
+fn nft_config(kernel: &kernel::Kernel, nftables: Nftables, without: &mut Vec<String>) -> Option<NftConfig> {
     if matches!(nftables, Nftables::Absent) || !kernel.symbols.nft_do_chain {
         return None;
     }

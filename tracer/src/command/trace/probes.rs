@@ -8,6 +8,7 @@ use crate::cli::trace::Mark;
 use crate::command;
 use crate::error::Failure;
 use crate::fetch;
+use crate::footprint::Key;
 use crate::netfilter::{Family, Hook, TableFamily};
 use crate::netlink::{Message, messages};
 use crate::nftables::{Ruleset, Table};
@@ -251,6 +252,8 @@ pub(super) struct Probing {
     watch: Option<Watch>,
     /// Where it is, and only one namespace, whose inode number this is.
     follows: Option<u32>,
+    /// Goes after the probes.
+    _key: Option<Key>,
 }
 
 impl Probing {
@@ -265,11 +268,14 @@ impl Probing {
         let namespaces = Namespaces::new(namespace, netns);
         // Read once for its size, which the kernel programs must know before they are loaded.
         let largest = namespaces.largest_table();
-        let home = namespaces.home().map_err(Failure::running)?;
         let nftables = match config.mark {
             _ if !namespaces.have_base_chains() => ebpf::Nftables::Absent,
             Mark::None => ebpf::Nftables::Ends,
-            _ => ebpf::Nftables::Rules(&home),
+            _ => ebpf::Nftables::Rules,
+        };
+        let key = match nftables {
+            ebpf::Nftables::Rules => Some(turn_key(&namespaces.home().map_err(Failure::running)?)?),
+            _ => None,
         };
         let options = ebpf::Options {
             nftables,
@@ -285,9 +291,12 @@ impl Probing {
         if config.verbose {
             say(&format!("probes: {}", ebpf.method()));
         }
-        let footprint = ebpf.footprint().unwrap_or("none").to_owned();
+        let key = key.filter(|_| ebpf.traces_nftables());
+        let visible = [ebpf.footprint().map(str::to_owned), key.as_ref().map(Key::describe)];
+        let visible: Vec<String> = visible.into_iter().flatten().collect();
+        let footprint = if visible.is_empty() { "none".to_owned() } else { visible.join(", ") };
         let start = wish.start("ebpf", footprint, ebpf.log_style());
-        let session = Self::new(ebpf, namespaces, wish.sink()?, config.count)?;
+        let session = Self { _key: key, ..Self::new(ebpf, namespaces, wish.sink()?, config.count)? };
         Ok((session, start))
     }
 
@@ -351,7 +360,7 @@ impl Probing {
         }
         let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
             .context("cannot wait for the ring buffer")?;
-        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0, watch, follows })
+        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0, watch, follows, _key: None })
     }
 }
 
@@ -408,6 +417,18 @@ impl Session for Probing {
         eprintln!("{totals}");
         Ok(())
     }
+}
+
+/// Makes the kernel tell of nftables' verdicts.
+fn turn_key(home: &File) -> Result<Key, Failure> {
+    Key::turn(home).map_err(|error| {
+        let (remedy, denied) = (error.remedy(), error.is_denied());
+        let failure = if denied { Failure::unusable(error) } else { Failure::running(error) };
+        match remedy {
+            Some(remedy) => failure.with_remedy(remedy),
+            None => failure,
+        }
+    })
 }
 
 fn refused(error: ebpf::Error) -> Failure {
