@@ -4,6 +4,7 @@ mod bad_input;
 mod filters;
 mod footprint;
 mod lines;
+mod nft_footprint;
 mod nft_oracle;
 mod oracle;
 mod session;
@@ -61,6 +62,7 @@ const TESTS: &[&[Test]] = &[
     bad_input::FIRST,
     oracle::TESTS,
     nft_oracle::TESTS,
+    nft_footprint::TESTS,
     lines::TESTS,
     footprint::TESTS,
     filters::TESTS,

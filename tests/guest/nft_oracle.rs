@@ -20,8 +20,39 @@ use crate::{Options, Outcome, Test, check};
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_oracle_handwritten", run: handwritten },
     Test { name: "nft_oracle_generated", run: generated },
+    Test { name: "nft_oracle_iptables", run: iptables },
     Test { name: "nft_oracle_edited", run: edited },
 ];
+
+/// What iptables-nft loads, with compat matches and targets.
+const IPTABLES: &str = "\
+*mangle
+:PREROUTING ACCEPT
+:INPUT ACCEPT
+:FORWARD ACCEPT
+:OUTPUT ACCEPT
+:POSTROUTING ACCEPT
+-A PREROUTING -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x7/0xffffffff
+COMMIT
+*filter
+:INPUT ACCEPT
+:FORWARD DROP
+:OUTPUT ACCEPT
+:IN_public -
+:IN_deny -
+-A INPUT -j IN_public
+-A INPUT -p udp -m length --length 100:65535 -j ACCEPT
+-A IN_public -j IN_deny
+-A IN_public -p udp -m multiport --dports 53,443,5000:6000 -g IN_deny
+-A IN_public -m comment --comment \"what is left\" -j RETURN
+-A IN_deny -p udp -m udp --dport 53 -j DROP
+-A IN_deny -m conntrack --ctstate INVALID -j DROP
+-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -p tcp -m tcp --dport 80 -m mark --mark 0x7 -j ACCEPT
+-A FORWARD -p udp -m udp --dport 53 -j ACCEPT
+-A FORWARD -m statistic --mode nth --every 2 --packet 0 -j ACCEPT
+COMMIT
+";
 
 /// Packets of one family that share a ruleset.
 const SHOTS: usize = 40;
@@ -29,23 +60,31 @@ const SHOTS: usize = 40;
 const RULESETS_PER_RUN: usize = 20;
 const SETTLES_WITHIN: Duration = Duration::from_secs(180);
 /// Looks without a change: usually enough, and enough for what never comes.
-const SILENCE: [u32; 2] = [4, 60];
+const SILENCE: [u32; 2] = [10, 60];
 
 struct Session {
     lab: Lab,
     senders: Senders,
     tracer: Option<Tracer>,
+    /// There are legacy tables, with policies alone.
+    legacy: bool,
     _servers: Vec<Server>,
 }
 
 impl Session {
     fn new() -> Result<Self> {
-        crate::load_modules();
-        let lab = Lab::build("nft", Spread::SameCpu)?;
-        for netns in lab.all() {
+        let session = Self::without_legacy()?;
+        for netns in session.lab.all() {
             netns.clear_rules()?;
         }
-        Ok(Self { senders: Senders::open(&lab)?, _servers: Server::everywhere(&lab)?, lab, tracer: None })
+        Ok(Self { legacy: true, ..session })
+    }
+
+    fn without_legacy() -> Result<Self> {
+        crate::load_modules();
+        let lab = Lab::build("nft", Spread::SameCpu)?;
+        let (senders, servers) = (Senders::open(&lab)?, Server::everywhere(&lab)?);
+        Ok(Self { senders, _servers: servers, lab, tracer: None, legacy: false })
     }
 
     /// Replaces all rules of the router but those of a running tracer.
@@ -69,7 +108,7 @@ impl Session {
 
     fn trace(&mut self) -> Result<()> {
         let name = self.lab.r.name().to_owned();
-        self.tracer = Some(Tracer::start(&["--netns", &name, "-o", "json"], &[])?);
+        self.tracer = Some(Tracer::start(&["--backend", "ebpf", "--netns", &name, "-o", "json"], &[])?);
         Ok(())
     }
 
@@ -79,6 +118,11 @@ impl Session {
 
     /// Sends and compares.
     fn judge(&self, send: impl FnOnce(&Self) -> Result<()>) -> Result<Verdict> {
+        self.judge_traced(send).map(|(verdict, _)| verdict)
+    }
+
+    /// The same, with what nftracer told.
+    fn judge_traced(&self, send: impl FnOnce(&Self) -> Result<()>) -> Result<(Verdict, Trace)> {
         let Some(tracer) = &self.tracer else { bail!("no tracer runs") };
         wait::until_steady(SETTLES_WITHIN, 2, || tracer.seen());
         tracer.take();
@@ -92,7 +136,7 @@ impl Session {
             rows.extend(listener.take());
             trace.append(tracer.take());
             // Legacy tables are there as well, and have an oracle of their own.
-            trace.keep(|table| TABLES.iter().all(|(legacy, _)| *legacy != table));
+            trace.keep(|table| !self.legacy || TABLES.iter().all(|(legacy, _)| *legacy != table));
             let silent = looks == SILENCE[1] && is_finished(&trace);
             // Either side may be the slower one.
             let agreed = || {
@@ -100,7 +144,8 @@ impl Session {
             };
             (silent || agreed()).then_some(())
         });
-        Ok(compare(&rows, &trace, listener.lost()))
+        let verdict = compare(&rows, &trace, listener.lost());
+        Ok((verdict, trace))
     }
 
     fn end(&mut self) -> Result<()> {
@@ -174,6 +219,42 @@ fn generated(options: &Options) -> Result<Outcome> {
     check(total.figures.packets >= u64::try_from(options.packets / 2)?, "too few packets")?;
     let Outcome::Passed(figures) = conclude(&total)? else { bail!("concluded otherwise") };
     Ok(Outcome::Passed(format!("{} rulesets, {refused} without packets; {figures}", options.rulesets)))
+}
+
+/// Rules of iptables-nft: steps, numbers and texts as iptables-nft has them.
+fn iptables(options: &Options) -> Result<Outcome> {
+    let mut session = Session::without_legacy()?;
+    let mut planner = Planner::new(options.seed, 0, 1);
+    session.load("")?;
+    for restore in ["iptables-nft-restore", "ip6tables-nft-restore"] {
+        session.lab.r.command(restore, &[], IPTABLES)?;
+    }
+    let saved = session.lab.r.command("iptables-nft-save", &[], "")?;
+    session.trace()?;
+    let shots = Session::shots(&mut planner, 4 * SHOTS);
+    let (verdict, trace) = session.judge_traced(|session| {
+        session.fire(&shots);
+        Ok(())
+    })?;
+    session.end()?;
+    examine(&verdict, "iptables-nft", IPTABLES)?;
+    let mut texts = 0;
+    for step in &trace.steps {
+        let Some(place) = step.text.as_deref().and_then(|text| place_in(&saved, text)) else { continue };
+        check(step.step.ends_with(&place), format!("{} is shown as {:?}", step.step, step.text))?;
+        texts += 1;
+    }
+    check(texts > 100, format!("{texts} texts"))?;
+    let Outcome::Passed(figures) = conclude(&verdict)? else { bail!("concluded otherwise") };
+    Ok(Outcome::Passed(format!("{texts} texts as iptables-nft-save has them; {figures}")))
+}
+
+/// Where a rule is: `CHAIN:rule:NUMBER`, counted as `iptables -L --line-numbers` does.
+fn place_in(saved: &str, text: &str) -> Option<String> {
+    let chain = text.strip_prefix("-A ")?.split(' ').next()?;
+    let mut rules = saved.lines().filter(|line| line.split(' ').nth(1) == Some(chain));
+    let number = rules.position(|line| line == text)? + 1;
+    Some(format!(":{chain}:rule:{number}"))
 }
 
 /// A rule that is replaced all the time sets the mark to the number of its version: text and mark have to agree.
