@@ -59,8 +59,8 @@ const SHOTS: usize = 40;
 /// Generated rulesets that one run of the tracer sees.
 const RULESETS_PER_RUN: usize = 20;
 const SETTLES_WITHIN: Duration = Duration::from_secs(180);
-/// Looks without a change: usually enough, and enough for what never comes.
-const SILENCE: [u32; 2] = [10, 60];
+/// Looks without a change: enough when both sides agree, and enough for what never comes.
+const SILENCE: [u32; 2] = [60, 200];
 
 struct Session {
     lab: Lab,

@@ -147,14 +147,12 @@ fn known_chain<A: Access>(chain: u64, state: u64, hook: u8) -> Option<u64> {
     let word = BASE_CHAINS.at::<{ CHAIN_SLOTS - 1 }>((chain >> 6) ^ (chain >> 14));
     // SAFETY: a word of global data; volatile because other CPUs write there.
     let known = unsafe { word.read_volatile() } ^ (chain << ADDRESS_SHIFT);
-    // The lowest bits of the address are not kept: another chain lies further away than they reach.
     if known >> ADDRESS_FROM == 0 {
         return Some(known);
     }
     let known = namespace::<A>(state)? | u64::from(rank(priority(chain, hook)?));
-    let address = (chain >> (ADDRESS_FROM - ADDRESS_SHIFT)) << ADDRESS_FROM;
     // SAFETY: as for the reading.
-    unsafe { word.write_volatile(known ^ address) };
+    unsafe { word.write_volatile(known ^ (chain << ADDRESS_SHIFT)) };
     Some(known)
 }
 
