@@ -102,6 +102,8 @@ pub(super) struct Rules {
     read: ReadNftables,
     hear: HearChanges,
     looks: HashMap<u32, Look>,
+    /// The version that the latest run of a namespace met.
+    met: KernelMap<u32, Rc<Version>>,
 }
 
 /// What is still to be learned of the rules of a namespace.
@@ -119,7 +121,7 @@ struct Look {
 
 impl Rules {
     pub(super) fn new(read: ReadNftables, hear: HearChanges) -> Self {
-        Self { versions: Versions::default(), read, hear, looks: HashMap::new() }
+        Self { versions: Versions::default(), read, hear, looks: HashMap::new(), met: KernelMap::default() }
     }
 
     /// Takes the rules of a namespace as they are now, with their texts.
@@ -145,14 +147,25 @@ impl Rules {
             self.read_again(run.netns);
         }
         match self.versions.met_by(run) {
-            Some(version) => Ok(Rc::clone(version)),
+            Some(version) => {
+                self.met.insert(run.netns, Rc::clone(version));
+                Ok(Rc::clone(version))
+            }
             None => Err(self.versions.newest(run.netns).cloned()),
         }
     }
 
-    /// The rules of a namespace at a time (CLOCK_MONOTONIC), as far as that is known.
+    /// The rules of a namespace at a time (CLOCK_MONOTONIC), as far as that is known. They are not older than those
+    /// that were met before.
     pub(super) fn at(&self, netns: u32, time_ns: u64) -> Option<&Rc<Version>> {
-        self.versions.at(netns, time_ns)
+        let (known, met) = (self.versions.at(netns, time_ns), self.met.get(&netns));
+        let is_later = |known: &Rc<Version>, met: &Rc<Version>| {
+            known.ruleset.generation.wrapping_sub(met.ruleset.generation).cast_signed() > 0
+        };
+        match (known, met) {
+            (Some(known), Some(met)) if is_later(known, met) => Some(known),
+            (known, met) => met.or(known),
+        }
     }
 
     /// Learns of the changes of the rules of a namespace, and of the texts of new ones.
