@@ -22,8 +22,8 @@ const GONE_WITHIN: Duration = Duration::from_secs(30);
 const SEEN_WITHIN: Duration = Duration::from_secs(60);
 const RULES: &str = "
 table inet t {
-    chain in { type filter hook input priority 0; policy accept; counter; }
-    chain pass { type filter hook forward priority 0; policy accept; counter; }
+    chain in { type filter hook input priority 0; policy accept; meta l4proto udp accept; }
+    chain pass { type filter hook forward priority 0; policy accept; meta l4proto udp accept; }
 }
 ";
 
