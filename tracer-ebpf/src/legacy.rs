@@ -433,8 +433,10 @@ fn copy_packet(traversal: &mut Traversal, packet: &Packet) -> u32 {
         return len;
     }
     let more = snapshot::bounded(linear - ENTRY_BYTES as u32, MORE_BYTES as u32);
+    // For verifiers that forget the bound of a number that was on the stack meanwhile.
+    let masked = snapshot::mask::<255>(u64::from(more)) as u32;
     // SAFETY: what follows `entry_bytes` in the record continues it, for `MORE_BYTES`.
-    if unsafe { copy(bytes.add(ENTRY_BYTES), more, packet.network() + ENTRY_BYTES as u64) } {
+    if unsafe { copy(bytes.add(ENTRY_BYTES), masked, packet.network() + ENTRY_BYTES as u64) } {
         ENTRY_BYTES as u32 + more
     } else {
         len
