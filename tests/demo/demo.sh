@@ -140,7 +140,7 @@ traced -o pretty
 say 'The same as the lines of the TRACE target, for scripts that read such lines:'
 traced -o trace
 
-say 'No rule was added for that. The rules before and after, without counters:'
+say 'The rules before and after, without counters:'
 saved > "$work/after"
 if cmp -s "$work/before" "$work/after"; then
     echo "identical, $(wc -l < "$work/before") lines"

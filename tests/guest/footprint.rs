@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nftracer_tests::lab::{Family, Place, Spread};
+use nftracer_tests::netns::Netns;
 use nftracer_tests::ruleset::HANDWRITTEN;
 use nftracer_tests::state::State;
 use nftracer_tests::tracer::{self, Tracer};
@@ -22,7 +23,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(20);
 
 /// How a run ends.
 #[derive(Clone, Copy, Debug)]
-enum End {
+pub(crate) enum End {
     Count,
     Duration,
     ClosedPipe,
@@ -36,19 +37,12 @@ fn leaves_no_trace(options: &Options) -> Result<Outcome> {
         session.load(Place::R, family, &nat.text(family))?;
     }
     let mut planner = Planner::new(options.seed, 0, 1);
-    let ends = [
-        End::Count,
-        End::Duration,
-        End::ClosedPipe,
-        End::Signal(Signal::INT),
-        End::Signal(Signal::TERM),
-        End::Signal(Signal::HUP),
-        End::Signal(Signal::KILL),
-    ];
     let before = State::of(&session.lab.r)?;
-    for end in ends {
+    for end in End::ALL {
         let mut fire = || session.fire(&planner.shots(Family::Ipv4, 20));
-        run(&session, end, &before, &mut fire).with_context(|| format!("{end:?}"))?;
+        let changed = end.run(&session.lab.r, &[], &before, &mut fire).with_context(|| format!("{end:?}"))?;
+        let changed = changed.unwrap_or_default();
+        check(changed.is_empty(), format!("{end:?}, while it runs:\n{}", changed.join("\n")))?;
         let mut differences = Vec::new();
         wait::until(GONE_WITHIN, || {
             differences = before.differences(&State::of(&session.lab.r).ok()?);
@@ -56,30 +50,50 @@ fn leaves_no_trace(options: &Options) -> Result<Outcome> {
         });
         check(differences.is_empty(), format!("after {end:?}:\n{}", differences.join("\n")))?;
     }
-    Ok(Outcome::Passed(format!("{} ways to end", ends.len())))
+    Ok(Outcome::Passed(format!("{} ways to end", End::ALL.len())))
 }
 
-fn run(session: &Session, end: End, before: &State, fire: &mut dyn FnMut()) -> Result<()> {
-    let netns = session.lab.r.name();
-    let mut arguments = vec!["--netns", netns, "-o", "json"];
-    match end {
-        End::Count => arguments.extend(["-c", "5"]),
-        End::Duration => arguments.extend(["--for", "500ms"]),
-        End::ClosedPipe => return closed_pipe(&arguments, fire),
-        End::Signal(_) => {}
-    }
-    let tracer = Tracer::start(&arguments, &[])?;
-    fire();
-    let ended = match end {
-        End::Signal(signal) => {
-            let differences = before.differences_in_configuration(&State::of(&session.lab.r)?);
-            check(differences.is_empty(), format!("while it runs:\n{}", differences.join("\n")))?;
-            tracer.stop(signal)?
+impl End {
+    /// All of them.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Count,
+        Self::Duration,
+        Self::ClosedPipe,
+        Self::Signal(Signal::INT),
+        Self::Signal(Signal::TERM),
+        Self::Signal(Signal::HUP),
+        Self::Signal(Signal::KILL),
+    ];
+
+    /// Runs a tracer in a namespace to this end. Says what differed in rules and settings while it ran, where there
+    /// was time to look.
+    pub(crate) fn run(
+        self,
+        netns: &Netns,
+        way: &[&str],
+        before: &State,
+        fire: &mut dyn FnMut(),
+    ) -> Result<Option<Vec<String>>> {
+        let mut arguments = [&["--netns", netns.name(), "-o", "json"], way].concat();
+        match self {
+            Self::Count => arguments.extend(["-c", "5"]),
+            Self::Duration => arguments.extend(["--for", "500ms"]),
+            Self::ClosedPipe => return closed_pipe(&arguments, fire).map(|()| None),
+            Self::Signal(_) => {}
         }
-        _ => tracer.finish(Duration::from_secs(60))?,
-    };
-    let killed = matches!(end, End::Signal(Signal::KILL | Signal::HUP));
-    check(killed || ended.status.code() == Some(0), format!("{}: {:?}", ended.status, ended.errors))
+        let tracer = Tracer::start(&arguments, &[])?;
+        fire();
+        let (ended, changed) = match self {
+            Self::Signal(signal) => {
+                let changed = before.differences_in_configuration(&State::of(netns)?);
+                (tracer.stop(signal)?, Some(changed))
+            }
+            _ => (tracer.finish(Duration::from_secs(60))?, None),
+        };
+        let killed = matches!(self, Self::Signal(Signal::KILL | Signal::HUP));
+        check(killed || ended.status.code() == Some(0), format!("{}: {:?}", ended.status, ended.errors))?;
+        Ok(changed)
+    }
 }
 
 /// The reader goes away after a line.

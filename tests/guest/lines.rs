@@ -39,6 +39,8 @@ const REPEATS: u32 = 2;
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 /// Looks without a new line, after which none will come.
 const LONG_SILENCE: u32 = 200;
+/// Of so many lines, at most one may have lost its owner to the end of its socket.
+const CLOSED_MEANWHILE: usize = 50;
 /// The kernel's log holds 256 KiB.
 const SHOTS_AT_ONCE: usize = 4;
 
@@ -83,7 +85,7 @@ struct Watch {
     family: Family,
 }
 
-/// What they told of the packets of one ruleset; compared as [`as_compared`], in any order.
+/// What they told of the packets of one ruleset, in any order.
 #[derive(Default)]
 struct Told {
     kernel: Vec<String>,
@@ -110,8 +112,7 @@ impl Watch {
             datagram_as(from, &SocketAddr::new(to, OPEN).to_string())?;
             self.collect(&mut told)?;
         }
-        told.kernel.sort_unstable();
-        told.tracer.sort_unstable();
+        told.settle();
         Ok(told)
     }
 
@@ -140,12 +141,29 @@ impl Watch {
 impl Told {
     fn add(&mut self, kernel: &[String], tracer: &[String]) {
         let compared = |lines: &[String]| -> Vec<String> {
-            lines.iter().filter(|line| is_compared(line)).map(|line| as_compared(line).into_owned()).collect()
+            lines.iter().filter(|line| is_compared(line)).cloned().collect()
         };
         let theirs = compared(kernel);
         self.others += kernel.len() - theirs.len();
         self.kernel.extend(theirs);
         self.tracer.extend(compared(tracer));
+    }
+
+    /// Puts both sides in one order. Where a TCP packet comes in, its socket may be closed between our look at it and
+    /// the kernel's: of the few lines that differ in nothing else, the owner is left out.
+    fn settle(&mut self) {
+        self.kernel.sort_unstable();
+        self.tracer.sort_unstable();
+        let (kernel, tracer) = (only_in(&self.kernel, &self.tracer), only_in(&self.tracer, &self.kernel));
+        if kernel.len() > self.kernel.len() / CLOSED_MEANWHILE {
+            return;
+        }
+        for (lines, places) in [(&mut self.kernel, kernel), (&mut self.tracer, tracer)] {
+            for place in places {
+                lines[place] = without_owner(&lines[place]).into_owned();
+            }
+            lines.sort_unstable();
+        }
     }
 
     fn is_equal(&self) -> bool {
@@ -190,9 +208,22 @@ fn is_compared(line: &str) -> bool {
     !TRACE_RULES.contains(&step.trim_end()) && !step.starts_with("raw:FAKE:") && !line.contains(" DST=ff02:")
 }
 
-/// Without the owner where a reset comes in: its socket may be closed between our look at it and the kernel's.
-fn as_compared(line: &str) -> Cow<'_, str> {
-    let incoming = !line.contains(" IN= ") && line.contains(" RST ");
+/// Where lines are that the others do not have; both are sorted.
+fn only_in(lines: &[String], others: &[String]) -> Vec<usize> {
+    let mut others = others.iter().peekable();
+    let mut places = Vec::new();
+    for (place, line) in lines.iter().enumerate() {
+        while others.next_if(|other| *other < line).is_some() {}
+        if others.next_if_eq(&line).is_none() {
+            places.push(place);
+        }
+    }
+    places
+}
+
+/// The line of a TCP packet that comes in, without its socket's owner.
+fn without_owner(line: &str) -> Cow<'_, str> {
+    let incoming = !line.contains(" IN= ") && line.contains(" PROTO=TCP ");
     let Some((head, owner)) = line.split_once(" UID=").filter(|_| incoming) else { return line.into() };
     // `1234 GID=5678 MARK=0x1 `: what follows the two numbers stays.
     let rest = owner.splitn(3, ' ').nth(2).unwrap_or("");

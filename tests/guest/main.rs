@@ -1,11 +1,17 @@
 //! The tests that run inside a guest kernel, as root.
 
+mod agree;
 mod bad_input;
+mod classic;
+mod doctor;
 mod filters;
 mod footprint;
+#[path = "../old_kernel/kernel.rs"]
+mod kernel;
 mod lines;
 mod nft_footprint;
 mod nft_oracle;
+mod old_tools;
 mod oracle;
 mod session;
 mod usage;
@@ -14,9 +20,9 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Parser;
-use nftracer_tests::netns;
+use nftracer_tests::{check, netns};
 
 /// Runs functional tests; one line of result for each.
 #[derive(Clone, Debug, Parser)]
@@ -57,9 +63,14 @@ pub(crate) struct Test {
     run: fn(&Options) -> Result<Outcome>,
 }
 
-/// The first needs a guest that has loaded no module yet.
+/// The first need a guest that has loaded no module yet.
 const TESTS: &[&[Test]] = &[
     bad_input::FIRST,
+    doctor::FIRST,
+    classic::FIRST,
+    agree::TESTS,
+    doctor::TESTS,
+    classic::TESTS,
     oracle::TESTS,
     nft_oracle::TESTS,
     nft_footprint::TESTS,
@@ -76,6 +87,11 @@ fn main() -> ExitCode {
         && word == "send-datagram"
     {
         return lines::send_datagram(to);
+    }
+    if let [_, word, program, arguments @ ..] = &std::env::args().collect::<Vec<_>>()[..]
+        && word == classic::ON_CENTOS_7
+    {
+        return classic::on_centos_7(program, arguments);
     }
     let options = Options::parse();
     let tests = TESTS.iter().flat_map(|tests| tests.iter());
@@ -152,12 +168,4 @@ pub(crate) fn load_modules() {
         // Older kernels have other names for some, newer ones have some built in.
         let _ = netns::run("modprobe", &["-q", module], "");
     }
-}
-
-/// What a test says when its claim does not hold.
-pub(crate) fn check(holds: bool, claim: impl Into<String>) -> Result<()> {
-    if !holds {
-        bail!("{}", claim.into());
-    }
-    Ok(())
 }

@@ -10,7 +10,7 @@ use nftracer_tests::lab::{Family, Lab, Spread, addresses};
 use nftracer_tests::nft_rules::{HANDWRITTEN, generate};
 use nftracer_tests::nftrace::{Listener, MARKER};
 use nftracer_tests::ruleset::TABLES;
-use nftracer_tests::tracer::{Certainty, Trace, Tracer};
+use nftracer_tests::tracer::{Certainty, Step, Trace, Tracer};
 use nftracer_tests::traffic::{OPEN, Planner, Senders, Server, Shot, connection};
 use nftracer_tests::{netns, wait};
 use rustix::process::Signal;
@@ -240,13 +240,18 @@ fn iptables(options: &Options) -> Result<Outcome> {
     examine(&verdict, "iptables-nft", IPTABLES)?;
     let mut texts = 0;
     for step in &trace.steps {
-        let Some(place) = step.text.as_deref().and_then(|text| place_in(&saved, text)) else { continue };
+        let Some(place) = text_of(step).and_then(|text| place_in(&saved, text)) else { continue };
         check(step.step.ends_with(&place), format!("{} is shown as {:?}", step.step, step.text))?;
         texts += 1;
     }
     check(texts > 100, format!("{texts} texts"))?;
     let Outcome::Passed(figures) = conclude(&verdict)? else { bail!("concluded otherwise") };
     Ok(Outcome::Passed(format!("{texts} texts as iptables-nft-save has them; {figures}")))
+}
+
+/// The text of a rule that nftables holds.
+fn text_of(step: &Step) -> Option<&str> {
+    step.text.as_deref().filter(|_| step.nft.is_some())
 }
 
 /// Where a rule is: `CHAIN:rule:NUMBER`, counted as `iptables -L --line-numbers` does.
@@ -283,9 +288,9 @@ fn edited(options: &Options) -> Result<Outcome> {
     for step in trace.steps.iter().filter(|step| step.step.starts_with("t:in:rule:")) {
         let certainty = trace.packets.get(&step.packet).map(|packet| packet.certainty);
         complete += u64::from(certainty == Some(Certainty::Complete));
-        let Some(text) = &step.text else { continue };
+        let Some(text) = text_of(step) else { continue };
         let said = text.split("set 0x").nth(1).and_then(|rest| rest.get(..8));
-        let said = said.and_then(|digits| u32::from_str_radix(digits, 16).ok()).context(text.clone())?;
+        let said = said.and_then(|digits| u32::from_str_radix(digits, 16).ok()).with_context(|| text.to_owned())?;
         check(
             said == step.mark || certainty != Some(Certainty::Complete),
             format!("a rule is shown as {text:?}, but set the mark to {:#x}", step.mark),

@@ -362,8 +362,8 @@ fn examine(verdict: &Verdict, place: &str, ruleset: &str) -> Result<()> {
 /// What nobody saw has been counted by the tracer.
 fn check_missed(verdict: &Verdict, totals: &Totals) -> Result<()> {
     let figures = &verdict.figures;
-    // A packet that says that it is inexact may lack traversals, too.
-    let told = totals.missed + totals.lost + figures.inexact;
+    // A packet that says that it is inexact may lack traversals, too; even all of them, or all after an address changed.
+    let told = totals.missed + totals.lost + figures.told + figures.inexact;
     check(
         figures.unseen <= told,
         format!(

@@ -2,8 +2,13 @@
 //! that need no probes.
 
 mod crash;
-mod doctor;
+mod everywhere;
 mod flood;
+mod marks;
+mod monitor;
+mod nft_changes;
+mod nft_corpus;
+mod nft_oracle;
 mod paths;
 mod refused;
 mod several;
@@ -11,9 +16,10 @@ mod several;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Parser;
 use nftracer_tests::netns::Netns;
+use nftracer_tests::{check, doctor};
 
 /// Runs functional tests; one line of result for each.
 #[derive(Debug, Parser)]
@@ -28,8 +34,22 @@ struct Test {
     run: fn() -> Result<String>,
 }
 
-const TESTS: &[&[Test]] =
-    &[refused::TESTS, paths::TESTS, several::TESTS, doctor::TESTS, flood::TESTS, crash::TESTS];
+const TESTS: &[&[Test]] = &[
+    refused::TESTS,
+    paths::TESTS,
+    nft_oracle::TESTS,
+    nft_changes::TESTS,
+    nft_corpus::TESTS,
+    several::TESTS,
+    DOCTOR,
+    everywhere::TESTS,
+    marks::TESTS,
+    flood::TESTS,
+    crash::TESTS,
+];
+
+const DOCTOR: &[Test] =
+    &[Test { name: "doctor_is_right", run: || doctor::holds(Some(&netns("h")?), |_| true) }];
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -60,12 +80,4 @@ fn passes(test: &Test) -> bool {
 /// A namespace that no other run of these tests has.
 fn netns(name: &str) -> Result<Netns> {
     Netns::create(&format!("nftn{}{name}", std::process::id()))
-}
-
-/// What a test says when its claim does not hold.
-fn check(holds: bool, claim: impl Into<String>) -> Result<()> {
-    if !holds {
-        bail!("{}", claim.into());
-    }
-    Ok(())
 }

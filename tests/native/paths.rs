@@ -1,239 +1,29 @@
 //! Packets whose ways are known beforehand, seen in every way of tracing.
 
-use std::collections::HashMap;
-use std::time::Duration;
-
 use anyhow::{Context, Result};
-use nftracer_tests::lab::{Family, Lab, Place, Spread, addresses};
-use nftracer_tests::packet::{Packet, Transport};
-use nftracer_tests::tracer::{Certainty, Totals, Trace, Tracer};
-use nftracer_tests::traffic::{OPEN, Senders, Server, Shot};
+use nftracer_tests::lab::{Lab, Spread};
+use nftracer_tests::paths::{self, WAYS};
+use nftracer_tests::tracer::{Totals, Tracer};
+use nftracer_tests::traffic::{Senders, Server};
 
-use crate::{Test, check};
+use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[Test { name: "known_paths", run: known_paths }];
-
-/// The backend and what marks packets.
-const WAYS: [(&str, &str); 6] = [
-    ("netlink", "nft"),
-    ("netlink", "rule"),
-    ("netlink", "none"),
-    ("log", "nft"),
-    ("log", "rule"),
-    ("log", "none"),
-];
-const ENDS_WITHIN: Duration = Duration::from_secs(20);
-
-/// A datagram and the steps that it meets in the router.
-struct Known {
-    from: Place,
-    src: fn(Family) -> std::net::IpAddr,
-    dst: fn(Family) -> std::net::IpAddr,
-    dport: u16,
-    path: &'static [&'static str],
-    verdict: &'static str,
-}
-
-/// Datagrams that are forwarded, dropped, translated, taken in, and sent by the router.
-const KNOWN: &[Known] = &[
-    Known {
-        from: Place::A,
-        src: |family| addresses(family).a,
-        dst: |family| addresses(family).b,
-        dport: OPEN,
-        path: &[
-            "raw:PREROUTING:policy:2",
-            "mangle:PREROUTING:policy:1",
-            "nat:PREROUTING:policy:2",
-            "mangle:FORWARD:policy:1",
-            "filter:FORWARD:policy:2",
-            "mangle:POSTROUTING:policy:1",
-            "nat:POSTROUTING:policy:1",
-        ],
-        verdict: "accept",
-    },
-    Known {
-        from: Place::A,
-        src: |family| addresses(family).a,
-        dst: |family| addresses(family).b,
-        dport: 443,
-        path: &[
-            "raw:PREROUTING:policy:2",
-            "mangle:PREROUTING:policy:1",
-            "nat:PREROUTING:policy:2",
-            "mangle:FORWARD:policy:1",
-            "filter:FORWARD:rule:1",
-        ],
-        verdict: "drop",
-    },
-    Known {
-        from: Place::A,
-        src: |family| addresses(family).a,
-        dst: |family| addresses(family).r,
-        dport: 53,
-        path: &[
-            "raw:PREROUTING:policy:2",
-            "mangle:PREROUTING:policy:1",
-            "nat:PREROUTING:policy:2",
-            "mangle:INPUT:policy:1",
-            "filter:INPUT:rule:1",
-            "filter:CH:rule:1",
-            "filter:CH:return:2",
-            "filter:INPUT:policy:2",
-            "nat:INPUT:policy:1",
-        ],
-        verdict: "accept",
-    },
-    Known {
-        from: Place::A,
-        src: |family| addresses(family).a,
-        dst: |family| addresses(family).r_dnat,
-        dport: 80,
-        path: &[
-            "raw:PREROUTING:policy:2",
-            "mangle:PREROUTING:policy:1",
-            "nat:PREROUTING:rule:1",
-            "mangle:FORWARD:policy:1",
-            "filter:FORWARD:policy:2",
-            "mangle:POSTROUTING:policy:1",
-            "nat:POSTROUTING:policy:1",
-        ],
-        verdict: "accept",
-    },
-    Known {
-        from: Place::A,
-        src: |family| addresses(family).a,
-        dst: |family| addresses(family).r,
-        dport: 5001,
-        path: &["raw:PREROUTING:rule:1"],
-        verdict: "drop",
-    },
-    Known {
-        from: Place::R,
-        src: |family| addresses(family).r_far,
-        dst: |family| addresses(family).b,
-        dport: OPEN,
-        path: &[
-            "raw:OUTPUT:policy:1",
-            "mangle:OUTPUT:policy:1",
-            "nat:OUTPUT:policy:1",
-            "filter:OUTPUT:policy:1",
-            "mangle:POSTROUTING:policy:1",
-            "nat:POSTROUTING:policy:1",
-        ],
-        verdict: "accept",
-    },
-];
-
-fn ruleset(family: Family) -> String {
-    let at = addresses(family);
-    let to = match family {
-        Family::Ipv4 => format!("{}:{OPEN}", at.b),
-        Family::Ipv6 => format!("[{}]:{OPEN}", at.b),
-    };
-    format!(
-        "*raw\n-A PREROUTING -p udp -m udp --dport 5001 -j DROP\nCOMMIT\n\
-         *mangle\nCOMMIT\n\
-         *nat\n-A PREROUTING -d {} -p udp -m udp --dport 80 -j DNAT --to-destination {to}\nCOMMIT\n\
-         *filter\n:CH - [0:0]\n-A INPUT -p udp -m udp --dport 53 -j CH\n-A CH -m length --length 0:65535\n\
-         -A FORWARD -p udp -m udp --dport 443 -m comment --comment \"no\\\"quic\" -j DROP\nCOMMIT\n",
-        at.r_dnat
-    )
-}
 
 fn known_paths() -> Result<String> {
     let lab = Lab::build(&format!("nftn{}", std::process::id()), Spread::SameCpu)?;
     let _servers = Server::everywhere(&lab)?;
     let senders = Senders::open(&lab)?;
-    for family in Family::ALL {
-        nftracer_tests::ruleset::load(&lab.r, family, &ruleset(family))?;
-    }
+    paths::load(&lab)?;
+    let start = |arguments: &[&str]| Tracer::start(arguments, &[]);
     let mut sport = 20_000;
     let mut total = Totals::default();
     for (backend, mark) in WAYS {
-        let one = || one_way(&lab, &senders, (backend, mark), &mut sport);
-        let totals =
-            with_rules(&lab, mark == "none", one).with_context(|| format!("{backend}, mark {mark}"))?;
+        let trace = || paths::trace(&lab, &senders, (backend, mark), &mut sport, &start);
+        let totals = paths::with_rules(&lab, mark == "none", trace)
+            .with_context(|| format!("{backend}, mark {mark}"))?;
         total.packets += totals.packets;
         total.steps += totals.steps;
     }
     Ok(format!("{} ways, {} packets, {} steps", WAYS.len(), total.packets, total.steps))
-}
-
-/// Marks as a user would, where the tracer does not.
-fn with_rules<T>(lab: &Lab, wanted: bool, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let change = |how: &str| -> Result<()> {
-        for family in Family::ALL.iter().filter(|_| wanted) {
-            for chain in ["PREROUTING", "OUTPUT"] {
-                lab.r.command(family.tool(), &["-t", "raw", how, chain, "-p", "udp", "-j", "TRACE"], "")?;
-            }
-        }
-        Ok(())
-    };
-    change("-I")?;
-    let result = work();
-    change("-D")?;
-    result
-}
-
-fn one_way(lab: &Lab, senders: &Senders, (backend, mark): (&str, &str), sport: &mut u16) -> Result<Totals> {
-    let count = KNOWN.len() * Family::ALL.len();
-    let count_text = count.to_string();
-    let filter = "udp and not dst port 9";
-    let arguments =
-        ["--backend", backend, "--mark", mark, "--netns", lab.r.name(), "-o", "json", "-c", &count_text];
-    let words: Vec<&str> = arguments.into_iter().chain(filter.split(' ')).collect();
-    let tracer = Tracer::start(&words, &[])?;
-    let mut expected = HashMap::new();
-    for family in Family::ALL {
-        for known in KNOWN {
-            *sport += 1;
-            let shot = |dport| {
-                let transport = Transport::Udp { sport: *sport, dport };
-                let (src, dst) = ((known.src)(family), (known.dst)(family));
-                let packet = Packet { src, dst, transport, payload: 8, id: *sport, tos: 0, fragment: None };
-                Shot { from: known.from, packet }
-            };
-            // The filter leaves this one out, and none of its steps may be shown.
-            senders.fire(&shot(9));
-            senders.fire(&shot(known.dport));
-            expected.insert((family, *sport), known);
-        }
-    }
-    let ended = tracer.finish(ENDS_WITHIN)?;
-    let said = ended.errors.join("\n");
-    check(ended.status.code() == Some(0), format!("{}: {said}", ended.status))?;
-    let shift = u32::from(mark == "none");
-    compare(&ended.trace, &expected, shift).with_context(|| said.clone())?;
-    check(
-        backend == "log" || ended.trace.steps.iter().all(|step| step.netns == lab.r.inode()),
-        "the namespace",
-    )?;
-    ended.trace.end.context("no totals")
-}
-
-/// Every packet has its path, in the order of the steps, with nothing in doubt.
-fn compare(trace: &Trace, expected: &HashMap<(Family, u16), &Known>, shift: u32) -> Result<()> {
-    check(trace.odd.is_empty(), format!("rows that cannot be read: {:?}", trace.odd))?;
-    check(trace.packets.len() == expected.len(), format!("{} packets", trace.packets.len()))?;
-    for (number, packet) in &trace.packets {
-        let first = trace.steps.iter().find(|step| step.packet == *number).context("a path without steps")?;
-        let family = if first.identity.src.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
-        let known = expected.get(&(family, first.identity.ports[0])).context("an unexpected packet")?;
-        let path: Vec<String> = known.path.iter().map(|step| shifted(step, shift)).collect();
-        check(packet.path == path, format!("expected {path:?}, got {:?}: {}", packet.path, packet.why))?;
-        let steps = trace.steps.iter().filter(|step| step.packet == *number).map(|step| &step.step);
-        check(steps.eq(&path), format!("the steps of {path:?} are not in this order"))?;
-        check(packet.certainty == Certainty::Complete, format!("{path:?}: {}", packet.why))?;
-        check(packet.verdict == known.verdict, format!("{path:?} ends with {}", packet.verdict))?;
-    }
-    Ok(())
-}
-
-/// A user's own TRACE rule is the first of its chain.
-fn shifted(step: &str, shift: u32) -> String {
-    match step.strip_prefix("raw:").and_then(|rest| rest.rsplit_once(':')) {
-        Some((rest, number)) => format!("raw:{rest}:{}", number.parse::<u32>().unwrap_or(0) + shift),
-        None => step.to_owned(),
-    }
 }

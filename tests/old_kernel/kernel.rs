@@ -24,6 +24,31 @@ pub(crate) struct Kernel {
     pub(crate) last_call: u32,
     /// What uname(2) says, `None` for the truth.
     pub(crate) release: Option<&'static str>,
+    /// Files whose paths begin so are not there.
+    pub(crate) hidden: Option<&'static str>,
+}
+
+/// System calls that name a file by a path, and which argument that is.
+const PATH_CALLS: [(i64, usize); 8] = [
+    (libc::SYS_open, 0),
+    (libc::SYS_openat, 1),
+    (libc::SYS_stat, 0),
+    (libc::SYS_lstat, 0),
+    (libc::SYS_newfstatat, 1),
+    (libc::SYS_access, 0),
+    (libc::SYS_readlink, 0),
+    (libc::SYS_readlinkat, 1),
+];
+/// `SECCOMP_USER_NOTIF_FLAG_CONTINUE`: the kernel is to do what was asked for.
+const CONTINUE: u32 = 1;
+
+impl Kernel {
+    /// No system call that came after Linux 3.10: `finit_module`, of 3.8, is the last one of x86_64 that it has; the
+    /// next one, `sched_setattr`, came with 3.14. And no `/proc/thread-self`, which came with 3.17.
+    pub(crate) const OF_3_10: Self =
+        Self { last_call: libc::SYS_finit_module as u32, release: None, hidden: Some("/proc/thread-self") };
+    /// That, and the name of the kernel of CentOS 7.
+    pub(crate) const CENTOS_7: Self = Self { release: Some("3.10.0-1160.el7.x86_64"), ..Self::OF_3_10 };
 }
 
 /// A thread under the filter.
@@ -61,18 +86,27 @@ impl Kernel {
         const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
         const GREATER: u32 = libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K;
         const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
-        // No call has the number -1.
-        let uname = self.release.map_or(u32::MAX, |_| libc::SYS_uname as u32);
-        let instruction = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-        let mut program = [
+        let paths = PATH_CALLS.iter().filter(|_| self.hidden.is_some()).map(|(number, _)| *number);
+        let watched: Vec<i64> = self.release.map(|_| libc::SYS_uname).into_iter().chain(paths).collect();
+        let instruction = |code: u32, jt: usize, jf: usize, k| libc::sock_filter {
+            code: code as u16,
+            jt: jt as u8,
+            jf: jf as u8,
+            k,
+        };
+        let mut program = vec![
             instruction(LOAD, 0, 0, ARCHITECTURE_AT),
-            instruction(EQUAL, 0, 3, ARCHITECTURE),
+            instruction(EQUAL, 0, watched.len() + 2, ARCHITECTURE),
             instruction(LOAD, 0, 0, NUMBER_AT),
-            instruction(EQUAL, 2, 0, uname),
+        ];
+        for (left, number) in (0..watched.len()).rev().zip(&watched) {
+            program.push(instruction(EQUAL, left + 2, 0, *number as u32));
+        }
+        program.extend([
             instruction(GREATER, 1, 0, self.last_call),
             instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
             instruction(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
-        ];
+        ]);
         let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
         rustix::thread::set_no_new_privs(true)?;
         // SAFETY: the kernel copies the program, which lives until the call returns.
@@ -106,16 +140,31 @@ impl Kernel {
             }
             // A caller that was killed meanwhile has taken its call back.
             let Ok(call) = receive(&watched.listener) else { continue };
-            let error = if i64::from(call.data.nr) == libc::SYS_uname {
-                self.write_uname(&call).err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO))
+            let number = i64::from(call.data.nr);
+            let argument = PATH_CALLS.iter().find(|(path_call, _)| *path_call == number);
+            let (error, flags) = if number == libc::SYS_uname {
+                let written = self.write_uname(&call);
+                (written.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO)), 0)
+            } else if let Some((_, argument)) = argument {
+                if self.hides(&call, call.data.args[*argument]) { (libc::ENOENT, 0) } else { (0, CONTINUE) }
             } else {
                 if call.pid.cast_signed() != watched.thread {
                     unknown.insert(call.data.nr);
                 }
-                libc::ENOSYS
+                (libc::ENOSYS, 0)
             };
-            let _ = answer(&watched.listener, &call, error);
+            let _ = answer(&watched.listener, &call, error, flags);
         }
+    }
+
+    /// Whether a path in the memory of who asked is of a file that is not there.
+    fn hides(&self, call: &libc::seccomp_notif, address: u64) -> bool {
+        let Some(hidden) = self.hidden else { return false };
+        let mut path = vec![0; hidden.len()];
+        let read = fs::File::open(format!("/proc/{}/mem", call.pid))
+            .and_then(|memory| memory.read_exact_at(&mut path, address));
+        // A shorter path may end where the memory does.
+        read.is_ok() && path == hidden.as_bytes()
     }
 
     /// Writes the system's names into the memory of who asked, with the pretended release.
@@ -152,10 +201,10 @@ fn receive(listener: &OwnedFd) -> io::Result<libc::seccomp_notif> {
     }
 }
 
-/// Lets a call return: with an error, or with 0.
+/// Lets a call return: with an error, or with 0; or, by the flags, be done.
 #[expect(unsafe_code, reason = "no wrapper of seccomp's listener without a loader around it")]
-fn answer(listener: &OwnedFd, call: &libc::seccomp_notif, error: i32) -> io::Result<()> {
-    let mut answer = libc::seccomp_notif_resp { id: call.id, val: 0, error: -error, flags: 0 };
+fn answer(listener: &OwnedFd, call: &libc::seccomp_notif, error: i32, flags: u32) -> io::Result<()> {
+    let mut answer = libc::seccomp_notif_resp { id: call.id, val: 0, error: -error, flags };
     // SAFETY: the kernel reads one `seccomp_notif_resp`.
     match unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) } {
         0 => Ok(()),

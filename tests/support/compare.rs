@@ -46,6 +46,8 @@ pub struct Figures {
     pub traversals: u64,
     /// Of these, unknown to nftracer.
     pub unseen: u64,
+    /// Of these, of packets that are stamped inexact, which says that their paths may lack something.
+    pub told: u64,
     /// Traversals compared without their order, because packets that look the same overlapped.
     pub together: u64,
     /// Traversals that could not be judged, because lines of the kernel's were lost.
@@ -62,6 +64,7 @@ impl AddAssign for Figures {
         self.inexact += other.inexact;
         self.traversals += other.traversals;
         self.unseen += other.unseen;
+        self.told += other.told;
         self.together += other.together;
         self.unjudged += other.unjudged;
         self.oracle_lost += other.oracle_lost;
@@ -74,6 +77,7 @@ impl fmt::Display for Figures {
         write!(f, "{packets} packets: {complete} complete, {unordered} unordered, {inexact} inexact; ")?;
         write!(f, "{traversals} traversals, {unseen} unseen")?;
         for (number, what) in [
+            (self.told, "of these of inexact packets"),
             (self.together, "compared together"),
             (self.unjudged, "not judged"),
             (self.oracle_lost, "lines of the kernel lost"),
@@ -149,8 +153,14 @@ pub fn compare(rows: &[Row], trace: &Trace, oracle_lost: u64) -> Verdict {
         };
         judge(traversal, theirs, steps, trace, doubts, &mut verdict);
     }
+    let doubtful: HashSet<_> = tracer
+        .iter()
+        .filter(|(_, steps)| steps.iter().any(|step| is_inexact(trace, step.packet)))
+        .map(|(traversal, _)| (traversal.netns, &traversal.packet))
+        .collect();
     for traversal in kernel.keys().filter(|traversal| !tracer.contains_key(*traversal)) {
         verdict.figures.unseen += 1;
+        verdict.figures.told += u64::from(doubtful.contains(&(traversal.netns, &traversal.packet)));
         verdict.unseen_example.get_or_insert_with(|| traversal.clone());
     }
     check_paths(trace, &mut verdict);
@@ -224,6 +234,10 @@ fn count_packets(trace: &Trace, verdict: &mut Verdict) {
             }
         }
     }
+}
+
+fn is_inexact(trace: &Trace, packet: u64) -> bool {
+    trace.packets.get(&packet).is_some_and(|packet| packet.certainty == Certainty::Inexact)
 }
 
 /// What may excuse a difference.
@@ -394,7 +408,9 @@ mod tests {
                 identity: identity(*length),
                 mark: 0,
                 doubt: false,
+                verdict: None,
                 text: None,
+                nft: None,
             }));
             let path = owned(steps);
             trace.packets.insert(

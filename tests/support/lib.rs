@@ -10,8 +10,10 @@
 //!                          └──► compare ◄──┘
 //! ```
 
+pub mod agree;
 pub mod bpf;
 pub mod compare;
+pub mod doctor;
 pub mod generate;
 pub mod kmsg;
 pub mod lab;
@@ -20,9 +22,18 @@ pub mod nflog;
 pub mod nft_rules;
 pub mod nftrace;
 pub mod packet;
+pub mod paths;
 pub mod random;
 pub mod ruleset;
 pub mod state;
 pub mod tracer;
 pub mod traffic;
 pub mod wait;
+
+/// What a test says when its claim does not hold.
+pub fn check(holds: bool, claim: impl Into<String>) -> anyhow::Result<()> {
+    if !holds {
+        anyhow::bail!("{}", claim.into());
+    }
+    Ok(())
+}

@@ -59,7 +59,7 @@ impl State {
         }
         parts.insert("kprobes".to_owned(), read("/sys/kernel/debug/kprobes/list"));
         parts.insert("modules".to_owned(), modules());
-        parts.insert("nft".to_owned(), netns.command("nft", &["list", "ruleset"], "").unwrap_or_default());
+        parts.insert("nft".to_owned(), nftables(netns));
         for (name, kind) in [("programs", bpf::PROGRAMS), ("maps", bpf::MAPS), ("links", bpf::LINKS)] {
             parts.insert(format!("bpf {name}"), format!("{:?}", bpf::ids(kind)?));
         }
@@ -103,6 +103,12 @@ fn line_difference(before: &str, after: &str) -> String {
     gone.map(|line| format!("    - {line}\n")).chain(come.map(|line| format!("    + {line}\n"))).collect()
 }
 
+/// To ask would load the module.
+fn nftables(netns: &Netns) -> String {
+    let list = || netns.command("nft", &["list", "ruleset"], "").unwrap_or_default();
+    if fs::exists("/sys/module/nf_tables").unwrap_or(false) { list() } else { String::new() }
+}
+
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
@@ -129,11 +135,20 @@ fn names(folder: &str) -> String {
     names.concat()
 }
 
-/// Processes of the tracer that still run.
+/// Processes of the tracer that still run, guards among them.
 fn processes() -> String {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let named = entries.filter_map(|entry| fs::read_to_string(entry.path().join("comm")).ok());
-    let mut found: Vec<String> = named.filter(|name| name.trim() == "nftracer").collect();
+    let mut found = tracers();
     found.sort();
     found.concat()
+}
+
+/// Whether none runs, and no guard works.
+pub fn is_quiet() -> bool {
+    tracers().is_empty()
+}
+
+fn tracers() -> Vec<String> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let named = entries.filter_map(|entry| fs::read_to_string(entry.path().join("comm")).ok());
+    named.filter(|name| name.starts_with("nftracer")).collect()
 }

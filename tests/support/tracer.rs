@@ -27,7 +27,7 @@ pub struct Step {
     pub packet: u64,
     /// Inode number of the namespace; 0 where it is not told.
     pub netns: u64,
-    /// Number of the netfilter hook.
+    /// Number of the netfilter hook; 255 where it is not told.
     pub hook: u8,
     /// `table:chain:kind:number`
     pub step: String,
@@ -37,7 +37,24 @@ pub struct Step {
     pub mark: u32,
     /// Says itself that it is not sure how the packet looked.
     pub doubt: bool,
-    /// The rule, where nftables holds it.
+    /// What the rule did with the packet, where that is known.
+    pub verdict: Option<Box<str>>,
+    /// The rule's text.
+    pub text: Option<Box<str>>,
+    /// What else is told of a step in nftables.
+    pub nft: Option<Nft>,
+}
+
+/// What is told of steps in nftables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nft {
+    /// The family of the table.
+    pub family: String,
+    /// The handle of the rule; policies and ends of chains have none.
+    pub handle: Option<u64>,
+    /// What it decided.
+    pub verdict: String,
+    /// As nft prints it.
     pub text: Option<String>,
 }
 
@@ -141,6 +158,14 @@ impl Tracer {
         let words: Vec<&str> = std::iter::once("trace").chain(arguments.iter().copied()).collect();
         let mut tracer = Self::spawn(&words, environment)?;
         tracer.ready().with_context(|| format!("nftracer {}", words.join(" ")))?;
+        Ok(tracer)
+    }
+
+    /// Starts a command whose output is that of `nftracer trace`, and waits until it says that it traces.
+    pub fn start_command(command: Command) -> Result<Self> {
+        let words = format!("{command:?}");
+        let mut tracer = Self::spawn_command(command)?;
+        tracer.ready().context(words)?;
         Ok(tracer)
     }
 
@@ -338,7 +363,7 @@ impl Trace {
 enum Row<'a> {
     Start {},
     #[serde(borrow)]
-    Step(StepRow<'a>),
+    Step(Box<StepRow<'a>>),
     Packet {
         packet: u64,
         path: Vec<String>,
@@ -355,11 +380,15 @@ enum Row<'a> {
 struct StepRow<'a> {
     packet: u64,
     engine: &'a str,
-    hook: &'a str,
+    family: &'a str,
+    handle: Option<u64>,
+    nft: Option<std::borrow::Cow<'a, str>>,
+    verdict: Option<std::borrow::Cow<'a, str>>,
+    hook: Option<&'a str>,
     table: &'a str,
     chain: std::borrow::Cow<'a, str>,
     kind: &'a str,
-    rule: u32,
+    rule: Option<u32>,
     src: Option<IpAddr>,
     dst: Option<IpAddr>,
     proto: Option<std::borrow::Cow<'a, str>>,
@@ -379,17 +408,22 @@ struct StepRow<'a> {
 
 impl StepRow<'_> {
     fn read(&self) -> Option<Step> {
-        let hooks = ["prerouting", "input", "forward", "output", "postrouting"];
-        let hook = hooks.iter().position(|hook| *hook == self.hook)?;
+        let hooks = ["prerouting", "input", "forward", "output", "postrouting", "ingress", "egress"];
+        let hook = match self.hook {
+            Some(name) => hooks.iter().position(|hook| *hook == name)?,
+            None => usize::from(u8::MAX),
+        };
+        let rule = self.rule.map_or_else(|| "?".to_owned(), |rule| rule.to_string());
         Some(Step {
             packet: self.packet,
             netns: self.netns,
             hook: u8::try_from(hook).ok()?,
-            step: format!("{}:{}:{}:{}", self.table, self.chain, self.kind, self.rule),
+            step: format!("{}:{}:{}:{rule}", self.table, self.chain, self.kind),
             identity: Identity {
                 src: self.src?,
                 dst: self.dst?,
-                protocol: number(self.proto.as_deref()?)?,
+                // What follows extension headers is not told of all packets.
+                protocol: self.proto.as_deref().map_or(Some(0), number)?,
                 ports: [self.sport.unwrap_or(0), self.dport.unwrap_or(0)],
                 length: self.length?,
                 id: self.id,
@@ -397,7 +431,14 @@ impl StepRow<'_> {
             },
             mark: self.mark,
             doubt: self.doubt.is_some(),
-            text: self.text.as_deref().filter(|_| self.engine == "nft").map(str::to_owned),
+            verdict: self.verdict.as_deref().map(Box::from),
+            text: self.text.as_deref().map(Box::from),
+            nft: (self.engine == "nft").then(|| Nft {
+                family: self.family.to_owned(),
+                handle: self.handle,
+                verdict: self.verdict.as_deref().unwrap_or_default().to_owned(),
+                text: self.nft.as_deref().or(self.text.as_deref()).map(str::to_owned),
+            }),
         })
     }
 }

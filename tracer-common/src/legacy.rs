@@ -120,6 +120,9 @@ pub mod fact {
     pub const NESTED: u32 = 1 << 6;
     /// `ct_status` was read: the packet has a conntrack entry.
     pub const CONNTRACK: u32 = 1 << 7;
+    /// No target ran that changes packets: what was copied at entry is what there was at exit, too. `exit.copied` and
+    /// the bytes at exit are not filled.
+    pub const SAME_BYTES: u32 = 1 << 8;
 }
 
 /// What of an skb can change while it is in a table.

@@ -1,6 +1,9 @@
 //! What is kept for each CPU: one line that every traversal touches, and behind it the traversals that are followed.
 
+use crate::config::offset;
+use crate::kernel::copy;
 use crate::maps::STATE;
+use crate::snapshot::Policies;
 use core::cell::{Cell, UnsafeCell};
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 
@@ -30,12 +33,20 @@ impl Shared {
     }
 }
 
+/// Keeps what is read and written on its side.
+#[inline(always)]
+fn barrier() {
+    // SAFETY: no instruction.
+    unsafe { core::arch::asm!("", options(nostack, preserves_flags)) };
+}
+
 /// State of one CPU that every traversal touches: one cache line.
 #[repr(C, align(64))]
 pub struct Cpu {
-    /// Programs at work on what is behind this line: kprobe programs exclude each other on a CPU, fentry and fexit
-    /// programs do not.
-    busy: Shared,
+    /// Whether a program is at work here. Another one that interrupts it leaves its traversal out, entry and exit alike:
+    /// kprobe programs exclude each other on a CPU anyway, and of fentry and fexit programs the kernel keeps only the
+    /// same one out, which would leave half traversals.
+    inside: UnsafeCell<u64>,
     /// Traversals open, followed or not; only roughly right when exits are lost.
     pub open: Shared,
     /// Outermost traversals seen since the checkpoint.
@@ -87,9 +98,21 @@ pub struct Frame {
     pub inner: Cell<u32>,
     pub replace_count: Cell<u32>,
     pub doubts: Cell<u32>,
+    /// Of a small table: the rules that can be met.
+    pub rules: Cell<Rules>,
+    /// Of these, by bits from the table's first rule on: those whose target may change packets.
+    pub changers: Cell<u64>,
 }
 
 const _: () = assert!(size_of::<Frame>() == 128);
+
+/// Rules of a small table that follow one another.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Rules {
+    pub first: u32,
+    pub count: u32,
+}
 
 /// What a CPU knows about a table: it stays true as long as the table is not replaced or registered anew.
 #[repr(C)]
@@ -101,9 +124,18 @@ pub struct KnownTable {
     pub replace_count: Cell<u32>,
     pub number: Cell<u32>,
     pub size: Cell<u32>,
-    pub reserved: Cell<u32>,
+    /// Of a small table: the first entry behind all policies, of the first user chain if there is one.
+    pub user_first: Cell<u32>,
     pub name: Cell<[u64; 4]>,
+    /// Of a small table: where the chain of each hook begins, and where its policy is.
+    pub hook_first: UnsafeCell<[u32; HOOKS]>,
+    pub hook_last: UnsafeCell<[u32; HOOKS]>,
+    /// Of a small table, by bits: the rules whose target may change packets.
+    pub changers: Cell<u64>,
 }
+
+/// Room for each hook number.
+pub const HOOKS: usize = 8;
 
 /// Counters of a small table, packets and bytes.
 pub type SmallBlock = [u64; SMALL as usize * 2];
@@ -115,6 +147,10 @@ pub struct State {
     tables: [KnownTable; TABLE_SLOTS as usize],
     /// Snapshots of small tables, by frame.
     small: UnsafeCell<[SmallBlock; DEPTH as usize]>,
+    /// What is asked about a table for the first time: see [`crate::snapshot::survey`].
+    pub policies: UnsafeCell<Policies>,
+    /// Where its chains begin, and where their policies are, by hook.
+    places: UnsafeCell<[u32; 10]>,
     /// The socket whose owner was asked for last, for which packet, and the owner: user id below, group id above.
     pub sock: Cell<u64>,
     pub sock_packet: Cell<u64>,
@@ -131,15 +167,23 @@ unsafe impl Sync for Cpu {}
 unsafe impl Sync for State {}
 
 impl Cpu {
-    /// Does something with what is behind the line, unless another program on this CPU is at it: then the traversal
-    /// is left out, and found missing by the next checkpoint.
+    /// Does something as the only program at work on this CPU. What cannot be done now is found missing by the next
+    /// checkpoint, where it is of a table. Returns whether it could be done.
     #[inline(always)]
-    pub fn alone(&self, work: impl FnOnce()) {
-        self.busy.add(1);
-        if self.busy.get() == 1 {
-            work();
+    pub fn alone(&self, work: impl FnOnce()) -> bool {
+        let inside = self.inside.get();
+        // SAFETY: a valid number. Volatile, because programs interrupt each other; who does has put back what it found.
+        unsafe {
+            let alone = inside.read_volatile() == 0;
+            if alone {
+                inside.write_volatile(1);
+                barrier();
+                work();
+                barrier();
+                inside.write_volatile(0);
+            }
+            alone
         }
-        self.busy.add(1_u64.wrapping_neg());
     }
 }
 
@@ -160,12 +204,32 @@ impl State {
         unsafe { &*(&raw const self.tables).cast::<KnownTable>().add(slot) }
     }
 
+    /// Reads where a table's chains begin and where their policies are: five numbers each.
+    #[inline(always)]
+    pub fn places(&self, private: u64) -> Option<*const u32> {
+        let places = self.places.get().cast::<u8>();
+        // SAFETY: 20 bytes each, of 40.
+        let read = unsafe {
+            copy(places, 20, private + offset!(info_hook_entry))
+                && copy(places.add(20), 20, private + offset!(info_underflow))
+        };
+        read.then_some(places.cast_const().cast())
+    }
+
     /// The snapshot of a frame whose table is small.
     #[inline(always)]
     pub fn small(&self, depth: u32) -> *mut SmallBlock {
         let depth = crate::snapshot::mask::<{ DEPTH - 1 }>(u64::from(depth)) as usize;
         // SAFETY: the mask keeps the index in range.
         unsafe { self.small.get().cast::<SmallBlock>().add(depth) }
+    }
+}
+
+impl KnownTable {
+    /// Whether there is more behind the last policy than the entry that ends the table.
+    #[inline(always)]
+    pub fn has_user_chains(&self) -> bool {
+        self.user_first.get().wrapping_add(1) < self.number.get()
     }
 }
 

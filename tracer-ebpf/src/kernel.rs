@@ -176,6 +176,8 @@ pub trait Access {
 
     /// A field of a structure.
     fn field<T: Copy>(structure: u64, offset: u64) -> Option<T>;
+    /// The name of a `struct net_device`.
+    fn device_name(device: u64) -> Option<[u64; 2]>;
     /// Hook number of a `struct nf_hook_state`.
     fn hook(state: u64) -> Option<u8>;
     /// Hook number and family of a `struct nf_hook_state`.
@@ -211,6 +213,12 @@ impl Access for Typed {
         }
         // SAFETY: the kernel catches faults of such loads.
         Some(unsafe { core::ptr::read_volatile((structure + offset) as *const T) })
+    }
+
+    #[inline(always)]
+    fn device_name(device: u64) -> Option<[u64; 2]> {
+        let name = offset!(dev_name);
+        Some([Self::field(device, name)?, Self::field(device, name + 8)?])
     }
 
     #[inline(always)]
@@ -264,6 +272,11 @@ impl Access for Probed {
     #[inline(always)]
     fn field<T: Copy>(structure: u64, offset: u64) -> Option<T> {
         read(structure + offset)
+    }
+
+    #[inline(always)]
+    fn device_name(device: u64) -> Option<[u64; 2]> {
+        read(device + offset!(dev_name))
     }
 
     /// Hook numbers are below 256 and the machine is little endian: the first byte is enough where the field has four.

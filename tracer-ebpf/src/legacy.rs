@@ -58,15 +58,17 @@ pub struct End {
 
 /// A packet enters a table.
 #[inline(always)]
-pub fn enter<A: Access>(call: &Call) -> Option<()> {
+pub fn enter<A: Access>(call: &Call) {
     let cpu = cpu();
-    if cpu.depth.get() == 0 && Question::of::<A>(call)?.is_untraced() {
-        return pass(cpu);
-    }
-    // A copy, so that the short way above needs no memory.
-    let call = *call;
-    cpu.alone(|| follow::<A>(&call));
-    Some(())
+    cpu.alone(|| {
+        if cpu.depth.get() == 0 && Question::of::<A>(call).is_some_and(|question| question.is_untraced()) {
+            drop_none(pass(cpu));
+        } else {
+            // A copy, so that the short way needs no memory.
+            let call = *call;
+            follow::<A>(&call);
+        }
+    });
 }
 
 /// The way of a packet that is traced, has to be judged, or comes while another one is followed. Apart from the short
@@ -84,18 +86,14 @@ fn follow<A: Access>(call: &Call) {
 
 /// An ARP packet enters a table.
 #[inline(always)]
-pub fn enter_unselected<A: Access>(call: &Call) -> Option<()> {
+pub fn enter_unselected<A: Access>(call: &Call) {
     let cpu = cpu();
-    if cpu.depth.get() == 0 {
-        return pass(cpu);
-    }
-    cpu.alone(|| drop_none(push::<A>(cpu, call, None)));
-    Some(())
+    cpu.alone(|| drop_none(if cpu.depth.get() == 0 { pass(cpu) } else { push::<A>(cpu, call, None) }));
 }
 
 /// What could not be done is found missing later.
 #[inline(always)]
-fn drop_none(_: Option<()>) {}
+pub fn drop_none(_: Option<()>) {}
 
 /// A traversal that nobody follows; only counted, for the sake of [`checkpoint`]. One that begins inside another moves
 /// the sequence count only when the other is not inside its own counted part: softirqs run at its end, too.
@@ -301,9 +299,13 @@ fn watch(
         core::ptr::write_volatile((&raw mut traversal.table_name).cast::<[u64; 4]>(), known.name.get())
     };
     if number <= SMALL {
+        frame.rules.set(snapshot::rules_met(known, traversal.hook));
+        frame.changers.set(known.changers.get());
         snapshot::take_small(state, frame, depth);
         return Some(());
     }
+    // All of them, where there are too many for bits.
+    frame.changers.set(u64::MAX);
     let blocks = snapshot::blocks(number);
     if frame.page.get().saturating_add(blocks) > config!(snapshot_pages)
         || (blocks > 1 && snapshot::locate_blocks(private, u32::from(traversal.family), count) != 0)
@@ -332,6 +334,12 @@ fn learn(known: &KnownTable, table: u64, private: u64, count: u32, family: u8, p
     known.number.set(number);
     known.first_block.set(snapshot::first_block(private, family, per_cpu)?);
     known.name.set(read(table + offset!(table_name))?);
+    let family = u32::from(family);
+    if number <= SMALL
+        && (snapshot::find_policies(private, family) != 0 || snapshot::survey(table, private, family) != 0)
+    {
+        return None;
+    }
     known.private.set(private);
     known.replace_count.set(count);
     known.table.set(table);
@@ -377,10 +385,10 @@ fn begin<A: Access>(
         if traversal.netns == 0 {
             traversal.netns = A::field(hook_state.net, offset!(net_inum)).unwrap_or(0);
         }
-        if device(&mut traversal.indev, hook_state.indev) {
+        if device::<A>(&mut traversal.indev, hook_state.indev) {
             facts |= fact::IN;
         }
-        if device(&mut traversal.outdev, hook_state.outdev) {
+        if device::<A>(&mut traversal.outdev, hook_state.outdev) {
             facts |= fact::OUT;
         }
         if let Some(skb) = A::skb(call.skb) {
@@ -479,9 +487,18 @@ fn clear(state: &mut SkbState) {
 
 /// Reads what the kernel's logger prints about a device; what was there is left where there is none.
 #[inline(always)]
-pub fn device(name: &mut [u8; 16], address: u64) -> bool {
-    // SAFETY: the destination has 16 bytes.
-    address != 0 && unsafe { copy(name.as_mut_ptr(), 16, address + offset!(dev_name)) }
+pub fn device<A: Access>(to: &mut [u8; 16], address: u64) -> bool {
+    if address == 0 {
+        return false;
+    }
+    let Some([first, second]) = A::device_name(address) else { return false };
+    let to = to.as_mut_ptr().cast::<u64>();
+    // SAFETY: 16 bytes, aligned to eight in the record. Volatile, or else it would be a call of `memcpy`.
+    unsafe {
+        to.write_volatile(first);
+        to.add(1).write_volatile(second);
+    }
+    true
 }
 
 /// Reads the link layer of an incoming packet; returns the facts learned.
@@ -551,13 +568,15 @@ fn owner<A: Access>(sock: u64, net: u64) -> Option<u64> {
 #[inline(always)]
 pub fn leave<A: Access>(end: &End) {
     let cpu = cpu();
-    if cpu.open.get() != 0 {
-        cpu.open.add(1_u64.wrapping_neg());
-    }
-    if cpu.depth.get() != 0 {
-        let end = *end;
-        cpu.alone(|| end_frame::<A>(&end));
-    }
+    cpu.alone(|| {
+        if cpu.open.get() != 0 {
+            cpu.open.add(1_u64.wrapping_neg());
+        }
+        if cpu.depth.get() != 0 {
+            let end = *end;
+            end_frame::<A>(&end);
+        }
+    });
 }
 
 /// Apart from the short way, as [`follow`] is.
@@ -597,13 +616,11 @@ fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
     let frame = state.frame(depth);
     let per_cpu = kernel::per_cpu_offset(cpu)?;
     let traced = frame.traced.get() != 0;
-    if traced {
-        snapshot::compare(frame, depth);
-    }
+    let changed = traced && snapshot::compare(frame, depth);
     let sequence = kernel::recseq(per_cpu)?;
     if traced {
         check(cpu, frame, sequence);
-        finish::<A>(state, frame, depth, end)?;
+        finish::<A>(state, frame, depth, end, changed)?;
     }
     cpu.depth.set(depth);
     if depth > 0 {
@@ -652,9 +669,9 @@ fn check(cpu: &Cpu, frame: &Frame, sequence: u32) {
     }
 }
 
-/// Fills the exit half of the record and sends it.
+/// Fills the exit half of the record and sends it. `changed` says whether a target may have changed the packet.
 #[inline(always)]
-fn finish<A: Access>(state: &State, frame: &Frame, depth: u32, end: &End) -> Option<()> {
+fn finish<A: Access>(state: &State, frame: &Frame, depth: u32, end: &End, changed: bool) -> Option<()> {
     let record: *mut Record = RECORDS.get_ptr_mut(depth)?;
     // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
     let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
@@ -671,9 +688,15 @@ fn finish<A: Access>(state: &State, frame: &Frame, depth: u32, end: &End) -> Opt
         traversal.exit.mark = packet.mark;
         traversal.exit.len = packet.len;
         traversal.facts |= fact::EXIT;
+        let same = !changed
+            && frame.doubts.get() == 0
+            && (packet.mark, packet.len) == (traversal.entry.mark, traversal.entry.len);
         // SAFETY: a map value; the lengths are at most those of the arrays.
         traversal.exit.copied = unsafe {
-            if long {
+            if same {
+                traversal.facts |= fact::SAME_BYTES;
+                0
+            } else if long {
                 let bytes = (&raw mut (*record).tail.exit_bytes).cast::<u8>();
                 let len = snapshot::bounded(packet.linear(), LONG_EXIT_BYTES as u32);
                 // The first of them are also where those of a short record are.

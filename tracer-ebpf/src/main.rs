@@ -28,14 +28,14 @@ use legacy::{Call, End};
 /// Entry of `ipt_do_table` and `ip6t_do_table`.
 #[kprobe]
 pub fn ip_enter(ctx: ProbeContext) -> u32 {
-    let _ = legacy::enter::<Probed>(&probed(&ctx));
+    legacy::enter::<Probed>(&probed(&ctx));
     0
 }
 
 /// Entry of `arpt_do_table`: never traced, but it moves the same sequence count.
 #[kprobe]
 pub fn arp_enter(ctx: ProbeContext) -> u32 {
-    let _ = legacy::enter_unselected::<Probed>(&probed(&ctx));
+    legacy::enter_unselected::<Probed>(&probed(&ctx));
     0
 }
 
@@ -50,14 +50,14 @@ pub fn leave(ctx: RetProbeContext) -> u32 {
 /// As [`ip_enter`], without a kprobe, where the function is `(table, skb, state)`.
 #[fentry]
 pub fn ip_enter_typed(ctx: FEntryContext) -> i32 {
-    let _ = legacy::enter::<Typed>(&typed(&ctx));
+    legacy::enter::<Typed>(&typed(&ctx));
     0
 }
 
 /// As [`arp_enter`].
 #[fentry]
 pub fn arp_enter_typed(ctx: FEntryContext) -> i32 {
-    let _ = legacy::enter_unselected::<Typed>(&typed(&ctx));
+    legacy::enter_unselected::<Typed>(&typed(&ctx));
     0
 }
 
@@ -108,7 +108,7 @@ pub fn counters_added(_ctx: ProbeContext) -> u32 {
 pub fn nft_enter(ctx: ProbeContext) -> u32 {
     let (pkt, chain, _) = kernel::first_arguments(ctx.as_ptr());
     let key = nft::key(pkt, kernel::stack_pointer(ctx.as_ptr()));
-    let _ = nft::enter::<Probed>(&nft::Start { pkt, chain, key }, |skb| skb);
+    nft::enter::<Probed>(&nft::Start { pkt, chain, key }, |skb| skb);
     0
 }
 
@@ -116,7 +116,7 @@ pub fn nft_enter(ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub fn nft_traced(ctx: ProbeContext) -> u32 {
     if let Some(traced) = nft::Traced::from_arguments(kernel::five_arguments(ctx.as_ptr())) {
-        let _ = nft::traced::<Probed>(&traced);
+        nft::traced::<Probed>(&traced);
     }
     0
 }
@@ -126,7 +126,7 @@ pub fn nft_traced(ctx: ProbeContext) -> u32 {
 pub fn nft_enter_typed(ctx: FEntryContext) -> i32 {
     let pkt = ctx.arg(0);
     let key = nft::key(distance(pkt), distance(ctx.as_ptr() as u64));
-    let _ = nft::enter::<Typed>(&nft::Start { pkt, chain: ctx.arg(1), key }, distance);
+    nft::enter::<Typed>(&nft::Start { pkt, chain: ctx.arg(1), key }, distance);
     0
 }
 
@@ -135,7 +135,7 @@ pub fn nft_enter_typed(ctx: FEntryContext) -> i32 {
 pub fn nft_traced_typed(ctx: FEntryContext) -> i32 {
     let (pkt, verdict, rule) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     let what = ctx.arg::<u64>(4) as u32;
-    let _ = nft::traced::<Typed>(&nft::Traced { info: 0, pkt, verdict, rule, key: distance(pkt), what });
+    nft::traced::<Typed>(&nft::Traced { info: 0, pkt, verdict, rule, key: distance(pkt), what });
     0
 }
 
@@ -143,7 +143,7 @@ pub fn nft_traced_typed(ctx: FEntryContext) -> i32 {
 #[fentry]
 pub fn nft_traced_info_typed(ctx: FEntryContext) -> i32 {
     if let Some(traced) = nft::Traced::from_info::<Typed>(ctx.arg(0), ctx.arg::<u64>(2) as u32, distance) {
-        let _ = nft::traced::<Typed>(&traced);
+        nft::traced::<Typed>(&traced);
     }
     0
 }
@@ -151,14 +151,14 @@ pub fn nft_traced_info_typed(ctx: FEntryContext) -> i32 {
 /// As [`nft_leave`], as [`leave_typed`] is to [`leave`].
 #[fexit]
 pub fn nft_leave_typed(ctx: FExitContext) -> i32 {
-    let _ = nft::leave(distance(ctx.as_ptr() as u64), ctx.arg::<u64>(2) as u32);
+    nft::leave(distance(ctx.as_ptr() as u64), ctx.arg::<u64>(2) as u32);
     0
 }
 
 /// Exit of `nft_do_chain`, where nothing else tells how a run ended.
 #[kretprobe]
 pub fn nft_leave(ctx: RetProbeContext) -> u32 {
-    let _ = nft::leave(kernel::return_stack_pointer(ctx.as_ptr()), ctx.ret::<u32>());
+    nft::leave(kernel::return_stack_pointer(ctx.as_ptr()), ctx.ret::<u32>());
     0
 }
 
@@ -186,18 +186,6 @@ pub fn empty_enter(_ctx: ProbeContext) -> u32 {
 /// The floor of any probe pair, for measurements.
 #[kretprobe]
 pub fn empty_leave(_ctx: RetProbeContext) -> u32 {
-    0
-}
-
-/// The floor of any fentry and fexit pair, for measurements.
-#[fentry]
-pub fn empty_enter_typed(_ctx: FEntryContext) -> i32 {
-    0
-}
-
-/// The floor of any fentry and fexit pair, for measurements.
-#[fexit]
-pub fn empty_leave_typed(_ctx: FExitContext) -> i32 {
     0
 }
 

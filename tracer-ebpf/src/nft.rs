@@ -11,7 +11,7 @@ use crate::config::{config, offset};
 use crate::emit::{count, wake};
 use crate::frame::{State, cpu, cpu_number, state};
 use crate::kernel::{self, Access, HookState, Probed, Skb, copy, read};
-use crate::legacy::{Call, NO_OWNER, device, known_owner};
+use crate::legacy::{Call, NO_OWNER, device, drop_none, known_owner};
 use crate::maps::{COMMITS, COMMITTING, EVENTS, OPEN_RUNS, Words};
 use crate::select::{ADDRESS_FROM, ADDRESS_SHIFT, Question, Selected, namespace};
 use crate::snapshot::bounded;
@@ -97,7 +97,17 @@ pub fn key(pkt: u64, stack: u64) -> u64 {
 
 /// A packet enters a base chain. `number_of` makes a number of a pointer to an skb.
 #[inline(always)]
-pub fn enter<A: Access>(start: &Start, number_of: impl FnOnce(u64) -> u64) -> Option<()> {
+pub fn enter<A: Access>(start: &Start, number_of: impl FnOnce(u64) -> u64) {
+    let alone = cpu().alone(|| drop_none(look::<A>(start, number_of)));
+    if !alone {
+        // Nothing else finds it missing.
+        count(Counter::Missed, 1);
+    }
+}
+
+/// Looks at a run that begins, and follows that of a packet that is traced.
+#[inline(always)]
+fn look<A: Access>(start: &Start, number_of: impl FnOnce(u64) -> u64) -> Option<()> {
     let open = open_run(start.key)?;
     // SAFETY: a map value.
     let open = unsafe { &mut *open };
@@ -116,15 +126,7 @@ pub fn enter<A: Access>(start: &Start, number_of: impl FnOnce(u64) -> u64) -> Op
     if question.is_untraced() {
         return Some(());
     }
-    let mut done = false;
-    cpu().alone(|| {
-        done = true;
-        follow::<A>(&call);
-    });
-    if !done {
-        // Nothing else finds it missing.
-        count(Counter::Missed, 1);
-    }
+    follow::<A>(&call);
     Some(())
 }
 
@@ -244,10 +246,10 @@ fn fill<A: Access>(state: &State, record: &mut Run, call: &Call, selected: Selec
     clear(&mut record.outdev);
     clear(&mut record.mac);
     clear(&mut record.bytes);
-    if device(&mut record.indev, hook_state.indev) {
+    if device::<A>(&mut record.indev, hook_state.indev) {
         facts |= fact::IN;
     }
-    if device(&mut record.outdev, hook_state.outdev) {
+    if device::<A>(&mut record.outdev, hook_state.outdev) {
         facts |= fact::OUT;
     }
     if let Some(skb) = A::skb(call.skb) {
@@ -344,9 +346,23 @@ impl Traced {
     }
 }
 
-/// The kernel tells of a verdict.
+/// The kernel tells of a verdict. While another program is at work here it is that of a run that began since and was
+/// left out, or else a number of its run is missing.
 #[inline(always)]
-pub fn traced<A: Access>(traced: &Traced) -> Option<()> {
+pub fn traced<A: Access>(traced: &Traced) {
+    let alone = cpu().alone(|| drop_none(tell::<A>(traced)));
+    if !alone && let Some(open) = open_run(traced.key) {
+        // SAFETY: a map value.
+        let open = unsafe { &mut *open };
+        if open.key == traced.key {
+            open.index = open.index.wrapping_add(1);
+        }
+    }
+}
+
+/// Sends the verdict, if its run is open.
+#[inline(always)]
+fn tell<A: Access>(traced: &Traced) -> Option<()> {
     // SAFETY: a map value.
     let open = unsafe { &mut *open_run(traced.key)? };
     if open.key != traced.key {
@@ -403,7 +419,13 @@ pub fn traced<A: Access>(traced: &Traced) -> Option<()> {
 
 /// A packet leaves a base chain, where nothing else tells. `key` is where the function's frame lies.
 #[inline(always)]
-pub fn leave(key: u64, code: u32) -> Option<()> {
+pub fn leave(key: u64, code: u32) {
+    cpu().alone(|| drop_none(end(key, code)));
+}
+
+/// Ends the run, if it is open.
+#[inline(always)]
+fn end(key: u64, code: u32) -> Option<()> {
     // SAFETY: a map value.
     let open = unsafe { &mut *open_run(key)? };
     if open.key != key {

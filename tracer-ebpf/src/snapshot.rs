@@ -10,7 +10,7 @@
 //! size of the table. They take plain numbers, because old kernels accept nothing else there.
 
 use crate::config::offset;
-use crate::frame::{Frame, SMALL, State, cpu, state};
+use crate::frame::{Frame, HOOKS, KnownTable, Rules, SMALL, State, cpu, state};
 use crate::kernel::{copy, per_cpu_offset, read};
 use crate::maps::{BLOCK_OFFSETS, BLOCK_SCRATCH, Block, CURRENT, MAX_BLOCKS, RECORDS, SNAPSHOTS};
 use tracer_common::legacy::{MAX_MATCHES, RULES_PER_BLOCK, doubt};
@@ -334,12 +334,133 @@ pub fn take(frame: &Frame, depth: u32) {
     apply(frame, depth, operation::TAKE);
 }
 
+/// What [`survey`] keeps in memory: what is in registers the verifier knows something about, other things on each way
+/// to a loop, and would look at the loop once for each.
+#[repr(C)]
+pub struct Policies {
+    /// The target of all policies, which is that of all verdicts.
+    target: u64,
+    /// The offset of the last one.
+    last: u32,
+    /// Fills to eight.
+    reserved: u32,
+}
+
+/// Finds the policies of a table. Returns 0, or 1 when they could not be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_policies(private: u64, family: u32) -> u32 {
+    let Some(state) = state() else { return 1 };
+    let policies = state.policies.get();
+    let entries = private + offset!(info_entries);
+    // SAFETY: a map value.
+    unsafe {
+        (&raw mut (*policies).last).write_volatile(0);
+        for hook in 0..5 {
+            let Some(policy) = read::<u32>(private + offset!(info_underflow) + hook * 4) else { return 1 };
+            if policy == u32::MAX {
+                continue;
+            }
+            let Some((target, _)) = target(entries + u64::from(policy), family) else { return 1 };
+            (&raw mut (*policies).target).write_volatile(target);
+            if policy > (&raw const (*policies).last).read_volatile() {
+                (&raw mut (*policies).last).write_volatile(policy);
+            }
+        }
+    }
+    0
+}
+
+/// Looks at each entry of a small table whose policies have been found, for what [`KnownTable`] keeps of them. Returns
+/// 0, or 1 when they could not be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn survey(table: u64, private: u64, family: u32) -> u32 {
+    let Some(state) = state() else { return 1 };
+    let known = state.table(table);
+    let entries = private + offset!(info_entries);
+    let Some(places) = state.places(private) else { return 1 };
+    let (first, last) = (known.hook_first.get().cast::<u32>(), known.hook_last.get().cast::<u32>());
+    // SAFETY: map values, each with room for every hook.
+    unsafe {
+        let policies = state.policies.get();
+        let standard = (&raw const (*policies).target).read_volatile();
+        let last_policy = (&raw const (*policies).last).read_volatile();
+        for hook in 0..5 {
+            first.add(hook).write_volatile(0);
+            last.add(hook).write_volatile(0);
+        }
+        known.changers.set(0);
+        known.user_first.set(1);
+        let number = known.number.get();
+        let mut at = 0;
+        for rule in 0..SMALL {
+            if rule >= opaque(number) {
+                break;
+            }
+            let Some((target, length)) = target(entries + at, family) else { return 1 };
+            known.changers.set(known.changers.get() | is_nonzero(target ^ standard) << rule);
+            add_if_below(known.user_first.as_ptr(), at, last_policy);
+            for hook in 0..5 {
+                add_if_below(first.add(hook), at, places.add(hook).read_volatile());
+                add_if_below(last.add(hook), at, places.add(hook + 5).read_volatile());
+            }
+            at = (at + u64::from(length)) & 0xffff_ffff;
+        }
+    }
+    0
+}
+
+/// The target of an entry, and the entry's length. Both structures are part of the interface with user space.
+#[inline(always)]
+fn target(entry: u64, family: u32) -> Option<(u64, u16)> {
+    /// `xt_entry_target.u.kernel.target`
+    const TARGET: u64 = 8;
+    let target_offset = if family == NFPROTO_IPV6 { 140 } else { 88 };
+    let [offset, length]: [u16; 2] = read(entry + target_offset)?;
+    Some((read(entry + u64::from(offset) + TARGET)?, length))
+}
+
+/// Counts the entries before a place, one by one. Without a branch, like [`is_nonzero`].
+///
+/// # Safety
+/// `count` must be valid.
+#[inline(always)]
+unsafe fn add_if_below(count: *mut u32, at: u64, place: u32) {
+    // SAFETY: the caller vouches for it.
+    unsafe {
+        count.write_volatile(
+            count.read_volatile().wrapping_add((at.wrapping_sub(u64::from(place)) >> 63) as u32),
+        );
+    }
+}
+
+/// The rules of a small table that a packet can meet at a hook: those of the hook's chain, and where there are user
+/// chains, which come last, all that follow.
+#[inline(always)]
+pub fn rules_met(known: &KnownTable, hook: u8) -> Rules {
+    let hook = mask::<{ HOOKS as u32 - 1 }>(u64::from(hook)) as usize;
+    let number = known.number.get();
+    // SAFETY: the index is masked.
+    let (first, last) = unsafe {
+        (
+            known.hook_first.get().cast::<u32>().add(hook).read_volatile(),
+            known.hook_last.get().cast::<u32>().add(hook).read_volatile(),
+        )
+    };
+    Rules {
+        first,
+        count: if known.has_user_chains() { number } else { last.wrapping_add(1) }.wrapping_sub(first),
+    }
+}
+
 /// Copies the counters of a small table.
 #[inline(always)]
 fn copy_small(frame: &Frame, destination: *mut u8) -> bool {
-    let bytes = bounded(frame.number.get(), SMALL) * 16;
+    let Rules { first, count } = frame.rules.get();
+    let bytes = bounded(count, SMALL) * 16;
     // SAFETY: the caller has room for the counters of a small table.
-    unsafe { copy(destination, bytes, frame.first_block.get()) }
+    unsafe { copy(destination, bytes, frame.first_block.get().wrapping_add(u64::from(first) * 16)) }
 }
 
 /// Takes the snapshot of a small table.
@@ -361,26 +482,33 @@ pub extern "C" fn compare_small(depth: u32) -> u32 {
     if !copy_small(frame, current.cast::<u8>()) {
         return 1;
     }
-    let rules = frame.number.get();
+    let Rules { first, count } = frame.rules.get();
+    // From the first rule that can be met on.
+    let changers = frame.changers.get() >> (first & 63);
     let (before, now) = (state.small(depth).cast::<u64>(), current.cast_const().cast::<u64>());
+    let mut changed = 0;
     // SAFETY: map values; every index is masked to the length of the array it goes into.
     unsafe {
         let mut found = 0;
         let matches = (&raw mut (*record).tail.matches).cast::<u64>();
         for rule in 0..SMALL {
-            if rule >= opaque(rules) {
+            if rule >= opaque(count) {
                 break;
             }
             let at = rule as usize * 2;
             let moved = (*now.add(at)).wrapping_sub(*before.add(at)) & 0xffff_ffff;
             let slot = mask::<{ SMALL - 1 }>(found) as usize;
-            core::ptr::write_volatile(matches.add(slot), u64::from(rule) | (moved << 32));
+            core::ptr::write_volatile(matches.add(slot), u64::from(first + rule) | (moved << 32));
             found += is_nonzero(moved);
+            changed |= (changers >> rule) & is_nonzero(moved);
         }
         (*record).traversal.match_count = found as u32;
     }
-    0
+    if changed & 1 == 0 { 0 } else { CHANGED }
 }
+
+/// What [`compare_small`] returns where a target may have changed the packet; 1 means that it failed.
+const CHANGED: u32 = 2;
 
 /// What [`adjust_block`] does, for a small table.
 #[unsafe(no_mangle)]
@@ -393,7 +521,7 @@ pub extern "C" fn adjust_small(depth: u32, resume: u32) -> u32 {
         return 1;
     }
     let (snapshot, current) = (state.small(depth).cast::<u64>(), current.cast::<u64>());
-    let rules = frame.number.get();
+    let rules = frame.rules.get().count;
     for rule in 0..SMALL as usize {
         if rule as u32 >= opaque(rules) {
             break;
@@ -428,12 +556,13 @@ pub fn resume(frame: &Frame, depth: u32) {
     }
 }
 
-/// Writes the matches to the frame's record.
+/// Writes the matches to the frame's record. Says whether a target may have changed the packet.
 #[inline(always)]
-pub fn compare(frame: &Frame, depth: u32) {
+pub fn compare(frame: &Frame, depth: u32) -> bool {
     if frame.number.get() <= SMALL {
-        check(frame, compare_small(depth));
-        return;
+        let result = compare_small(depth);
+        check(frame, result & !CHANGED);
+        return result != 0;
     }
     apply(frame, depth, operation::COMPARE);
     if let Some(record) = RECORDS.get_ptr(depth) {
@@ -442,6 +571,7 @@ pub fn compare(frame: &Frame, depth: u32) {
             frame.doubt(doubt::TOO_MANY);
         }
     }
+    true
 }
 
 #[inline(always)]

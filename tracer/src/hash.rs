@@ -1,5 +1,6 @@
-//! Hashing for keys that the kernel side made: addresses and numbers. Nobody chooses them to collide, and they are
-//! looked up several times for each record, so a multiplication has to do.
+//! Hashing for keys that the kernel side made: addresses and numbers; and for maps that never have many entries. Nobody
+//! chooses them to collide, or nobody gains by it, and they are looked up several times for each record, so a
+//! multiplication has to do.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -26,7 +27,14 @@ impl Hasher for Multiply {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.add((*byte).into()));
+        let (words, rest) = bytes.as_chunks();
+        words.iter().for_each(|word| self.add(u64::from_ne_bytes(*word)));
+        rest.iter().for_each(|byte| self.add((*byte).into()));
+    }
+
+    #[inline]
+    fn write_u8(&mut self, byte: u8) {
+        self.add(byte.into());
     }
 
     #[inline]

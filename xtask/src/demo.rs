@@ -1,4 +1,4 @@
-//! Shows the tracer at work: here if this machine's kernel lets us, in a guest if not.
+//! Shows the tracer at work: here, and in a guest where this machine's kernel allows no probes.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -25,33 +25,50 @@ const KERNEL: &str = "6.12";
 /// The `demo` task.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::run(&setup::Options::default())?;
-    match (&options.kernel, obstacle()?) {
-        (Some(kernel), _) => in_guest(kernel, options),
-        (None, Some(obstacle)) => {
+    if let Some(kernel) = &options.kernel {
+        return in_guest(kernel, options);
+    }
+    match (obstacle()?, without_probes()) {
+        (None, None) => here(options),
+        (None, Some(reason)) => {
+            println!("This machine allows no probes: {reason}.");
+            println!(
+                "The demonstration runs on it first in the way that is left: packets of a namespace that is"
+            );
+            println!("thrown away are marked, and the kernel tells of them over netlink.");
+            let ended = here(options)?;
+            if ended != ExitCode::SUCCESS {
+                return Ok(ended);
+            }
+            println!("\nNow with probes, in a virtual machine with Debian's kernel {KERNEL}.");
+            in_guest(KERNEL, options)
+        }
+        (Some(obstacle), _) => {
             println!("This machine cannot run the demonstration itself: {obstacle}.");
             println!("It runs in a virtual machine with Debian's kernel {KERNEL} instead.");
             in_guest(KERNEL, options)
         }
-        (None, None) => here(options),
     }
 }
 
 /// Why the tracer cannot show anything on this machine.
-fn obstacle() -> Result<Option<String>> {
+fn obstacle() -> Result<Option<&'static str>> {
     if read(command("id").arg("-u"))?.trim() != "0" {
-        return Ok(Some("only root may place probes".to_owned()));
-    }
-    let needed = [
-        ("/sys/bus/event_source/devices/kprobe", "its kernel has no kprobes"),
-        ("/sys/kernel/btf/vmlinux", "its kernel does not describe its types"),
-    ];
-    if let Some((_, obstacle)) = needed.into_iter().find(|(path, _)| !Path::new(path).exists()) {
-        return Ok(Some(obstacle.to_owned()));
+        return Ok(Some("only root may trace"));
     }
     // Asks for the tables in a namespace of its own: where they are not loaded, that loads them.
     let tables = ["unshare", "--net", "iptables-legacy", "-w", "-t", "nat", "-L", "-n"];
     let asked = run_quietly(command(tables[0]).args(&tables[1..]));
-    Ok(asked.err().map(|_| "its kernel has no legacy tables".to_owned()))
+    Ok(asked.err().map(|_| "its kernel has no legacy tables"))
+}
+
+/// Why probes cannot be placed on this machine.
+fn without_probes() -> Option<&'static str> {
+    let needed = [
+        ("/sys/bus/event_source/devices/kprobe", "its kernel has no kprobes"),
+        ("/sys/kernel/btf/vmlinux", "its kernel does not describe its types"),
+    ];
+    needed.into_iter().find(|(path, _)| !Path::new(path).exists()).map(|(_, reason)| reason)
 }
 
 fn script() -> std::path::PathBuf {

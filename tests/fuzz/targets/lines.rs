@@ -1,6 +1,4 @@
 //! Kernel logs: any bytes can be read, what is read is written as it was, and every step comes out once.
-//!
-//! `cargo +nightly fuzz run --fuzz-dir tests/fuzz lines`
 
 #![no_main]
 
@@ -8,7 +6,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use libfuzzer_sys::fuzz_target;
 use nftracer::kernel_log::{Clock, Time, Undresser};
-use nftracer::path::group::{Grouped, Grouper, Hold, Logged, Met, Row};
+use nftracer::path::group::{Grouped, Grouper, Hold, Logged, Row};
 use nftracer::trace_line::{LogStyle, TraceLine, log_line, packet, trace_line, write};
 use std::rc::Rc;
 
@@ -49,16 +47,8 @@ fn row(found: &TraceLine<'_>, time: Option<Time>) -> Option<Row> {
         let again = String::from_utf8_lossy(&again).into_owned();
         assert_eq!(again.trim_end_matches(' '), line.trim_end_matches(' '));
     }
-    let step = found.step;
-    let met = Met {
-        name: found.name.into(),
-        table: step.table.into(),
-        chain: step.chain.into(),
-        kind: step.kind,
-        number: step.number,
-    };
     Some(Row {
-        met: Rc::new(met),
+        met: Rc::new(found.step.into()),
         packet: Rc::new(packet),
         time_ns: time.and_then(Time::epoch_ns),
         clock_ns: time.map(Time::ns),

@@ -9,10 +9,11 @@ use crate::command::trace::plan::{Marking, Plan};
 use crate::doctor::{Diagnosis, Obstacle, Usability, diagnose};
 use crate::error::Failure;
 use crate::fetch;
+use crate::filter;
 use crate::footprint;
-use crate::sys::kernel::Host;
+use crate::sys::kernel::{Fentry, Host};
 use crate::sys::tracefs::Tracefs;
-use crate::sys::{module, netns, nftables};
+use crate::sys::{module, netns, nftables, pcap};
 use crate::text;
 use anyhow::{Context as _, anyhow};
 use std::io::{self, Write as _};
@@ -37,6 +38,7 @@ pub fn run(config: DoctorConfig) -> Result<(), Failure> {
 /// All that is known, with the ways of tracing without probes tried.
 fn diagnosis() -> Diagnosis {
     let mut host = host();
+    host.fentry = fentry(&host);
     // Who may not look has left nothing.
     host.leftovers.extend(footprint::leftovers().unwrap_or_default());
     if let Ok(namespace) = netns::current() {
@@ -48,21 +50,26 @@ fn diagnosis() -> Diagnosis {
     }
     let others =
         [Plan::Netlink, Plan::Log].into_iter().flat_map(|way| [Marking::Nft, Marking::Rule].map(way));
-    diagnose(&host, others.map(usability).collect())
+    let has_nft_rules = !host.nft_rules.is_empty();
+    diagnose(&host, others.map(|plan| usability(plan, has_nft_rules)).collect())
 }
 
-fn usability(plan: Plan) -> Usability {
+fn usability(plan: Plan, has_nft_rules: bool) -> Usability {
     let (obstacle, footprint) = match listen::attempt(plan) {
-        Ok(footprint) => (None, Some(footprint)),
+        Ok(footprint) => (None, footprint),
         Err(failure) => {
             let remedy = failure.remedy().map(str::to_owned);
             (Some(Obstacle { reason: failure.reason(), remedy }), None)
         }
     };
-    let degraded = matches!(plan, Plan::Log(_)).then(|| {
-        "every step is a line in the kernel's log, which costs ten times what netlink costs, and names no namespace"
-            .to_owned()
-    });
+    let in_log = matches!(plan, Plan::Log(_)).then_some(
+        "every step is a line in the kernel's log, which costs ten times what netlink costs, and names no namespace",
+    );
+    // The kernel tells of nftables over netlink alone, and only where a rule of nftables marks.
+    let shows_nft = plan == Plan::Netlink(Marking::Nft);
+    let legacy_only = (has_nft_rules && !shows_nft).then_some("rules of nftables are not shown");
+    let reasons: Vec<&str> = in_log.into_iter().chain(legacy_only).collect();
+    let degraded = (!reasons.is_empty()).then(|| reasons.join("; "));
     Usability { backend: plan.backend(), mark: Some(plan.marking().name()), obstacle, degraded, footprint }
 }
 
@@ -82,6 +89,21 @@ fn layout() -> Vec<String> {
         }
         Err(error @ kernel::Error::Btf { .. }) => vec![error.to_string()],
         Ok(_) | Err(_) => Vec::new(),
+    }
+}
+
+/// Has the kernel look at the programs that need no kprobes. None of them is placed.
+fn fentry(host: &Host) -> Fentry {
+    if diagnose(host, Vec::new()).obstacle("ebpf").is_some() {
+        return Fentry::NotTried;
+    }
+    let everything = match filter::compile("", &pcap::compile) {
+        Ok(everything) => everything,
+        Err(error) => return Fentry::Refused(error.to_string()),
+    };
+    match ebpf::try_fentry(&everything) {
+        Ok(()) => Fentry::Works,
+        Err(error) => Fentry::Refused(error.to_string()),
     }
 }
 

@@ -1,11 +1,13 @@
 //! Where all that is found out leaves: counted, and up to the number of packets that was asked for.
 
+use crate::packet::Packet;
 use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
 use crate::sink::{Sink, Start, Totals};
 use crate::trace_line::LogStyle;
 use std::io;
 use std::num::NonZeroU64;
+use std::rc::Rc;
 
 /// A sink with its totals. After the first failure of the sink nothing more is written.
 pub(super) struct Outlet {
@@ -15,12 +17,14 @@ pub(super) struct Outlet {
     failed: Option<io::Error>,
     /// Why no path is complete any more.
     doubt: Option<String>,
+    /// The packet of the last step, where it may be shared with others.
+    shown: Option<Rc<Packet>>,
 }
 
 impl Outlet {
     /// Gives out at most `limit` packets.
     pub(super) fn new(sink: Box<dyn Sink>, limit: Option<NonZeroU64>) -> Self {
-        Self { sink, totals: Totals::default(), limit, failed: None, doubt: None }
+        Self { sink, totals: Totals::default(), limit, failed: None, doubt: None, shown: None }
     }
 
     /// Says that tracing has begun.
@@ -41,6 +45,7 @@ impl Outlet {
 
     /// Gives out a step.
     pub(super) fn step(&mut self, step: &Step<'_>) {
+        self.shown = None;
         self.totals.steps += 1;
         if self.failed.is_none() {
             self.failed = self.sink.step(step).err();
@@ -50,6 +55,28 @@ impl Outlet {
     /// Casts doubt on all paths from now on.
     pub(super) fn doubt_all(&mut self, why: &str) {
         self.doubt = Some(why.to_owned());
+    }
+
+    /// Gives out a step that shows a packet as it is, which other steps may show, too.
+    pub(super) fn step_of(&mut self, packet: &Rc<Packet>, step: &Step<'_>) {
+        let same = self.shown.as_ref().is_some_and(|shown| Rc::ptr_eq(shown, packet));
+        if !(same && self.step_again(step.name)) {
+            self.step(step);
+            self.shown = Some(Rc::clone(packet));
+        }
+    }
+
+    /// Gives out a step whose view is that of the step before, if its name is enough for the sink.
+    pub(super) fn step_again(&mut self, name: &str) -> bool {
+        if self.failed.is_some() {
+            return false;
+        }
+        let enough = self.sink.step_again(name).unwrap_or_else(|error| {
+            self.failed = Some(error);
+            true
+        });
+        self.totals.steps += u64::from(enough);
+        enough
     }
 
     /// Gives out a line that the LOG target wrote about a packet.

@@ -1,7 +1,7 @@
 //! The checks, in the order in which what they ask for is needed.
 
 use super::{Finding, Status};
-use crate::sys::kernel::{Answer, Host, LOAD_TABLES, TABLE_FUNCTIONS, TABLE_MODULES, VARIABLES};
+use crate::sys::kernel::{Answer, Fentry, Host, LOAD_TABLES, TABLE_FUNCTIONS, TABLE_MODULES, VARIABLES};
 use crate::sys::privilege::Capability;
 
 /// A question about the host.
@@ -30,6 +30,7 @@ pub(super) const ALL: &[Check] = &[
     Check { name: "symbols", ask: symbols },
     Check { name: "layout", ask: layout },
     Check { name: "kprobes", ask: kprobes },
+    Check { name: "fentry", ask: fentry },
     Check { name: "ftrace", ask: ftrace },
     Check { name: "ring buffer", ask: ring_buffer },
     Check { name: "cpus", ask: cpus },
@@ -69,17 +70,14 @@ impl Outcome {
     }
 }
 
-/// Who looks into one kind of rules and does not know of the other looks in the wrong place.
+/// Who knows of one kind of rules and not of the other looks in the wrong place.
 fn rules(host: &Host) -> Outcome {
     let (legacy, nft) = (host.legacy_rules.join(", "), host.nft_rules.join(", "));
     match (legacy.is_empty(), nft.is_empty()) {
         (true, true) => ok("none in this network namespace"),
         (false, true) => ok(format!("legacy: {legacy}")),
-        (true, false) => warn(format!("nftables: {nft}")).because("this version traces legacy rules only"),
-        (false, false) => warn(format!("legacy: {legacy}; nftables: {nft}")).because(
-            "packets meet both, and this version traces legacy rules only: a packet that is accepted here may be dropped \
-             there",
-        ),
+        (true, false) => ok(format!("nftables: {nft}")),
+        (false, false) => ok(format!("legacy: {legacy}; nftables: {nft}; packets meet both")),
     }
 }
 
@@ -220,6 +218,16 @@ fn kprobes(host: &Host) -> Outcome {
     }
 }
 
+/// Kprobes do instead, so that this never stands in the way.
+fn fentry(host: &Host) -> Outcome {
+    match &host.fentry {
+        Fentry::NotTried => ok("not tried"),
+        Fentry::Works => ok("the table functions are probed by fentry and fexit"),
+        Fentry::Refused(reason) => warn("the table functions are probed by kprobes")
+            .because(format!("a packet costs about twice as much as with fentry, and {reason}")),
+    }
+}
+
 fn ftrace(host: &Host) -> Outcome {
     match host.ftrace_enabled {
         Some(false) => fail("kernel.ftrace_enabled is 0")
@@ -274,10 +282,9 @@ fn iptables(host: &Host) -> Outcome {
     let nft = |version: &str| version.contains("nf_tables");
     match (host.iptables_legacy_save.as_deref(), host.iptables_save.as_deref()) {
         (_, Some(version)) if !nft(version) => ok(version),
-        (Some(version), Some(_)) => warn(version).because(
-            "`iptables` on this host writes nftables rules, which this version does not trace; `iptables-legacy` writes \
-             those that it does",
-        ),
+        (Some(version), Some(_)) => ok(format!(
+            "{version}; `iptables` writes rules of nftables, `iptables-legacy` those of legacy tables"
+        )),
         (Some(version), None) => ok(version),
         (None, Some(version)) => warn(version)
             .because("it cannot show legacy rules, so steps come without the text of the rule")

@@ -1,7 +1,7 @@
 //! Hosts as they are met, and what is said about them.
 
 use super::{Obstacle, Status, Usability, diagnose};
-use crate::sys::kernel::{Answer, Host, Symbols};
+use crate::sys::kernel::{Answer, Fentry, Host, Symbols};
 use crate::sys::privilege::{Capability, Privileges};
 use expect_test::{Expect, expect, expect_file};
 
@@ -14,6 +14,7 @@ fn good() -> Host {
     Host {
         programs: true,
         layout: Vec::new(),
+        fentry: Fentry::Works,
         release: "6.1.0-18-amd64".to_owned(),
         arch: "x86_64".to_owned(),
         privileges: Privileges { effective: Capability::ALL.to_vec(), whole_host: true },
@@ -139,6 +140,18 @@ fn in_a_container() {
 }
 
 #[test]
+fn without_fentry() {
+    let fentry = Fentry::Refused("no BTF describes `ipt_do_table`".to_owned());
+    check(
+        Host { fentry, ..good() },
+        expect![[r#"
+        warn: fentry: the table functions are probed by kprobes
+          a packet costs about twice as much as with fentry, and no BTF describes `ipt_do_table`
+        backend ebpf: usable"#]],
+    );
+}
+
+#[test]
 fn without_kprobes() {
     check(
         Host { kprobe_pmu: false, kprobe_events: false, ..good() },
@@ -218,8 +231,6 @@ fn nothing_but_nftables() {
         expect![[r#"
         warn: tables: no legacy table in this network namespace
           packets meet no rule of one here
-        warn: iptables: iptables-save v1.8.9 (legacy)
-          `iptables` on this host writes nftables rules, which this version does not trace; `iptables-legacy` writes those that it does
         backend ebpf: usable"#]],
     );
 }
@@ -249,8 +260,6 @@ fn two_kinds_of_rules() {
             ..good()
         },
         expect![[r#"
-            warn: rules: legacy: ip filter; nftables: inet firewalld
-              packets meet both, and this version traces legacy rules only: a packet that is accepted here may be dropped there
             warn: namespaces: in a container, there are others; `--netns` names one, `--all-netns` means all
               rules of the host and of other containers are in namespaces that may not be seen from here
               remedy: run it on the host, with --netns and a process of the container

@@ -12,16 +12,17 @@ pub use engines::{Engines, EnginesError, Loaded, engines};
 use crate::netfilter::Family;
 use crate::ruleset::{Table, text};
 use crate::sys::iptables::{Program, Tool};
+use crate::sys::process::thread_file;
 use crate::sys::{netns, program, sockopt};
 use crate::xtables::{self, RawTable, TargetNames};
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 
 /// The order in which tables meet at a hook.
 const ORDER: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
-/// The lists of tables, IPv4 and IPv6.
-const NAMES: [&str; 2] = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
+/// The lists of tables, IPv4 and IPv6, as [`thread_file`] wants them.
+const NAMES: [&str; 2] = ["net/ip_tables_names", "net/ip6_tables_names"];
 /// A table that changes while `iptables-save` runs is read this often before its text is given up.
 const ATTEMPTS: u32 = 3;
 
@@ -43,10 +44,10 @@ pub enum Error {
     #[error(transparent)]
     Netns(#[from] netns::Error),
     /// The list of tables could not be read.
-    #[error("cannot read {path}; run as root, for example by sudo")]
+    #[error("cannot read {}; run as root, for example by sudo", path.display())]
     Names {
         /// The list.
-        path: &'static str,
+        path: PathBuf,
         /// The system's reason.
         source: io::Error,
     },
@@ -67,7 +68,7 @@ pub enum Error {
 
 /// Whether a namespace can have legacy tables: the kernel has their code.
 pub fn has_legacy(namespace: &File) -> Result<bool, Error> {
-    Ok(netns::inside(namespace, || NAMES.iter().any(|path| Path::new(path).exists()))?)
+    Ok(netns::inside(namespace, || NAMES.iter().any(|name| thread_file(name).exists()))?)
 }
 
 /// All legacy tables of a namespace, IPv4 first, in the order in which they meet at a hook.
@@ -143,11 +144,11 @@ fn saver(family: Family) -> Result<Program, String> {
 
 /// The legacy tables that exist in the calling thread's namespace.
 fn table_names(family: Family) -> Result<Vec<String>, Error> {
-    let path = match family {
+    let path = thread_file(match family {
         Family::Ipv4 => NAMES[0],
         Family::Ipv6 => NAMES[1],
-    };
-    let names = match fs::read_to_string(path) {
+    });
+    let names = match fs::read_to_string(&path) {
         // The kernel has no legacy tables, or has not loaded them.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         names => names.map_err(|source| Error::Names { path, source })?,

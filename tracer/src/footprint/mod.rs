@@ -39,6 +39,15 @@ const RULES_SECONDS: i64 = 24 * 3600;
 /// What is said of a raw table that did not exist.
 const MADE: &str = " (there was none before; stays)";
 
+/// What brings the raw tables. The kernel loads it when somebody asks for its table, and would unload it although a
+/// table of it has rules: it stays.
+pub const RAW_MODULES: [&str; 2] = ["iptable_raw", "ip6table_raw"];
+
+/// What is said of such a module.
+pub fn raw_module_loaded(name: &str) -> String {
+    format!("module {name} loaded (stays)")
+}
+
 /// How long TRACE rules last; the environment variable is for tests of what happens then.
 fn rules_seconds() -> i64 {
     let wanted = std::env::var("NFTRACER_RULES_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
@@ -165,23 +174,49 @@ impl Footprint {
         })
     }
 
-    /// Loads the first of these modules that there is, unless one is there already.
+    /// Loads the first of these modules that there is, unless one is there already that no run has loaded.
     pub fn module(&mut self, names: &[&'static str]) -> Result<(), Error> {
-        if names.is_empty() || names.iter().any(|name| module::is_there(name)) {
+        let of_runs = self.loaded_by_runs()?;
+        let is_there = |name: &&'static str| module::is_there(name);
+        let first = names.iter().find(|name| is_there(name));
+        if names.is_empty() || first.is_some_and(|name| !of_runs.iter().any(|other| other == name)) {
             return Ok(());
         }
         let mut failed = None;
-        for &name in names {
-            self.write_down(&Change::Module { name: name.to_owned() })?;
-            match module::load(name) {
-                Ok(()) => {
-                    self.said.push(format!("module {name} loaded"));
-                    return Ok(());
-                }
-                Err(reason) => failed = failed.or(Some(Error::Module { name, reason })),
+        for name in first.map_or(names, std::slice::from_ref) {
+            match self.load(name, &of_runs) {
+                Ok(()) => return Ok(()),
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Loads a module, and those that it needs. What another run has loaded is written down for this one as well: the
+    /// last one unloads it.
+    fn load(&mut self, name: &'static str, of_runs: &[String]) -> Result<(), Error> {
+        let failed = |reason| Error::Module { name, reason };
+        let mut needed = module::with_dependencies(name).map_err(failed)?;
+        needed.retain(|name| !module::is_there(name) || of_runs.contains(name));
+        needed.iter().try_for_each(|name| self.write_down(&Change::Module { name: name.clone() }))?;
+        module::load(name).map_err(failed)?;
+        self.said.extend(needed.iter().map(|name| format!("module {name} loaded")));
+        Ok(())
+    }
+
+    /// What other runs have loaded.
+    fn loaded_by_runs(&self) -> Result<Vec<String>, Error> {
+        let locked = self.folder.lock().map_err(Error::Record)?;
+        let mut others = locked.records().map_err(Error::Record)?;
+        others.retain(|record| record.owner != self.owner);
+        Ok(others
+            .into_iter()
+            .flat_map(|record| record.changes)
+            .filter_map(|change| match change {
+                Change::Module { name } => Some(name),
+                _ => None,
+            })
+            .collect())
     }
 
     /// Gives a setting of a namespace a value, such as `net/netfilter/nf_log/2`; it needs one of these modules. Loading
@@ -230,29 +265,41 @@ impl Footprint {
         Ok(())
     }
 
-    /// Has packets marked by TRACE rules in the raw tables: all that the filter matches, and maybe more.
-    pub fn mark_by_rules(&mut self, namespace: &File, filter: &Filter) -> Result<(), Error> {
+    /// Has packets marked by TRACE rules in the raw tables: all that the filter matches, and maybe more. Says whether it
+    /// may be more because rules cannot ask all of this filter here.
+    pub fn mark_by_rules(&mut self, namespace: &File, filter: &Filter) -> Result<bool, Error> {
         let netns = netns::inode(namespace)?;
         let until = self.rules_end();
         let all = selections(filter);
-        for family in [Family::Ipv4, Family::Ipv6] {
+        let bytecode = rule::bytecode(filter);
+        let mut more = false;
+        if bytecode.is_some() {
+            // The kernel may have it, or load it by itself, where this cannot be seen.
+            let _ = self.module(&["xt_bpf"]);
+        }
+        for (family, module) in [(Family::Ipv4, RAW_MODULES[0]), (Family::Ipv6, RAW_MODULES[1])] {
             let ours: Vec<&Selection> = all.iter().filter(|selection| selection.family == family).collect();
             if ours.is_empty() {
                 continue;
             }
             self.write_down(&Change::Rules { netns, family })?;
+            let bytecode = bytecode.as_deref();
+            let wanted = rule::Wanted { family, selections: &ours, bytecode, until: &until };
+            if !module::is_there(module) {
+                self.said.push(raw_module_loaded(module));
+            }
             let insert = || {
                 let made = !rule::table_exists(family);
-                rule::insert(self.owner, (family, &ours), &until, self.guard.witness())
-                    .map(|count| (count, made))
+                rule::insert(self.owner, &wanted, self.guard.witness()).map(|inserted| (inserted, made))
             };
             let inserted = netns::inside(namespace, insert)?;
-            let (count, made) = inserted.map_err(|reason| Error::Rules { family, reason })?;
-            let made = if made { MADE } else { "" };
+            let (inserted, made) = inserted.map_err(|reason| Error::Rules { family, reason })?;
+            more |= !filter.text.trim().is_empty() && !inserted.by_bytecode;
+            let (count, made) = (inserted.count, if made { MADE } else { "" });
             self.said.push(format!("{count} TRACE rules first in the {family} table raw{made}"));
             self.rules.push((netns, family));
         }
-        Ok(())
+        Ok(more)
     }
 
     /// Gives TRACE rules another end when half of their time is over.
@@ -278,7 +325,17 @@ impl Footprint {
 
     /// What has been changed so far, in words; `none`.
     pub fn describe(&self) -> String {
-        if self.said.is_empty() { "none".to_owned() } else { self.said.join(", ") }
+        let mut words: Vec<String> = Vec::new();
+        for (at, said) in self.said.iter().enumerate() {
+            if self.said[..at].contains(said) {
+                continue;
+            }
+            words.push(match self.said.iter().filter(|other| *other == said).count() {
+                1 => said.clone(),
+                times => format!("{said} in {times} namespaces"),
+            });
+        }
+        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
     }
 
     /// The same for another run, whose names are not known.
@@ -315,6 +372,11 @@ impl Drop for Footprint {
 /// Whether a rule, as `iptables-save` prints it, is one that marks packets for a run.
 pub fn is_rule_of_ours(text: &str) -> bool {
     rule::owner(text).is_some()
+}
+
+/// Whether a table of nftables is one that marks packets for a run.
+pub fn is_table_of_ours(name: &str) -> bool {
+    table::owner(name).is_some()
 }
 
 /// Undoes what a run changed that has just ended: the guard's work.

@@ -4,9 +4,11 @@
 //! counters stay as they are.
 
 use super::select::{Field, Selection, Test};
+use crate::filter::classic::Instruction;
+use crate::filter::{Filter, Form, LinkType};
 use crate::netfilter::Family;
 use crate::sys::iptables::{Missing, Program, Tool};
-use crate::sys::process::Process;
+use crate::sys::process::{self, Process};
 use crate::sys::program::{self, Witness};
 use std::fmt::Write as _;
 use std::fs;
@@ -17,6 +19,10 @@ const TAG: &str = "nftracer:";
 const CHAINS: [&str; 2] = ["PREROUTING", "OUTPUT"];
 /// A table that others change at the same moment is tried again this often.
 const ATTEMPTS: u32 = 5;
+/// `XT_BPF_MAX_NUM_INSTR`
+const MOST_INSTRUCTIONS: usize = 64;
+/// Longer words iptables-restore refuses, in any release, with some room for its quotes.
+const MOST_WORD_BYTES: usize = 1000;
 
 /// The comment of a run's rules.
 pub(super) fn tag(owner: Process) -> String {
@@ -34,17 +40,44 @@ pub(super) fn owner(line: &str) -> Option<Process> {
     word.strip_prefix(TAG)?.parse().ok()
 }
 
-/// Adds rules to the calling thread's namespace; `witness` as in [`program::feed`]. They lose their effect at `until`,
-/// a time like `2026-01-31T12:00:00` in UTC, where the kernel can do that. Says how many there are.
-pub(super) fn insert(
-    owner: Process,
-    (family, selections): (Family, &[&Selection]),
-    until: &str,
-    witness: Witness<'_>,
-) -> Result<usize, String> {
-    let restore = find(family, Tool::Restore)?;
-    let matches = all_matches(selections);
-    let lines = |expiry: &str| -> String {
+/// What rules are to select by.
+pub(super) struct Wanted<'a> {
+    pub(super) family: Family,
+    /// What of the filter is in other matches: the rules select more then.
+    pub(super) selections: &'a [&'a Selection],
+    /// The match that is the whole filter ([`bytecode`]), where there is one.
+    pub(super) bytecode: Option<&'a str>,
+    /// When they lose their effect, where the kernel can do that: a time like `2026-01-31T12:00:00` in UTC.
+    pub(super) until: &'a str,
+}
+
+/// Rules that were added.
+pub(super) struct Inserted {
+    pub(super) count: usize,
+    /// Whether they ask the whole filter.
+    pub(super) by_bytecode: bool,
+}
+
+/// The match that runs a filter as libpcap compiled it; `None` where it has none of its own, or a longer one than xt_bpf
+/// and iptables take.
+///
+/// A packet begins at its network header there (`net/netfilter/xt_bpf.c`).
+pub(super) fn bytecode(filter: &Filter) -> Option<String> {
+    let Form::Translated { program, link: LinkType::Raw, .. } = &filter.form else { return None };
+    let mut code = program.len().to_string();
+    for Instruction { code: opcode, jt, jf, k } in program {
+        let _ = write!(code, ",{opcode} {jt} {jf} {k}");
+    }
+    let fits = program.len() <= MOST_INSTRUCTIONS && code.len() <= MOST_WORD_BYTES;
+    fits.then(|| format!(" -m bpf --bytecode \"{code}\""))
+}
+
+/// Adds rules to the calling thread's namespace; `witness` as in [`program::feed`].
+pub(super) fn insert(owner: Process, wanted: &Wanted<'_>, witness: Witness<'_>) -> Result<Inserted, String> {
+    let restore = find(wanted.family, Tool::Restore)?;
+    let plain = (all_matches(wanted.selections), false);
+    let whole = wanted.bytecode.map(|bytecode| (vec![bytecode.to_owned()], true));
+    let lines = |matches: &[String], expiry: &str| -> String {
         let add = |matches: &String| -> String {
             let tag = tag(owner);
             let line = |chain| format!("-I {chain} 1{matches} -m comment --comment {tag}{expiry} -j TRACE\n");
@@ -52,12 +85,21 @@ pub(super) fn insert(
         };
         matches.iter().map(add).collect()
     };
-    let expiring = lines(&format!(" -m time --datestop {until}"));
-    feed(&restore, &expiring, witness).or_else(|reason| {
-        // Nothing of it was done; without xt_time the rules have no end of their own.
-        feed(&restore, &lines(""), witness).map_err(|_| reason)
-    })?;
-    Ok(CHAINS.len() * matches.len())
+    let expiring = format!(" -m time --datestop {}", wanted.until);
+    // Nothing of what is refused has been done. Without xt_bpf the rules select more, without xt_time they have no end of
+    // their own.
+    let mut refused = String::new();
+    for expiry in [&expiring, ""] {
+        for (matches, by_bytecode) in whole.iter().chain([&plain]) {
+            match feed(&restore, &lines(matches, expiry), witness) {
+                Ok(()) => {
+                    return Ok(Inserted { count: CHAINS.len() * matches.len(), by_bytecode: *by_bytecode });
+                }
+                Err(reason) => refused = reason,
+            }
+        }
+    }
+    Err(refused)
 }
 
 /// Without doubles, and without those that one without conditions makes needless.
@@ -127,11 +169,12 @@ fn rules(family: Family) -> Result<Vec<String>, String> {
 
 /// Whether the raw table exists in the calling thread's namespace.
 pub(super) fn table_exists(family: Family) -> bool {
-    let path = match family {
-        Family::Ipv4 => "/proc/thread-self/net/ip_tables_names",
-        Family::Ipv6 => "/proc/thread-self/net/ip6_tables_names",
+    let name = match family {
+        Family::Ipv4 => "net/ip_tables_names",
+        Family::Ipv6 => "net/ip6_tables_names",
     };
-    fs::read_to_string(path).unwrap_or_default().lines().any(|name| name == "raw")
+    let names = fs::read_to_string(process::thread_file(name)).unwrap_or_default();
+    names.lines().any(|name| name == "raw")
 }
 
 fn find(family: Family, tool: Tool) -> Result<Program, String> {
@@ -285,6 +328,25 @@ mod tests {
             ip6:
         "#]],
         );
+    }
+
+    #[test]
+    fn bytecode_of_a_filter() {
+        let instruction = |code, k| Instruction { code, jt: 0, jf: 0, k };
+        let of = |count: usize, k: u32| {
+            let mut program = vec![instruction(48, k); count - 1];
+            program.push(instruction(6, 262_144));
+            let filter = compile("ip[0] = 1", &|link, _| {
+                assert_eq!(link, LinkType::Raw);
+                Ok(program.clone())
+            });
+            bytecode(&filter.unwrap())
+        };
+        assert_eq!(of(2, 9).unwrap(), r#" -m bpf --bytecode "2,48 0 0 9,6 0 0 262144""#);
+        // Too many, and too many letters.
+        assert_eq!((of(64, 9).is_some(), of(65, 9)), (true, None));
+        assert_eq!(of(64, 1_000_000_000), None);
+        assert_eq!(bytecode(&compile("", &|_, _| Err(LibpcapError::Absent)).unwrap()), None);
     }
 
     #[test]

@@ -3,14 +3,13 @@
 use super::select::{Field, Selection, Test};
 use crate::netfilter::Family;
 use crate::netlink::{Body, Builder};
+use crate::path::group::join::MARK;
 use crate::sys::netlink::{Error, NETFILTER, Socket};
 use crate::sys::process::Process;
 use std::fs::File;
 
 /// How the names of our tables begin.
 const PREFIX: &str = "nftracer_";
-/// After fragments have been put together (-400), before the raw table (-300).
-const PRIORITY: i32 = -350;
 /// `NFPROTO_INET`
 const INET: u8 = 1;
 /// `NFNL_SUBSYS_NFTABLES`
@@ -183,7 +182,7 @@ fn all(messages: &mut Messages<'_>, name: &str, owned: bool, selections: &[Selec
             body.text(attribute::CHAIN_TABLE, name).text(attribute::CHAIN_NAME, chain);
             body.nested(attribute::CHAIN_HOOK, |body| {
                 number(body, attribute::HOOK_HOOKNUM, hook as u32);
-                body.attribute(attribute::HOOK_PRIORITY, &PRIORITY.to_be_bytes());
+                body.attribute(attribute::HOOK_PRIORITY, &MARK.to_be_bytes());
             });
             body.text(attribute::CHAIN_TYPE, "filter");
         });

@@ -108,8 +108,10 @@ pub struct History {
     /// Whether a record was seen. What was read before counts for all traversals, also for earlier ones.
     running: bool,
     names: TargetNames,
-    slots: KernelMap<u32, Slot>,
+    slots: Slots,
     loaded: KernelMap<(u32, Family), [u8; 5]>,
+    /// What was last said of them, until anything of it changes.
+    said: Option<((u32, Family), Loaded)>,
     /// Hooks of tables that were announced and not met yet, so that nothing tells their namespace.
     announced: KernelMap<Family, [u8; 5]>,
 }
@@ -213,6 +215,23 @@ struct Pending {
     chunks: u32,
 }
 
+/// What was reported of all counters.
+#[derive(Debug)]
+struct Slots([Slot; TABLE_SLOTS as usize]);
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self([Slot::default(); TABLE_SLOTS as usize])
+    }
+}
+
+impl Slots {
+    /// The slot of a [`table_slot`].
+    fn at(&mut self, number: u32) -> &mut Slot {
+        &mut self.0[number as usize % self.0.len()]
+    }
+}
+
 /// What was reported of the counter of one slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Slot {
@@ -240,6 +259,7 @@ impl History {
     pub fn fetched(&mut self, netns: u32, fetched: Fetched, before: Counts, after: Counts, read_ns: u64) {
         let key = (netns, fetched.table.family, fetched.table.name.clone());
         add(self.loaded.entry((netns, fetched.table.family)).or_default(), &fetched.table);
+        self.said = None;
         self.readings += 1;
         let version = Rc::new(Version::new(fetched.table, 0, true));
         let valid_ns = if self.running { read_ns } else { 0 };
@@ -250,7 +270,8 @@ impl History {
     /// Takes the announcement of a new version.
     pub fn replaced(&mut self, replaced: &Replaced) {
         self.running = true;
-        self.slots.entry(table_slot(replaced.table)).or_default().report(replaced.replace_count);
+        self.said = None;
+        self.slots.at(table_slot(replaced.table)).report(replaced.replace_count);
         let version = match replaced.chunks {
             0 => Err("it is too large to be copied".to_owned()),
             _ => Err("not all of it arrived".to_owned()),
@@ -281,10 +302,7 @@ impl History {
                 chunks: 0,
             }),
         });
-        if line.versions.len() > KEPT {
-            line.versions.drain(..KEPT / 2);
-            line.shortened = true;
-        }
+        line.shorten();
     }
 
     /// Takes a part of a new version.
@@ -322,7 +340,7 @@ impl History {
         self.running = true;
         let name = || name_of(&traversal.table_name);
         let number = table_slot(traversal.table);
-        let slot = self.slots.entry(number).or_default();
+        let slot = self.slots.at(number);
         let line = self.tables.entry(traversal.table).or_default();
         if let Some(same) = &line.same
             && same.is_met(traversal, *slot, self.readings)
@@ -346,6 +364,7 @@ impl History {
                 }
             }
             if line.loaded != namespace {
+                self.said = None;
                 let ranks = self.loaded.entry((netns, family)).or_default();
                 ranks[usize::from(traversal.hook.min(4))] |= bit(&traversal.table_name, traversal.hook);
                 let newest = line.versions.iter().rev().find_map(|installed| installed.version.as_ref().ok());
@@ -389,6 +408,14 @@ impl Reading {
 }
 
 impl Line {
+    /// Throws the oldest versions away where there are too many.
+    fn shorten(&mut self) {
+        if self.versions.len() > KEPT {
+            self.versions.drain(..KEPT / 2);
+            self.shortened = true;
+        }
+    }
+
     /// Which of the versions a traversal met.
     fn met(&self, traversal: &Traversal, slot: Slot, name: impl Fn() -> String) -> Result<usize, Unknown> {
         let count = traversal.replace_count;
@@ -482,6 +509,7 @@ impl Line {
                     pending: None,
                 };
                 self.versions.insert(newest.map_or(0, |newest| newest + 1), found);
+                self.shorten();
             }
         }
         None
@@ -501,8 +529,14 @@ impl Version {
         }
     }
 
+    /// What TRACE calls an entry, once [`rule`](Self::rule) has been asked about it.
+    pub fn known_name(&self, entry: usize) -> Option<&Rc<str>> {
+        Some(&self.said.get(entry)?.get()?.name)
+    }
+
     /// What TRACE calls an entry, `table:chain:kind:number`, and what a step says of it; `None` for one that is in no
     /// chain.
+    #[inline]
     pub fn rule(&self, entry: usize) -> Option<(&Rc<str>, Rule<'_>)> {
         let rule = self.table.rule(entry)?;
         let Said { name, owner } = self.said.get(entry)?.get_or_init(|| {
@@ -517,11 +551,17 @@ impl Version {
 
 impl History {
     /// Which tables a packet of this namespace and family can meet.
-    pub fn loaded(&self, netns: u32, family: Family) -> Loaded {
+    pub fn loaded(&mut self, netns: u32, family: Family) -> Loaded {
+        let place = (netns, family);
+        if let Some((_, loaded)) = self.said.filter(|(said, _)| *said == place) {
+            return loaded;
+        }
         let ranks = self.loaded.get(&(netns, family)).copied().unwrap_or_default();
         let mut possible = self.announced.get(&family).copied().unwrap_or_default();
         possible.iter_mut().zip(ranks).for_each(|(possible, ranks)| *possible |= ranks);
-        Loaded { ranks, possible }
+        let loaded = Loaded { ranks, possible };
+        self.said = Some((place, loaded));
+        loaded
     }
 }
 

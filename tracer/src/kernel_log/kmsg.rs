@@ -6,18 +6,30 @@ use std::borrow::Cow;
 
 /// `level,sequence,microseconds,flags;text`; more fields may come before the semicolon.
 pub(super) fn record(line: &str) -> Option<Record<'_>> {
-    let (head, text) = line.split_once(';')?;
-    let mut fields = head.split(',');
-    let mut number = || fields.next()?.parse::<u64>().ok();
-    let (_level, sequence, microseconds) = (number()?, number()?, number()?);
-    fields.next()?;
+    let end = memchr::memchr(b';', line.as_bytes())?;
+    let (mut head, text) = (&line.as_bytes()[..end], &line[end + 1..]);
+    let (_level, sequence, microseconds) = (number(&mut head)?, number(&mut head)?, number(&mut head)?);
     let time = microseconds.checked_mul(1000).map(Time::Uptime);
     Some(Record { time, sequence: Some(sequence), text: unescape(text) })
 }
 
+/// A number and the comma behind it.
+fn number(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0_u64;
+    loop {
+        let (&byte, after) = rest.split_first()?;
+        *rest = after;
+        match byte {
+            b'0'..=b'9' => value = value.checked_mul(10)?.checked_add((byte - b'0').into())?,
+            b',' => return Some(value),
+            _ => return None,
+        }
+    }
+}
+
 /// Turns `\xNN` back to what it stands for; all that is not printable was written so, the backslash included.
 fn unescape(text: &str) -> Cow<'_, str> {
-    if !text.contains("\\x") {
+    if memchr::memchr(b'\\', text.as_bytes()).is_none() {
         return text.into();
     }
     let mut bytes = Vec::with_capacity(text.len());

@@ -38,6 +38,11 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
+    /// `NFNL_SUBSYS_…`, of a message of nfnetlink.
+    pub fn subsystem(&self) -> u8 {
+        self.kind.to_le_bytes()[1]
+    }
+
     /// As nfnetlink's; `None` when it is too short to be one.
     pub fn netfilter(&self) -> Option<Netfilter<'a>> {
         let (header, attributes) = self.payload.split_at_checked(NFGENMSG)?;

@@ -1,6 +1,6 @@
 //! Messages of nfnetlink_log: `include/uapi/linux/netfilter/nfnetlink_log.h`.
 
-use super::{Builder, Netfilter, attributes};
+use super::{Body, Builder, Netfilter, attributes};
 use std::borrow::Cow;
 
 /// `NFNL_SUBSYS_ULOG`
@@ -36,6 +36,7 @@ mod config {
     pub(super) const CMD: u16 = 1;
     pub(super) const MODE: u16 = 2;
     pub(super) const NLBUFSIZ: u16 = 3;
+    pub(super) const TIMEOUT: u16 = 4;
     pub(super) const QTHRESH: u16 = 5;
     pub(super) const FLAGS: u16 = 6;
 }
@@ -48,17 +49,50 @@ pub fn bind(sequence: u32, group: u16) -> Builder {
     })
 }
 
-/// Says what of each packet is to come, of a group that is bound: this many bytes, at once, numbered. The kernel sets
-/// aside `buffer_bytes` for each message.
-pub fn configure(sequence: u32, group: u16, copy_bytes: u32, buffer_bytes: u32) -> Builder {
+/// Gives a group up. What waits in the kernel to come together comes before the answer.
+pub fn unbind(sequence: u32, group: u16) -> Builder {
+    // NFULNL_CFG_CMD_UNBIND
+    Builder::new().netfilter((SUBSYSTEM, CONFIG), REQUEST, sequence, (0, group), |body| {
+        body.attribute(config::CMD, &[2]);
+    })
+}
+
+/// How the kernel hands over what it logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Messages that wait for each other, to come in one datagram; 1 for each at once.
+    pub together: u32,
+    /// What is set aside for a datagram. The kernel takes more for a message that needs more.
+    pub bytes: u32,
+}
+
+/// `NLM_F_REQUEST`
+const REQUEST: u16 = 1;
+
+/// Says how messages are to come from now on; answered only when it is refused.
+pub fn deliver(sequence: u32, group: u16, delivery: Delivery) -> Builder {
+    Builder::new().netfilter((SUBSYSTEM, CONFIG), REQUEST, sequence, (0, group), |body| {
+        delivery.add_to(body);
+    })
+}
+
+impl Delivery {
+    fn add_to(self, body: &mut Body<'_>) {
+        body.attribute(config::NLBUFSIZ, &self.bytes.to_be_bytes())
+            // Hundredths of a second that the first may wait for others.
+            .attribute(config::TIMEOUT, &1_u32.to_be_bytes())
+            .attribute(config::QTHRESH, &self.together.to_be_bytes());
+    }
+}
+
+/// Says what of each packet is to come, of a group that is bound: this many bytes, numbered.
+pub fn configure(sequence: u32, group: u16, copy_bytes: u32, delivery: Delivery) -> Builder {
     // NFULNL_COPY_PACKET and a byte that fills up.
     let [a, b, c, d] = copy_bytes.to_be_bytes();
     Builder::new().netfilter((SUBSYSTEM, CONFIG), ACK, sequence, (0, group), |body| {
-        body.attribute(config::MODE, &[a, b, c, d, 2, 0])
-            .attribute(config::NLBUFSIZ, &buffer_bytes.to_be_bytes())
-            .attribute(config::QTHRESH, &1_u32.to_be_bytes())
-            // NFULNL_CFG_F_SEQ
-            .attribute(config::FLAGS, &1_u16.to_be_bytes());
+        // NFULNL_CFG_F_SEQ
+        body.attribute(config::MODE, &[a, b, c, d, 2, 0]).attribute(config::FLAGS, &1_u16.to_be_bytes());
+        delivery.add_to(body);
     })
 }
 

@@ -176,8 +176,9 @@ fn same_policy(chain: &Chain, printed: &str) -> bool {
 /// Whether a line can be that of a rule with this verdict.
 fn names_verdict(rule: &Rule, line: &str) -> bool {
     let has = |option: &str, name: &str| {
-        let mut words = line.match_indices(option).map(|(at, _)| &line[at + option.len()..]);
-        words.any(|word| {
+        // One may begin with the blank that ends the one before, where a comment looks like an option.
+        let starts = line.match_indices(' ').map(|(at, _)| &line[at..]);
+        starts.filter_map(|rest| rest.strip_prefix(option)).any(|word| {
             word.strip_prefix(name).is_some_and(|after| after.is_empty() || after.starts_with(' '))
         })
     };

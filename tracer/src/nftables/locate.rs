@@ -62,7 +62,8 @@ impl Ruleset {
         let same = old.table.handle == new.table.handle
             && old.chain.handle == new.chain.handle
             && old.chain.base == new.chain.base
-            && old.number == new.number;
+            && old.number == new.number
+            && old.rule.map(|rule| rule.content) == new.rule.map(|rule| rule.content);
         (same && next.generation == self.generation.wrapping_add(1)).then_some(new)
     }
 }
@@ -79,6 +80,7 @@ impl<'r> Located<'r> {
             number: Some(self.number),
             handle: self.rule.map(|rule| rule.handle),
             text: self.rule.and_then(|rule| rule.text.as_ref()),
+            nft: self.rule.and_then(|rule| rule.nft.as_ref().filter(|nft| Some(*nft) != rule.text.as_ref())),
             owner: self.owner(),
         }
     }

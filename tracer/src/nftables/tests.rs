@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 fn data(name: &str) -> PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/nftables").join(name)
@@ -208,8 +209,8 @@ fn events(capture: &[u8]) -> Vec<TraceEvent<'_>> {
     messages.map(|message| decode_trace(&message).unwrap()).collect()
 }
 
-fn device(index: u32) -> Option<Arc<[u8]>> {
-    (index == 1).then(|| Arc::from(&b"lo"[..]))
+fn device(index: u32) -> Option<Rc<[u8]>> {
+    (index == 1).then(|| Rc::from(&b"lo"[..]))
 }
 
 /// What the messages of some packets become, a line for each step and path.

@@ -12,10 +12,12 @@ use crate::path::{Certainty, Path, Step};
 use crate::ruleset;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
+
+/// A packet in a queue for user space is waited for so much longer.
+const WAITS_NS: u64 = 9_500_000_000;
 
 /// Finds the name of a device by its index in the namespace.
-pub type DeviceName<'a> = &'a mut dyn FnMut(u32) -> Option<Arc<[u8]>>;
+pub type DeviceName<'a> = &'a mut dyn FnMut(u32) -> Option<Rc<[u8]>>;
 
 /// Packets of one network namespace whose paths are not complete yet.
 #[derive(Debug, Default)]
@@ -28,6 +30,10 @@ pub struct Assembler {
 /// What a message adds.
 #[derive(Debug)]
 pub struct Added<'a> {
+    /// The packet's number, from 1.
+    pub packet: u64,
+    /// The packet, in the first message of each base chain; `None` for what is no IP packet.
+    pub view: Option<PacketView<'a>>,
     /// The step; `None` for the end of a base chain, because its policy follows.
     pub step: Option<Step<'a>>,
     /// What the base chain decided, if this is its end.
@@ -70,8 +76,8 @@ struct Frame {
 #[derive(Debug, Default)]
 struct Packet {
     family: Option<Family>,
-    indev: Option<Arc<[u8]>>,
-    outdev: Option<Arc<[u8]>>,
+    indev: Option<Rc<[u8]>>,
+    outdev: Option<Rc<[u8]>>,
     dev_type: u16,
     link: Option<Vec<u8>>,
     bytes: Vec<u8>,
@@ -112,15 +118,28 @@ impl Assembler {
         let end_of_base = event.kind == TraceKind::Return
             && inside.is_some_and(|inside| inside.base.as_deref() == Some(&*event.chain));
         let verdict = open.leave(event);
-        let step = (!end_of_base).then(|| open.step(event, located, hook, netns));
-        Added { step, verdict }
+        let rule = located.map_or_else(|| unlocated(event), |located| located.rule());
+        if !end_of_base {
+            open.name(&rule);
+        }
+        let open: &'a Open = open;
+        let (packet, family) = (&open.packet, open.packet.family.filter(|_| event.packet.is_some()));
+        Added {
+            packet: open.path.packet,
+            view: family.map(|family| packet.view(family, event.mark)),
+            step: (!end_of_base).then(|| open.step(event, rule, hook, netns)),
+            verdict,
+        }
     }
 
-    /// Gives out the packets of which nothing was heard since a time.
+    /// Gives out the packets of which nothing was heard since a time; those that wait for a program later.
     pub fn expire(&mut self, before_ns: u64, done: &mut dyn FnMut(Path)) {
         let mut silent: Vec<Path> = self
             .open
-            .extract_if(|_, open| open.seen_ns < before_ns)
+            .extract_if(|_, open| {
+                let waits_ns = if open.path.verdict == Some(Verdict::Queue) { WAITS_NS } else { 0 };
+                open.seen_ns.saturating_add(waits_ns) < before_ns
+            })
             .map(|(_, mut open)| {
                 open.cut_short();
                 open.path
@@ -195,7 +214,8 @@ impl Open {
             hook: base.and_then(|base| base.hook),
             stack: vec![Frame { chain: chain.clone(), number: 0 }],
         });
-        if base.is_some() {
+        // Where the rules are not known, it most likely began there: headers come in the first message.
+        if base.is_some() || located.is_none() && event.packet.is_some() {
             self.met.push((event.family, (&*event.table).into(), chain));
         }
     }
@@ -231,17 +251,21 @@ impl Open {
         Some(verdict)
     }
 
-    fn step<'a>(
-        &'a mut self,
-        event: &'a TraceEvent<'a>,
-        located: Option<Located<'a>>,
-        hook: Option<Hook>,
-        netns: Option<u32>,
-    ) -> Step<'a> {
-        let rule = located.map_or_else(|| unlocated(event), |located| located.rule());
+    /// Adds `table:chain:kind:number` to the path.
+    fn name(&mut self, rule: &ruleset::Rule<'_>) {
         let number = rule.number.map_or_else(|| "?".to_owned(), |number| number.to_string());
         let name: Rc<str> = format!("{}:{}:{}:{number}", rule.table, rule.chain, rule.kind).into();
         self.path.steps.push(name);
+    }
+
+    /// What the last name is about.
+    fn step<'a>(
+        &'a self,
+        event: &'a TraceEvent<'a>,
+        rule: ruleset::Rule<'a>,
+        hook: Option<Hook>,
+        netns: Option<u32>,
+    ) -> Step<'a> {
         Step {
             packet: self.path.packet,
             time_ns: Some(self.seen_ns),
@@ -271,6 +295,7 @@ fn unlocated<'a>(event: &'a TraceEvent<'a>) -> ruleset::Rule<'a> {
         number: None,
         handle: event.handle,
         text: None,
+        nft: None,
         owner: None,
     }
 }

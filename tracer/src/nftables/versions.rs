@@ -1,7 +1,7 @@
 //! The versions of the rules that packets met: by their generations, and by how often rules were committed.
 
 use super::follow::{Follower, Gap};
-use super::{Located, Rule, RuleVerdict, Ruleset, Table};
+use super::{Located, Ruleset, inherit_texts};
 use crate::hash::KernelMap;
 use crate::netfilter::StepKind;
 use crate::netlink::Message;
@@ -135,7 +135,7 @@ impl Versions {
             known.versions.clear();
         }
         if let Some(last) = known.versions.back() {
-            inherit(&mut ruleset, &last.ruleset);
+            inherit_texts(&mut ruleset, &last.ruleset);
         }
         known.read.push_back((ruleset.generation, stable(before, after)));
         while known.read.len() > KEPT {
@@ -147,7 +147,7 @@ impl Versions {
             known.versions.back().filter(|newest| newest.ruleset.generation != texts.generation)
         {
             let (mut ruleset, since_ns) = (newest.ruleset.clone(), newest.since_ns);
-            inherit(&mut ruleset, &texts);
+            inherit_texts(&mut ruleset, &texts);
             known.push(Version::new(ruleset, since_ns));
         }
     }
@@ -158,7 +158,7 @@ impl Versions {
         let newest = known.versions.back().filter(|_| !known.distrusted).cloned().ok_or(Gap)?;
         match known.follower.take(message, &newest.ruleset) {
             Some(Ok(mut ruleset)) => {
-                inherit(&mut ruleset, &newest.ruleset);
+                inherit_texts(&mut ruleset, &newest.ruleset);
                 known.push(Version::new(ruleset, heard_ns));
             }
             Some(Err(gap)) => return Err(gap),
@@ -206,69 +206,4 @@ fn same(one: &Ruleset, other: &Ruleset) -> bool {
                         && rules(one) == rules(other)
                 })
         })
-}
-
-/// Whether rules have no text that might have one.
-pub fn lacks_text(ruleset: &Ruleset) -> bool {
-    let mut rules = ruleset.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
-    rules.any(|rule| rule.text.is_none())
-}
-
-/// Rules that say the same as before keep the text they had, unless a chain that it may name has another name now.
-fn inherit(ruleset: &mut Ruleset, before: &Ruleset) {
-    let earlier: HashMap<u64, &Table> = before.tables.iter().map(|table| (table.handle, table)).collect();
-    for table in &mut ruleset.tables {
-        let Some(earlier) = earlier.get(&table.handle).filter(|earlier| earlier.name == table.name) else {
-            continue;
-        };
-        let names: HashMap<u64, &str> =
-            earlier.chains.iter().map(|chain| (chain.handle, &*chain.name)).collect();
-        let renamed =
-            |chain: &super::Chain| names.get(&chain.handle).is_some_and(|name| **name != *chain.name);
-        if table.chains.iter().any(renamed) {
-            continue;
-        }
-        for rule in
-            table.chains.iter_mut().flat_map(|chain| &mut chain.rules).filter(|rule| rule.text.is_none())
-        {
-            if let Some((_, _, known)) = earlier.rule(rule.handle)
-                && known.content == rule.content
-            {
-                rule.text = known.text.clone();
-                rule.nft = known.nft.clone();
-            }
-        }
-    }
-    inherit_by_content(ruleset, before);
-}
-
-/// Rules that were loaded anew, in a chain of the same name, keep the text they had, unless something else than their
-/// own content shows in it: what is written within a rule has a name of its own there.
-fn inherit_by_content(ruleset: &mut Ruleset, before: &Ruleset) {
-    let stands_alone = |rule: &Rule| {
-        let looks_up = rule.expressions.iter().any(|name| &**name == "lookup");
-        let leads_within = matches!(
-            &rule.verdict,
-            Some(RuleVerdict::Jump(chain) | RuleVerdict::Goto(chain)) if chain.starts_with("__")
-        );
-        !looks_up && !leads_within
-    };
-    for table in &mut ruleset.tables {
-        let bare = |chain: &super::Chain| chain.rules.iter().any(|rule| rule.text.is_none());
-        let Some(earlier) = before.table(table.family, &table.name).filter(|_| table.chains.iter().any(bare))
-        else {
-            continue;
-        };
-        for chain in &mut table.chains {
-            let Some(earlier) = earlier.chain(&chain.name) else { continue };
-            let texts = earlier.rules.iter().filter(|rule| rule.text.is_some() && stands_alone(rule));
-            let texts: HashMap<u64, &Rule> = texts.map(|rule| (rule.content, rule)).collect();
-            for rule in chain.rules.iter_mut().filter(|rule| rule.text.is_none() && stands_alone(rule)) {
-                if let Some(known) = texts.get(&rule.content) {
-                    rule.text = known.text.clone();
-                    rule.nft = known.nft.clone();
-                }
-            }
-        }
-    }
 }

@@ -72,6 +72,11 @@ pub(crate) struct Recent<P> {
 }
 
 impl<P: Part> Recent<P> {
+    /// The text that was asked for last.
+    pub(crate) fn last(&self) -> Option<&[u8]> {
+        self.kept.get(self.last).map(|(_, text)| text.as_slice())
+    }
+
     /// The text about a packet, by `make` if there is none yet.
     pub(crate) fn text(&mut self, packet: &PacketView<'_>, make: impl FnOnce(&mut Vec<u8>)) -> &[u8] {
         if !self.kept.get(self.last).is_some_and(|(part, _)| part.is_of(packet)) {

@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use crate::history::Loaded;
-use crate::netfilter::{Family, Hook, TableFamily};
-use crate::nftables::{DORMANT, Ruleset};
+use crate::netfilter::{Family, Hook};
+use crate::nftables::Ruleset;
 use std::rc::Rc;
-use tracer_common::place::{legacy_priority, nat_priority};
+use tracer_common::place::legacy_priority;
 
 /// Classes of the legacy tables, see [`tracer_common::legacy::table_class`], by [`tracer_common::legacy::rank`].
 const CLASSES: [u8; 8] = [0, 1, 2, 3, 4, 5, 3, 7];
@@ -81,24 +81,16 @@ impl Stands {
                 );
             }
         }
-        for table in ruleset.iter().flat_map(|ruleset| &ruleset.tables) {
-            if table.flags & DORMANT != 0
-                || !(table.family == TableFamily::Inet || table.family == family.into())
-            {
-                continue;
-            }
-            for chain in &table.chains {
-                let Some(base) = &chain.base else { continue };
-                let Some(hook) = base.hook.filter(|hook| Hook::ALL.contains(hook)) else { continue };
-                let nat = base.kind == "nat";
+        for (table, chain, base, at) in ruleset.into_iter().flat_map(Ruleset::standing) {
+            if Hook::ALL.contains(&at.hook) && table.family.sees(family, at.hook) {
                 stands.add(
-                    hook,
+                    at.hook,
                     Stand {
                         key: Key::Nft { table: table.handle, chain: chain.handle },
-                        priority: if nat { nat_priority(hook as u8) } else { base.priority },
+                        priority: at.priority,
                         order: base.priority,
                         name: format!("{} {}:{}", table.family.name(), table.name, chain.name).into(),
-                        nat,
+                        nat: base.is_nat(),
                         sure: true,
                     },
                 );

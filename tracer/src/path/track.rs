@@ -8,7 +8,7 @@ use crate::hash::KernelMap;
 use crate::netfilter::{Family, Hook, Verdict};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use tracer_common::legacy::{Traversal, fact, rank, table_class};
+use tracer_common::legacy::{ENTRY_BYTES, EXIT_BYTES, Traversal, fact, rank, table_class};
 use tracer_common::nft::Run;
 use tracer_common::place::legacy_priority;
 
@@ -87,6 +87,17 @@ struct Open {
     met: u64,
 }
 
+/// What a packet waits for.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    /// Its path is done.
+    Nothing,
+    /// A verdict from user space.
+    Verdict,
+    /// What it meets next.
+    Stand,
+}
+
 /// What identifies a packet by its header. But for the addresses nothing of it is ever translated: another packet at
 /// the same place in memory differs in it.
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +144,16 @@ impl Header {
                 Self { id: label, len: pair(4)?, protocol, piece, addresses }
             }
         })
+    }
+
+    /// As [`of`](Self::of) at the end of a traversal that began with `entry`. Few targets change a header.
+    fn at_exit(family: Family, entry: Option<Self>, traversal: &Traversal) -> Option<Self> {
+        const FIXED: usize = 48;
+        let Traversal { entry: before, exit: after, entry_bytes, exit_bytes, .. } = traversal;
+        let same = traversal.facts & fact::SAME_BYTES != 0
+            || entry_bytes.first_chunk::<FIXED>() == exit_bytes.first_chunk::<FIXED>()
+                && before.copied.min(ENTRY_BYTES as u32) == after.copied.min(EXIT_BYTES as u32);
+        if same { entry } else { Self::of(family, after.copied, exit_bytes) }
     }
 
     /// Whether this can be the same packet some time later.
@@ -229,9 +250,7 @@ impl Visit {
             },
             family,
             entry,
-            exit: has(fact::EXIT)
-                .then(|| Header::of(family, traversal.exit.copied, &traversal.exit_bytes))
-                .flatten(),
+            exit: if has(fact::EXIT) { Header::at_exit(family, entry, traversal) } else { None },
         }
     }
 
@@ -287,11 +306,16 @@ impl Tracker {
     /// shows that it is.
     pub fn add(&mut self, visit: &Visit, part: Part<'_>, stands: &Rc<Stands>, give: &mut impl FnMut(Path)) {
         let Visit { packet, first, place, .. } = *visit;
-        let open = self.open.get_mut(&packet).filter(|_| !first);
-        let fate = open.and_then(|open| {
-            open.path.outcome = Some(open.becomes(visit)?.to_owned());
-            Some(())
-        });
+        let mut fate = None;
+        if let Some(open) = self.open.get_mut(&packet).filter(|_| !first) {
+            fate = open.becomes(visit);
+            if fate.is_none() {
+                let next = open.go_on(part, visit, stands);
+                self.wait(visit, next, give);
+                return;
+            }
+            open.path.outcome = fate.map(str::to_owned);
+        }
         if first || fate.is_some() {
             self.give(packet, give);
         }
@@ -323,17 +347,16 @@ impl Tracker {
         if torn {
             open.doubt("it may be the rest of a packet that was shown before".to_owned());
         }
-        if !Rc::ptr_eq(&open.stands, stands) {
-            open.met = stands.translate(&open.stands, open.last.hook, open.met);
-            open.stands = Rc::clone(stands);
-        }
-        open.add(part, visit);
-        if open.is_done() {
-            self.give(packet, give);
-        } else if open.path.verdict == Some(Verdict::Queue) {
-            self.queued.push_back((visit.entry_ns, packet));
-        } else {
-            self.silent.push_back((visit.entry_ns, packet));
+        let next = open.go_on(part, visit, stands);
+        self.wait(visit, next, give);
+    }
+
+    /// Gives a packet out, or waits for what comes next of it.
+    fn wait(&mut self, visit: &Visit, next: Next, give: &mut impl FnMut(Path)) {
+        match next {
+            Next::Nothing => self.give(visit.packet, give),
+            Next::Verdict => self.queued.push_back((visit.entry_ns, visit.packet)),
+            Next::Stand => self.silent.push_back((visit.entry_ns, visit.packet)),
         }
     }
 
@@ -389,8 +412,8 @@ impl Tracker {
 impl Connection {
     fn of(family: Family, (info, status): (u8, u32), header: Option<Header>) -> Self {
         let icmp = if family == Family::Ipv4 { IPPROTO_ICMP } else { IPPROTO_ICMPV6 };
-        let protocol = header.map(|header| header.protocol);
-        let is_error = [info::RELATED, info::RELATED_REPLY].contains(&info) && protocol == Some(icmp);
+        let is_error = [info::RELATED, info::RELATED_REPLY].contains(&info)
+            && header.is_some_and(|header| header.protocol == icmp);
         Self { info, status: u64::from(status), is_error }
     }
 
@@ -526,6 +549,16 @@ impl Open {
         }
     }
 
+    /// Adds what the packet met while this stood at the hooks. Says what it waits for then.
+    fn go_on(&mut self, part: Part<'_>, visit: &Visit, stands: &Rc<Stands>) -> Next {
+        if !Rc::ptr_eq(&self.stands, stands) {
+            self.met = stands.translate(&self.stands, self.last.hook, self.met);
+            self.stands = Rc::clone(stands);
+        }
+        self.add(part, visit);
+        self.next()
+    }
+
     fn add(&mut self, part: Part<'_>, visit: &Visit) {
         let place = visit.place;
         if !self.path.steps.is_empty() || self.path.verdict.is_some() {
@@ -598,12 +631,13 @@ impl Open {
         }
     }
 
-    /// Whether nothing more can be seen of the packet.
-    fn is_done(&self) -> bool {
+    /// What can be seen of the packet after what it met last.
+    fn next(&self) -> Next {
         match self.path.verdict {
-            Some(Verdict::Drop | Verdict::Stolen) => true,
-            Some(Verdict::Accept) => !self.is_unfinished(),
-            _ => false,
+            Some(Verdict::Drop | Verdict::Stolen) => Next::Nothing,
+            Some(Verdict::Accept) if !self.is_unfinished() => Next::Nothing,
+            Some(Verdict::Queue) => Next::Verdict,
+            _ => Next::Stand,
         }
     }
 

@@ -319,6 +319,7 @@ impl KnownRule {
             number: self.number,
             handle: self.handle,
             text: self.text.as_ref(),
+            nft: None,
             owner: self.owner.as_deref(),
         }
     }

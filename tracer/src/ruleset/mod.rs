@@ -26,6 +26,8 @@ pub struct Rule<'a> {
     pub handle: Option<u64>,
     /// The rule as its owner's tool prints it; `None` where it is not known, and where no user wrote one.
     pub text: Option<&'a Arc<str>>,
+    /// The same as nft prints it, where that is another text.
+    pub nft: Option<&'a Arc<str>>,
     /// The program that made it, and for what; `None` where that cannot be told.
     pub owner: Option<&'a str>,
 }
@@ -123,6 +125,7 @@ impl Table {
     }
 
     /// What a step says of an entry; `None` for one that is in no chain.
+    #[inline]
     pub fn rule(&self, entry: usize) -> Option<Rule<'_>> {
         let (Entry { kind, number, text, .. }, chain) = (self.entries.get(entry)?, self.chain_of(entry)?);
         Some(Rule {
@@ -134,6 +137,7 @@ impl Table {
             number: Some(*number),
             handle: None,
             text: text.as_ref(),
+            nft: None,
             owner: None,
         })
     }

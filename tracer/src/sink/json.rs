@@ -80,6 +80,9 @@ impl<W: Write> Sink for Json<W> {
         if let Some(text) = rule.text {
             row.text("text", text);
         }
+        if let Some(nft) = rule.nft {
+            row.text("nft", nft);
+        }
         if let Some(owner) = rule.owner {
             row.text("owner", owner);
         }

@@ -34,6 +34,14 @@ impl<W: Write> Sink for Line<W> {
         self.out.end_row()
     }
 
+    fn step_again(&mut self, name: &str) -> io::Result<bool> {
+        let written = self.lines.write_again(self.out.row(), name);
+        if written {
+            self.out.end_row()?;
+        }
+        Ok(written)
+    }
+
     fn logged(&mut self, _packet: u64, logged: &Logged) -> io::Result<()> {
         self.out.row().extend_from_slice(escape(&logged.line).as_bytes());
         self.out.end_row()

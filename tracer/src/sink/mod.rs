@@ -110,6 +110,11 @@ pub trait Sink {
     }
     /// A packet met an entry.
     fn step(&mut self, step: &Step<'_>) -> io::Result<()>;
+    /// A packet met the entry of this name, and its view is that of the step before. Says whether that was enough: a
+    /// sink that shows more than these needs the whole step.
+    fn step_again(&mut self, _name: &str) -> io::Result<bool> {
+        Ok(false)
+    }
     /// The LOG target wrote a line about a packet, by the rule of its last step.
     fn logged(&mut self, _packet: u64, _logged: &Logged) -> io::Result<()> {
         Ok(())

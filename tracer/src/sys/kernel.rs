@@ -21,6 +21,18 @@ pub const LOAD_TABLES: &str = "`modprobe -a ip_tables ip6_tables`, or load rules
 /// Variables that the probes read.
 pub const VARIABLES: [&str; 2] = ["xt_recseq", "__per_cpu_offset"];
 
+/// Whether programs can be placed at functions without kprobes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Fentry {
+    /// Nobody asked.
+    #[default]
+    NotTried,
+    /// The kernel took them.
+    Works,
+    /// It did not, for this reason.
+    Refused(String),
+}
+
 /// Facts about this host, gathered once. What cannot be read is `None` or absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
@@ -28,6 +40,8 @@ pub struct Host {
     pub programs: bool,
     /// Why the layout of the kernel's structures is not known; empty when it is, or when nobody asked.
     pub layout: Vec<String>,
+    /// Whether the kernel takes fentry and fexit programs at its table functions.
+    pub fentry: Fentry,
     /// `uname -r`
     pub release: String,
     /// The architecture of this program, and so of the kernel: programs are not built for 32 bits.
@@ -100,12 +114,13 @@ pub struct Symbols {
 }
 
 impl Host {
-    /// Looks at the running kernel. Two fields are for the caller to fill: [`Host::programs`] and [`Host::layout`].
+    /// Looks at the running kernel. For the caller to fill: [`Host::programs`], [`Host::layout`], [`Host::fentry`].
     pub fn gather() -> Self {
         let tracefs = Tracefs::find();
         Self {
             programs: false,
             layout: Vec::new(),
+            fentry: Fentry::NotTried,
             // The system call, for it needs no /proc.
             release: rustix::system::uname().release().to_string_lossy().into_owned(),
             arch: std::env::consts::ARCH.to_owned(),

@@ -1,5 +1,6 @@
 //! Network namespaces: finding them, naming them, working inside them.
 
+use super::process;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,8 +12,6 @@ use std::{panic, thread};
 
 /// Where namespaces are given names: by `ip netns`, by older releases of it, and by Docker.
 const NAMED: [&str; 3] = ["/run/netns", "/var/run/netns", "/run/docker/netns"];
-/// The calling thread's own.
-const CURRENT: &str = "/proc/thread-self/ns/net";
 /// `NSFS_MAGIC` of `include/uapi/linux/magic.h`: the file system that namespace files belong to.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 
@@ -92,7 +91,7 @@ impl Namespace {
 
 /// The calling thread's namespace.
 pub fn current() -> Result<File, Error> {
-    open_path(Path::new(CURRENT))
+    open_path(&process::thread_file("ns/net"))
 }
 
 /// Opens a namespace by name, process id or path, in this order: a path has a slash in it, and digits are a process

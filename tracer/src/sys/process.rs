@@ -3,8 +3,19 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+/// A file of the calling thread's own in `/proc`, such as `net/ip_tables_names`. Before Linux 3.17 there was no name for
+/// its folder, and only the one that goes by its number had a `net`.
+pub fn thread_file(name: &str) -> PathBuf {
+    let folder = Path::new("/proc/thread-self");
+    if folder.exists() { folder.join(name) } else { thread_file_by_number(name) }
+}
+
+fn thread_file_by_number(name: &str) -> PathBuf {
+    Path::new("/proc").join(rustix::thread::gettid().to_string()).join(name)
+}
 
 /// A process, as its number alone does not name it for long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,6 +89,7 @@ fn innermost(status: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt as _;
 
     #[test]
     fn this_process_is_alive() {
@@ -85,6 +97,13 @@ mod tests {
         assert!(own.is_alive());
         assert!(!Process { start: own.start + 1, ..own }.is_alive());
         assert_eq!(own.to_string().parse(), Ok(own));
+    }
+
+    #[test]
+    fn a_thread_has_a_folder_by_its_number() {
+        let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
+        assert_eq!(inode(thread_file_by_number("ns/net")), inode(thread_file("ns/net")));
+        assert!(fs::read_to_string(thread_file_by_number("net/netlink")).unwrap().starts_with("sk"));
     }
 
     #[test]

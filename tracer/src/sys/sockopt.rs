@@ -86,7 +86,7 @@ pub enum Error {
 
 /// Reads a table of the network namespace that the calling thread is in.
 ///
-/// The kernel creates a table that is asked for: ask only for those that `/proc/thread-self/net/ip_tables_names` or
+/// The kernel creates a table that is asked for: ask only for those that `net/ip_tables_names` in `/proc` or
 /// `ip6_tables_names` lists.
 pub fn read_table(family: Family, table: &str) -> Result<RawTable, Error> {
     read(family, table).and_then(|raw| raw.ok_or(io::ErrorKind::ResourceBusy.into())).map_err(|source| {

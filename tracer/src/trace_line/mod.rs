@@ -134,7 +134,7 @@ pub fn parse_prefix(line: &str) -> Option<(StepName<'_>, &str)> {
     let kind = [StepKind::Rule, StepKind::Return, StepKind::Policy]
         .into_iter()
         .find(|known| known.name() == kind)?;
-    let number = number.parse().ok()?;
+    let number = number.parse().ok().filter(|_| matches!(number.as_bytes(), [b'1'..=b'9', ..]))?;
     Some((StepName { table, chain, kind, number }, rest.strip_prefix(' ').unwrap_or(rest)))
 }
 

@@ -186,7 +186,7 @@ fn run_row(
     let guest = Guest { options: &options.machine, row, programs, script, limits };
     let prepared = guest.prepare(false)?;
     println!("== kernel {}: {}", row.name, prepared.kernel.release);
-    let mut lines = Report::kernel(row, options.command.is_empty(), alone);
+    let mut lines = Report::kernel(row, options.command.is_empty(), alone, std::io::stdout());
     let outcome = guest.run(&prepared, |bytes| lines.take(bytes))?;
     let report = lines.finish(&outcome.verdict, &outcome.complaints);
     println!("== kernel {}: {} s", row.name, started.elapsed().as_secs());

@@ -17,10 +17,10 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Begins the report of one kernel. If the guest is to run tests, it has to name at least one. If it is not
-    /// `alone`, others run at the same time, and each line names its kernel.
-    pub(crate) fn kernel(row: &Row, tests: bool, alone: bool) -> Lines<'_> {
-        Lines { report: Self::default(), row, tests, alone, line: Vec::new() }
+    /// Begins the report of one kernel, whose output is shown on `show`. If the guest is to run tests, it has to name
+    /// at least one. If it is not `alone`, others run at the same time, and each line names its kernel.
+    pub(crate) fn kernel<W: Write>(row: &Row, tests: bool, alone: bool, show: W) -> Lines<'_, W> {
+        Lines { report: Self::default(), row, tests, alone, show, line: Vec::new() }
     }
 
     /// Adds what another kernel's tests came to.
@@ -58,20 +58,20 @@ impl fmt::Display for Report {
 }
 
 /// The output of one guest: shown as it comes, read line by line.
-pub(crate) struct Lines<'a> {
+pub(crate) struct Lines<'a, W> {
     report: Report,
     row: &'a Row,
     tests: bool,
     alone: bool,
+    show: W,
     line: Vec<u8>,
 }
 
-impl Lines<'_> {
+impl<W: Write> Lines<'_, W> {
     /// The next bytes of the output.
     pub(crate) fn take(&mut self, bytes: &[u8]) {
         if self.alone {
-            let mut stdout = std::io::stdout();
-            let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+            let _ = self.show.write_all(bytes).and_then(|()| self.show.flush());
         }
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.line.extend_from_slice(piece);
@@ -115,13 +115,16 @@ impl Lines<'_> {
     fn read_line(&mut self) {
         let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
         self.line.clear();
+        let test = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "));
         if !self.alone {
-            println!("{}: {line}", self.row.name);
+            // Whole lines, whoever else writes.
+            let shown = match test {
+                Some((name, result)) => format!("test {}::{name} ... {result}\n", self.row.name),
+                None => format!("{}: {line}\n", self.row.name),
+            };
+            let _ = self.show.write_all(shown.as_bytes());
         }
-        let Some((name, result)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "))
-        else {
-            return;
-        };
+        let Some((name, result)) = test else { return };
         match result.split_whitespace().next() {
             Some("ok") => self.report.passed += 1,
             Some("FAILED") => self.fail(name),
@@ -147,7 +150,7 @@ mod tests {
     }
 
     fn report(row: &Row, output: &[u8], verdict: &Verdict) -> String {
-        let mut lines = Report::kernel(row, true, true);
+        let mut lines = Report::kernel(row, true, true, std::io::sink());
         lines.take(output);
         lines.finish(verdict, "").to_string()
     }
@@ -163,11 +166,14 @@ mod tests {
     fn kernels_are_added_up() {
         let row = row(&[]);
         let mut sum = Report::default();
-        for output in [&b"test a ... ok\n"[..], b"test a ... FAILED\n"] {
-            let mut lines = Report::kernel(&row, true, false);
+        let mut shown = Vec::new();
+        for output in [&b"test a ... ok\n"[..], b"a: no route\ntest a ... FAILED\n"] {
+            let mut lines = Report::kernel(&row, true, false, &mut shown);
             lines.take(output);
             sum.add(lines.finish(&Verdict::Exited(0), ""));
         }
+        let expected = "test suite::a ... ok\nsuite: a: no route\ntest suite::a ... FAILED\n";
+        assert_eq!(String::from_utf8_lossy(&shown), expected);
         assert_eq!(sum.to_string(), "failed: kernel suite: a\n1 passed, 1 failed, 0 skipped");
         assert_eq!(sum.only_exit_code(), None);
     }

@@ -136,32 +136,7 @@ impl Probes {
         witness: Option<u32>,
     ) -> Result<Self, Error> {
         let symbols = &kernel.symbols;
-        if !symbols.has_legacy() && witness.is_none() {
-            return Err(Error::NoTables);
-        }
-        let ends = witness == Some(Witness::Return as u32);
-        let mut without = Vec::new();
-        let mut present = Vec::new();
-        for probe in PROBES {
-            match probe.need {
-                Need::Nftables if witness.is_none() => continue,
-                Need::NftRules(by) if witness != Some(by as u32) => continue,
-                Need::NftEnds if !ends => continue,
-                Need::Always | Need::IfPresent if !symbols.has_legacy() => continue,
-                _ => {}
-            }
-            match (exists(symbols, probe.symbol), probe.need) {
-                (true, _) => present.push(probe),
-                (false, Need::Always | Need::Nftables | Need::NftRules(_) | Need::NftEnds) => {
-                    return Err(Error::NoFunction(probe.symbol));
-                }
-                (false, Need::Family(family)) if probe.point == Point::Entry => {
-                    without
-                        .push(format!("legacy tables of {family}: the kernel has no `{}` yet", probe.symbol));
-                }
-                (false, _) => {}
-            }
-        }
+        let (mut present, without) = wanted(symbols, witness)?;
         let mut returns = Slots::new(symbols);
         // Replacements are counted before any traversal is watched.
         for probe in present.iter().filter(|probe| probe.typed.is_none()) {
@@ -206,12 +181,75 @@ impl Probes {
     }
 }
 
+/// The probes whose functions exist, and what cannot be traced for want of others, with the reason. `witness` is as for
+/// [`Probes::place`].
+fn wanted(symbols: &Symbols, witness: Option<u32>) -> Result<(Vec<&'static Probe>, Vec<String>), Error> {
+    if !symbols.has_legacy() && witness.is_none() {
+        return Err(Error::NoTables);
+    }
+    let ends = witness == Some(Witness::Return as u32);
+    let mut without = Vec::new();
+    let mut present = Vec::new();
+    for probe in PROBES {
+        match probe.need {
+            Need::Nftables if witness.is_none() => continue,
+            Need::NftRules(by) if witness != Some(by as u32) => continue,
+            Need::NftEnds if !ends => continue,
+            Need::Always | Need::IfPresent if !symbols.has_legacy() => continue,
+            _ => {}
+        }
+        match (exists(symbols, probe.symbol), probe.need) {
+            (true, _) => present.push(probe),
+            (false, Need::Always | Need::Nftables | Need::NftRules(_) | Need::NftEnds) => {
+                return Err(Error::NoFunction(probe.symbol));
+            }
+            (false, Need::Family(family)) if probe.point == Point::Entry => {
+                without
+                    .push(format!("legacy tables of {family}: the kernel has no `{}` yet", probe.symbol));
+            }
+            (false, _) => {}
+        }
+    }
+    Ok((present, without))
+}
+
+/// Has the kernel look at the programs that need no kprobe, at all functions that exist. Nothing is placed. No map may
+/// have been taken out of `programs` before. `witness` is as for [`Probes::place`].
+pub fn try_typed(
+    object: &[u8],
+    programs: &aya::Ebpf,
+    kernel: &Kernel,
+    witness: Option<u32>,
+) -> Result<(), Error> {
+    let (present, _) = wanted(&kernel.symbols, witness)?;
+    each_typed(object, programs, kernel, &present, typed::Programs::load)?;
+    Ok(())
+}
+
 /// Places the programs that need no kprobe; all of them, or none.
 fn place_typed(
     object: &[u8],
     programs: &aya::Ebpf,
     kernel: &Kernel,
     present: &[&Probe],
+) -> Result<Vec<OwnedFd>, typed::Error> {
+    each_typed(object, programs, kernel, present, typed::Programs::attach)
+}
+
+type Work = fn(
+    &typed::Programs,
+    &'static str,
+    &'static str,
+    Point,
+    &kernel::TypedTarget,
+) -> Result<OwnedFd, typed::Error>;
+
+fn each_typed(
+    object: &[u8],
+    programs: &aya::Ebpf,
+    kernel: &Kernel,
+    present: &[&Probe],
+    work: Work,
 ) -> Result<Vec<OwnedFd>, typed::Error> {
     let wanted: Vec<(&Probe, &'static str, &kernel::TypedTarget)> = present
         .iter()
@@ -224,7 +262,7 @@ fn place_typed(
     let typed = typed::Programs::of(object, programs)?;
     wanted
         .into_iter()
-        .map(|(probe, program, target)| typed.attach(program, probe.symbol, probe.point, target))
+        .map(|(probe, program, target)| work(&typed, program, probe.symbol, probe.point, target))
         .collect()
 }
 

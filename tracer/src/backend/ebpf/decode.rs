@@ -3,7 +3,7 @@
 
 use tracer_common::legacy::{
     ENTRY_BYTES, EXIT_BYTES, LONG_EXIT_BYTES, MAX_MATCHES, MORE_BYTES, Match, Replaced, TableChunk,
-    Traversal, kind,
+    Traversal, fact, kind,
 };
 use tracer_common::nft::{self, Event, Run};
 use zerocopy::FromBytes;
@@ -43,11 +43,13 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
     match *kind {
         kind::TRAVERSAL => {
             let (traversal, _) = Traversal::ref_from_prefix(bytes).ok()?;
+            let entry_bytes = &traversal.entry_bytes[..count(traversal.entry.copied).min(ENTRY_BYTES)];
+            let exit_bytes = &traversal.exit_bytes[..count(traversal.exit.copied).min(EXIT_BYTES)];
             Some(Record::Traversal(Seen {
                 traversal,
                 matches: traversal.matches.get(..count(traversal.match_count))?,
-                entry_bytes: &traversal.entry_bytes[..count(traversal.entry.copied).min(ENTRY_BYTES)],
-                exit_bytes: &traversal.exit_bytes[..count(traversal.exit.copied).min(EXIT_BYTES)],
+                entry_bytes,
+                exit_bytes: if same_bytes(traversal) { entry_bytes } else { exit_bytes },
             }))
         }
         kind::LONG_TRAVERSAL => {
@@ -59,11 +61,13 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
             // The bytes at entry are the last field, and go on in the tail.
             let entry =
                 bytes.get(size_of::<Traversal>() - ENTRY_BYTES..size_of::<Traversal>() + MORE_BYTES)?;
+            let entry_bytes = &entry[..count(traversal.entry.copied).min(entry.len())];
+            let exit_bytes = &exit[..count(traversal.exit.copied).min(exit.len())];
             Some(Record::Traversal(Seen {
                 traversal,
                 matches,
-                entry_bytes: &entry[..count(traversal.entry.copied).min(entry.len())],
-                exit_bytes: &exit[..count(traversal.exit.copied).min(exit.len())],
+                entry_bytes,
+                exit_bytes: if same_bytes(traversal) { entry_bytes } else { exit_bytes },
             }))
         }
         kind::REPLACED => {
@@ -74,6 +78,10 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         kind::CHUNK => TableChunk::ref_from_prefix(bytes).ok().map(|(chunk, _)| Record::Chunk(chunk)),
         _ => None,
     }
+}
+
+fn same_bytes(traversal: &Traversal) -> bool {
+    traversal.facts & fact::SAME_BYTES != 0
 }
 
 fn count(number: u32) -> usize {

@@ -204,9 +204,19 @@ const ETHERNET_HEADER: u32 = 14;
 /// Records in one counter snapshot page.
 const PAGE_ENTRIES: u32 = tracer_common::legacy::RULES_PER_BLOCK;
 
-impl Ebpf {
-    /// Loads the programs and places the probes.
-    pub fn attach(options: &Options<'_>) -> Result<Self, Error> {
+/// The programs with their maps, before any of them is placed.
+struct Loaded {
+    object: Cow<'static, [u8]>,
+    programs: aya::Ebpf,
+    kernel: kernel::Kernel,
+    /// How rules of nftables are seen; `None` when nftables is not traced.
+    witness: Option<u32>,
+    /// What is not traced, with the reason.
+    without: Vec<String>,
+}
+
+impl Loaded {
+    fn of(options: &Options<'_>) -> Result<Self, Error> {
         if !object_embedded() {
             return Err(Error::NoObject);
         }
@@ -236,7 +246,7 @@ impl Ebpf {
         let mut without = Vec::new();
         let nft = nft_config(&kernel, options.nftables, &mut without);
         let nft_config = PodNftConfig(nft.unwrap_or(NftConfig::UNRESOLVED));
-        let mut programs = EbpfLoader::new()
+        let programs = EbpfLoader::new()
             // The programs carry no relocations against the kernel's types: no need to read them all once more.
             .btf(None)
             .override_global("CONFIG", &config, true)
@@ -245,7 +255,30 @@ impl Ebpf {
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .load(&filter.object)?;
         let witness = nft.map(|nft| nft.witness);
-        let probes = attach::Probes::place(&filter.object, &mut programs, &kernel, options.method, witness)?;
+        Ok(Self { object: filter.object, programs, kernel, witness, without })
+    }
+}
+
+/// Whether the kernel takes the programs that need no kprobes. Loads them for a trace of all packets and of all rules,
+/// and places none.
+pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
+    let options = Options {
+        filter: everything,
+        netns: None,
+        ring_bytes: 1 << 16,
+        table_entries: PAGE_ENTRIES,
+        method: attach::Method::Fentry,
+        nftables: Nftables::Rules,
+    };
+    let Loaded { object, programs, kernel, witness, .. } = Loaded::of(&options)?;
+    Ok(attach::try_typed(&object, &programs, &kernel, witness)?)
+}
+
+impl Ebpf {
+    /// Loads the programs and places the probes.
+    pub fn attach(options: &Options<'_>) -> Result<Self, Error> {
+        let Loaded { object, mut programs, kernel, witness, mut without } = Loaded::of(options)?;
+        let probes = attach::Probes::place(&object, &mut programs, &kernel, options.method, witness)?;
         without.extend(probes.without().iter().cloned());
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
@@ -255,7 +288,7 @@ impl Ebpf {
         let commits = Rc::new(CommitCounts(take(&mut programs, "COMMITS", Array::try_from)?));
         Ok(Self {
             without,
-            traces_nftables: nft.is_some(),
+            traces_nftables: witness.is_some(),
             commits,
             ring,
             counters,

@@ -93,6 +93,18 @@ impl Programs {
         point: Point,
         target: &TypedTarget,
     ) -> Result<OwnedFd, Error> {
+        let loaded = self.load(program, symbol, point, target)?;
+        bpf::attach_tracing(loaded.as_fd()).map_err(|source| Error::Attach { program, symbol, source })
+    }
+
+    /// Has the kernel look at a program for a function.
+    pub fn load(
+        &self,
+        program: &'static str,
+        symbol: &'static str,
+        point: Point,
+        target: &TypedTarget,
+    ) -> Result<OwnedFd, Error> {
         let missing = || Error::Object(format!("it has no program {program}"));
         let parsed = self.object.programs.get(program).ok_or_else(missing)?;
         let function = self.object.functions.get(&parsed.function_key()).ok_or_else(missing)?;
@@ -105,7 +117,7 @@ impl Programs {
             None => None,
         };
         let instructions: Vec<u8> = function.instructions.iter().flat_map(instruction_bytes).collect();
-        let loaded = bpf::load_tracing(&Tracing {
+        bpf::load_tracing(&Tracing {
             name: program,
             instructions: &instructions,
             btf: self.btf.as_fd(),
@@ -118,8 +130,7 @@ impl Programs {
             target: target.id,
             module: module.as_ref().map(OwnedFd::as_fd),
         })
-        .map_err(|refused| Error::Load { program, symbol, refused })?;
-        bpf::attach_tracing(loaded.as_fd()).map_err(|source| Error::Attach { program, symbol, source })
+        .map_err(|refused| Error::Load { program, symbol, refused })
     }
 }
 

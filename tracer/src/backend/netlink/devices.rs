@@ -1,9 +1,9 @@
 //! Names of a namespace's devices by their index.
 
+use crate::hash::KernelMap;
 use crate::sys::netns;
 use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -17,18 +17,17 @@ const FRESH: Duration = Duration::from_millis(100);
 pub(super) struct Devices {
     /// Any socket that was opened in the namespace.
     socket: Option<OwnedFd>,
-    names: HashMap<u32, (Rc<[u8]>, Instant)>,
+    names: KernelMap<u32, (Rc<[u8]>, Instant)>,
 }
 
 impl Devices {
     pub(super) fn of(namespace: &File) -> Result<Self, netns::Error> {
         let open = || socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
-        Ok(Self { socket: netns::inside(namespace, open)?.ok(), names: HashMap::new() })
+        Ok(Self { socket: netns::inside(namespace, open)?.ok(), names: KernelMap::default() })
     }
 
     /// The name of a device; `?` for one that is gone.
-    pub(super) fn name(&mut self, index: u32) -> Rc<[u8]> {
-        let now = Instant::now();
+    pub(super) fn name(&mut self, index: u32, now: Instant) -> Rc<[u8]> {
         if let Some((name, read)) = self.names.get(&index)
             && now.duration_since(*read) < FRESH
         {

@@ -1,6 +1,7 @@
 //! Who has a group of nfnetlink_log.
 
 use crate::sys::netns;
+use crate::sys::process::thread_file;
 use std::fmt;
 use std::fs::{self, File};
 use std::path::Path;
@@ -27,8 +28,8 @@ impl Holder {
     /// Who has the group in a namespace; `None` when nobody has, or when it cannot be read.
     pub(super) fn of(namespace: &File, group: u16) -> Option<Self> {
         let read = || {
-            let groups = fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_log").ok()?;
-            Some((groups, fs::read_to_string("/proc/thread-self/net/netlink").unwrap_or_default()))
+            let read = |name| fs::read_to_string(thread_file(name));
+            Some((read("net/netfilter/nfnetlink_log").ok()?, read("net/netlink").unwrap_or_default()))
         };
         let (groups, sockets) = netns::inside(namespace, read).ok()??;
         let port = port(&groups, group)?;

@@ -6,8 +6,9 @@ mod devices;
 mod holder;
 
 use crate::netfilter::{Family, Hook};
-use crate::netlink::messages;
-use crate::netlink::nflog::{self, Logged};
+use crate::netlink::nflog::{self, Delivery, Logged};
+use crate::netlink::{Message, messages};
+use crate::nftables::{decode, trace};
 use crate::packet::{Link, Owner, PacketView};
 use crate::sys::netlink::{self, NETFILTER, Received, Socket};
 use crate::sys::netns;
@@ -16,6 +17,8 @@ pub use holder::Holder;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// The modules that bring it.
 pub const MODULES: [&str; 1] = ["nfnetlink_log"];
@@ -25,8 +28,16 @@ pub const LOGGER: &str = "nfnetlink_log";
 const GROUP: u16 = 0;
 /// Bytes of each packet: the longest headers, and those of a packet that an ICMP error quotes.
 const COPY_BYTES: u32 = 256;
-/// What the kernel sets aside for a message. It takes more for one that needs more.
-const MESSAGE_BYTES: u32 = 768;
+/// Each row at once, so that its time is that of the packet.
+const SINGLY: Delivery = Delivery { together: 1, bytes: 768 };
+/// As many rows as fit into four pages with what the kernel puts behind them: many rows cost the host and us less then,
+/// and the same room holds more of them.
+const TOGETHER: Delivery = Delivery { together: 64, bytes: 16 * 1024 - 512 };
+/// How often it is decided how rows are to come.
+const DECIDE: Duration = Duration::from_millis(100);
+/// Rows in that time from which on they come together, and up to which singly.
+const MANY: u64 = 1000;
+const FEW: u64 = 500;
 const ARPHRD_SIT: u16 = 776;
 const ETH_HLEN: usize = 14;
 
@@ -42,6 +53,9 @@ pub enum Error {
     /// Not permitted.
     #[error("cannot take group 0 of nfnetlink_log")]
     Bind(#[source] netlink::Error),
+    /// Not permitted.
+    #[error("cannot join the group of nftables' trace messages")]
+    Join(#[source] io::Error),
     /// The socket failed.
     #[error("cannot receive from nfnetlink_log")]
     Receive(#[source] io::Error),
@@ -66,9 +80,19 @@ impl Error {
             Self::Bind(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 Some("run it as root, or with CAP_NET_ADMIN in the namespace")
             }
+            Self::Join(_) => Some("run it as root, or with CAP_NET_ADMIN in the namespace"),
             _ => None,
         }
     }
+}
+
+/// What comes, in the order in which the kernel sent it.
+#[derive(Debug)]
+pub enum Arrival<'a> {
+    /// A row of a legacy table.
+    Row(Row<'a>),
+    /// A message of nftables: about a packet, or about a change of the rules.
+    Nftables(Message<'a>),
 }
 
 /// One row of TRACE.
@@ -84,7 +108,7 @@ pub struct Row<'a> {
     pub time_ns: Option<u64>,
 }
 
-/// The group of one namespace.
+/// What of one namespace is listened to, all with one socket: what it gets of one packet is in the order of its way.
 #[derive(Debug)]
 pub struct Netlink {
     socket: Socket,
@@ -93,8 +117,40 @@ pub struct Netlink {
     /// The number that the next message has to have.
     next: Option<u32>,
     lost: u64,
-    /// The kernel said that messages were lost, and none has come since that tells how many.
+    /// The kernel said that messages were lost, and no gap has come since that tells how many.
     overrun: bool,
+    /// Nftables tells of packets as well.
+    nftables: bool,
+    pace: Pace,
+}
+
+/// How rows come, and how many there were since that was decided.
+#[derive(Debug)]
+struct Pace {
+    delivery: Delivery,
+    rows: u64,
+    decided: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { delivery: SINGLY, rows: 0, decided: Instant::now() }
+    }
+
+    /// How rows are to come from now on, when it is time to decide and that is another way.
+    fn decide(&mut self, now: Instant) -> Option<Delivery> {
+        if now.duration_since(self.decided) < DECIDE {
+            return None;
+        }
+        let delivery = match self.rows {
+            MANY.. => TOGETHER,
+            ..=FEW => SINGLY,
+            _ => self.delivery,
+        };
+        let changed = delivery != self.delivery;
+        *self = Self { delivery, rows: 0, decided: now };
+        changed.then_some(delivery)
+    }
 }
 
 impl Netlink {
@@ -106,44 +162,109 @@ impl Netlink {
     /// Takes the group in a namespace, with room for so many bytes of messages that wait; less where only root may have
     /// so much. Nothing comes until TRACE is sent there.
     pub fn open(namespace: &File, buffer_bytes: usize) -> Result<Self, Error> {
-        let mut socket = Socket::open(Some(namespace), NETFILTER).map_err(Error::Bind)?;
-        // Best effort: a small buffer loses more, and says so.
-        let _ = socket.set_receive_buffer(buffer_bytes);
-        let sequence = socket.next_sequence();
+        let mut netlink = Self::deaf(namespace, buffer_bytes)?;
+        let sequence = netlink.socket.next_sequence();
         let ask = |request: crate::netlink::Builder| {
-            socket.request(request.as_bytes(), &[sequence], |_| ()).map(drop)
+            netlink.socket.request(request.as_bytes(), &[sequence], |_| ()).map(drop)
         };
         ask(nflog::bind(sequence, GROUP)).map_err(|error| refused(namespace, error))?;
-        ask(nflog::configure(sequence, GROUP, COPY_BYTES, MESSAGE_BYTES)).map_err(Error::Bind)?;
-        let devices = Devices::of(namespace)?;
-        Ok(Self { socket, devices, buffer: Vec::new(), next: None, lost: 0, overrun: false })
+        ask(nflog::configure(sequence, GROUP, COPY_BYTES, SINGLY)).map_err(Error::Bind)?;
+        Ok(netlink)
     }
 
-    /// Gives waiting rows to `receive`, of at most `limit` datagrams. Says how many there were.
-    pub fn drain(&mut self, limit: usize, mut receive: impl FnMut(Row<'_>)) -> Result<usize, Error> {
-        let Self { socket, devices, buffer, next, lost, overrun } = self;
-        for taken in 0..limit {
+    /// The same without the group: for kernels without legacy tables.
+    pub fn deaf(namespace: &File, buffer_bytes: usize) -> Result<Self, Error> {
+        let socket = Socket::open(Some(namespace), NETFILTER).map_err(Error::Bind)?;
+        // Best effort: a small buffer loses more, and says so.
+        let _ = socket.set_receive_buffer(buffer_bytes);
+        let devices = Devices::of(namespace)?;
+        Ok(Self {
+            socket,
+            devices,
+            buffer: Vec::new(),
+            next: None,
+            lost: 0,
+            overrun: false,
+            nftables: false,
+            pace: Pace::new(),
+        })
+    }
+
+    /// Has nftables tell of changes of its rules as well.
+    pub fn hear_changes(&self) -> Result<(), Error> {
+        self.socket.join_group(decode::GROUP).map_err(Error::Join)
+    }
+
+    /// Has nftables tell of traced packets and of changes of its rules as well.
+    pub fn hear_nftables(&mut self) -> Result<(), Error> {
+        self.socket.join_group(trace::GROUP).map_err(Error::Join)?;
+        self.nftables = true;
+        self.hear_changes()
+    }
+
+    /// Whether nftables tells of packets as well.
+    pub fn hears_nftables(&self) -> bool {
+        self.nftables
+    }
+
+    /// The name of a device of the namespace.
+    pub fn device(&mut self, index: u32) -> Rc<[u8]> {
+        self.devices.name(index, Instant::now())
+    }
+
+    /// Gives what waits to `receive`, about `limit` at most. Says how much there was, losses counted as rows.
+    pub fn drain(&mut self, limit: usize, mut receive: impl FnMut(Arrival<'_>)) -> Result<usize, Error> {
+        // Rows that wait for each other would come after what nftables told later.
+        if let Some(delivery) = self.pace.decide(Instant::now()).filter(|_| !self.nftables) {
+            let sequence = self.socket.next_sequence();
+            // Best effort: rows come in either way.
+            let _ = self.socket.send(nflog::deliver(sequence, GROUP, delivery).as_bytes());
+        }
+        let Self { socket, devices, buffer, next, lost, overrun, pace, nftables } = self;
+        let mut taken = 0;
+        while taken < limit {
             let datagram = match socket.recv(buffer).map_err(Error::Receive)? {
                 Received::Datagram(datagram) => datagram,
                 Received::Empty => return Ok(taken),
                 Received::Overrun => {
-                    *overrun = true;
+                    // Messages of nftables have no numbers.
+                    *lost += u64::from(*nftables);
+                    *overrun = !*nftables;
+                    taken += 1;
                     continue;
                 }
             };
+            let now = Instant::now();
             for message in messages(datagram) {
+                if message.subsystem() == decode::SUBSYSTEM {
+                    taken += 1;
+                    receive(Arrival::Nftables(message));
+                    continue;
+                }
                 let Some(logged) = message.netfilter().and_then(|message| Logged::parse(&message)) else {
                     continue;
                 };
                 if let Some(sequence) = logged.sequence {
-                    *lost += u64::from(next.map_or(0, |next| sequence.wrapping_sub(next)));
+                    let gap = next.map_or(0, |next| sequence.wrapping_sub(next));
+                    *lost += u64::from(gap);
                     *next = Some(sequence.wrapping_add(1));
-                    *overrun = false;
+                    // The kernel says that some were lost before it gives those that waited: the gap is behind them.
+                    *overrun &= gap == 0;
                 }
-                row(&logged, devices, &mut receive);
+                taken += 1;
+                pace.rows += 1;
+                row(&logged, (&mut *devices, now), &mut |row| receive(Arrival::Row(row)));
             }
         }
-        Ok(limit)
+        Ok(taken)
+    }
+
+    /// Gives the group up, and what is still there to `receive`.
+    pub fn close(&mut self, receive: impl FnMut(Arrival<'_>)) -> Result<(), Error> {
+        let sequence = self.socket.next_sequence();
+        // When it does not go, what waits in the kernel comes too late to be shown; nothing else is wrong.
+        let _ = self.socket.send(nflog::unbind(sequence, GROUP).as_bytes());
+        self.drain(usize::MAX, receive).map(drop)
     }
 
     /// Messages that were lost so far. When none has come after the last loss, it counts as one.
@@ -177,13 +298,13 @@ fn refused(namespace: &File, error: netlink::Error) -> Error {
 }
 
 /// Gives a row, unless a rule logged it for another reason.
-fn row(logged: &Logged<'_>, devices: &mut Devices, receive: &mut impl FnMut(Row<'_>)) {
+fn row(logged: &Logged<'_>, (devices, now): (&mut Devices, Instant), receive: &mut impl FnMut(Row<'_>)) {
     let (Some(name), Some(family), Some(hook)) =
         (logged.step(), Family::from_nfproto(logged.family), Hook::from_number(logged.hook))
     else {
         return;
     };
-    let mut device = |index: Option<u32>| index.map(|index| devices.name(index));
+    let mut device = |index: Option<u32>| index.map(|index| devices.name(index, now));
     let (indev, outdev) = (device(logged.indev), device(logged.outdev));
     let physin = device(logged.physindev.filter(|port| Some(*port) != logged.indev));
     let physout = device(logged.physoutdev.filter(|port| Some(*port) != logged.outdev));

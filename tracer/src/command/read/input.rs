@@ -23,7 +23,10 @@ pub(super) struct Input {
     /// When it was last written to; now for what is no file.
     pub(super) written: Timestamp,
     reader: Box<dyn BufRead>,
+    /// A line that the reader's buffer does not have in one piece.
     line: Vec<u8>,
+    /// Bytes that were given out, and are still in the reader's buffer.
+    given: usize,
 }
 
 impl Input {
@@ -41,13 +44,13 @@ impl Input {
         };
         let reader = unpacked(reader).with_context(|| format!("cannot read {name}"))?;
         let written = written.and_then(|time| Timestamp::try_from(time).ok()).unwrap_or_else(Timestamp::now);
-        Ok(Self { name, written, reader, line: Vec::new() })
+        Ok(Self { name, written, reader, line: Vec::new(), given: 0 })
     }
 
     #[cfg(test)]
     pub(super) fn of_bytes(bytes: &[u8], written: Timestamp) -> Self {
         let reader = unpacked(Box::new(io::Cursor::new(bytes.to_vec()))).expect("no magic but known ones");
-        Self { name: "test".to_owned(), written, reader, line: Vec::new() }
+        Self { name: "test".to_owned(), written, reader, line: Vec::new(), given: 0 }
     }
 
     /// Its first bytes, which stay to be read; fewer where there are fewer.
@@ -64,14 +67,22 @@ impl Input {
 
     /// The next line without its line feed; of a line that is too long, as much as is looked at.
     pub(super) fn next_line(&mut self) -> io::Result<Option<&[u8]>> {
+        self.reader.consume(std::mem::take(&mut self.given));
+        let available = fill(&mut *self.reader)?;
+        match memchr::memchr(b'\n', available) {
+            Some(end) if end <= LINE_BYTES => {
+                self.given = end + 1;
+                Ok(Some(&fill(&mut *self.reader)?[..end]))
+            }
+            _ => self.gathered_line(),
+        }
+    }
+
+    fn gathered_line(&mut self) -> io::Result<Option<&[u8]>> {
         self.line.clear();
         let mut some = false;
         loop {
-            let available = match self.reader.fill_buf() {
-                Ok(available) => available,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
+            let available = fill(&mut *self.reader)?;
             if available.is_empty() {
                 return Ok(some.then_some(&self.line));
             }
@@ -87,6 +98,17 @@ impl Input {
             }
         }
     }
+}
+
+/// What is in a reader's buffer, which is filled when there is nothing; empty at the end.
+fn fill(reader: &mut dyn BufRead) -> io::Result<&[u8]> {
+    // Asked twice, because the borrow of an answer that is not returned would not end.
+    while let Err(error) = reader.fill_buf() {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    reader.fill_buf()
 }
 
 /// The first bytes of a reader, and a reader of all.

@@ -13,6 +13,7 @@ use crate::sink::{Output, Sink, Start};
 use crate::text;
 use crate::trace_line::{self, LogStyle, TraceLine, Unreadable};
 use anyhow::Context as _;
+use foldhash::fast::RandomState;
 use jiff::tz::TimeZone;
 use std::collections::HashMap;
 use std::io::{self, Write as _};
@@ -72,8 +73,8 @@ pub(super) struct LogReader {
     choice: Choice,
     pub(super) outlet: Outlet,
     style: LogStyle,
-    met: HashMap<Box<str>, Rc<Met>>,
-    packets: Vec<(String, Rc<Packet>)>,
+    met: HashMap<Box<str>, Rc<Met>, RandomState>,
+    packets: Vec<(Box<str>, Rc<Packet>)>,
     /// Where in `packets` the next goes.
     oldest: usize,
     /// The number of the last record, where records have one.
@@ -101,7 +102,7 @@ impl LogReader {
             choice,
             outlet,
             style,
-            met: HashMap::new(),
+            met: HashMap::default(),
             packets: Vec::new(),
             oldest: 0,
             sequence: None,
@@ -116,15 +117,12 @@ impl LogReader {
             return Ok(());
         };
         self.check_sequence(record.sequence);
-        let result = match trace_line::trace_line(&record.text) {
-            Some(found) => self.traced(&found, record.time),
-            None if record.text.starts_with("TRACE: ") => {
-                Err(Unreadable { column: 1, expected: "table:chain:kind:number" })
+        let result = match self.known(&record.text) {
+            Some((met, packet)) => {
+                self.step(met, packet, record.time);
+                return Ok(());
             }
-            None => {
-                self.untraced(&record);
-                Ok(())
-            }
+            None => self.new_to_us(&record),
         };
         result.inspect_err(|_| {
             self.counts.unreadable += 1;
@@ -132,22 +130,49 @@ impl LogReader {
         })
     }
 
-    fn traced(&mut self, found: &TraceLine<'_>, time: Option<Time>) -> Result<(), Unreadable> {
+    /// A line that is made of what was read before: the name of a step, and the rest of a line of late.
+    fn known(&self, text: &str) -> Option<(Rc<Met>, Rc<Packet>)> {
+        let name_and_blank = text.strip_prefix("TRACE: ")?;
+        let (newer, older) = self.packets.split_at(self.oldest.min(self.packets.len()));
+        let newest_first = newer.iter().rev().chain(older.iter().rev());
+        let (name, packet) = newest_first
+            .filter_map(|(content, packet)| Some((name_and_blank.strip_suffix(&**content)?, packet)))
+            .next()?;
+        let met = self.met.get(name.strip_suffix(' ')?)?;
+        Some((Rc::clone(met), Rc::clone(packet)))
+    }
+
+    fn new_to_us(&mut self, record: &Record<'_>) -> Result<(), Unreadable> {
+        match trace_line::trace_line(&record.text) {
+            Some(found) => {
+                let (packet, met) = (self.packet(found.content)?, self.met(&found));
+                self.step(met, packet, record.time);
+                Ok(())
+            }
+            None if record.text.starts_with("TRACE: ") => {
+                Err(Unreadable { column: 1, expected: "table:chain:kind:number" })
+            }
+            None => {
+                self.untraced(record);
+                Ok(())
+            }
+        }
+    }
+
+    fn step(&mut self, met: Rc<Met>, packet: Rc<Packet>, time: Option<Time>) {
         let row = Row {
-            packet: self.packet(found.content)?,
-            met: self.met(found),
+            packet,
+            met,
             time_ns: time.and_then(Time::epoch_ns),
             clock_ns: time.map(Time::ns),
             netns: None,
         };
         let (outlet, choice) = (&mut self.outlet, &mut self.choice);
         self.grouper.add(row, &mut |grouped| give(outlet, choice, grouped));
-        Ok(())
     }
 
-    /// The packet of a line. Most lines are about the packet of the line before.
     fn packet(&mut self, content: &str) -> Result<Rc<Packet>, Unreadable> {
-        if let Some((_, packet)) = self.packets.iter().rev().find(|(known, _)| known == content) {
+        if let Some((_, packet)) = self.packets.iter().find(|(known, _)| **known == *content) {
             return Ok(Rc::clone(packet));
         }
         let style = self.style;
@@ -155,7 +180,7 @@ impl LogReader {
         if self.style != style {
             self.outlet.log_style(self.style);
         }
-        let entry = (content.to_owned(), Rc::clone(&packet));
+        let entry = (content.into(), Rc::clone(&packet));
         match self.packets.get_mut(self.oldest) {
             Some(place) => *place = entry,
             None => self.packets.push(entry),
@@ -171,14 +196,7 @@ impl LogReader {
         if self.met.len() >= NAMES {
             self.met.clear();
         }
-        let step = found.step;
-        let met = Rc::new(Met {
-            name: found.name.into(),
-            table: step.table.into(),
-            chain: step.chain.into(),
-            kind: step.kind,
-            number: step.number,
-        });
+        let met = Rc::new(Met::from(found.step));
         self.met.insert(found.name.into(), Rc::clone(&met));
         met
     }
@@ -250,17 +268,20 @@ fn give(outlet: &mut Outlet, choice: &mut Choice, grouped: Grouped) {
             if !choice.takes_step(step.packet, &view) {
                 return;
             }
-            outlet.step(&Step {
-                packet: step.packet,
-                time_ns: *time_ns,
-                hook: step.hook,
-                rule: met.rule(packet.family),
-                name: &met.name,
-                action: step.action.clone(),
-                view,
-                view_doubt: None,
-                netns: *netns,
-            });
+            outlet.step_of(
+                packet,
+                &Step {
+                    packet: step.packet,
+                    time_ns: *time_ns,
+                    hook: step.hook,
+                    rule: met.rule(packet.family),
+                    name: &met.name,
+                    action: step.action.clone(),
+                    view,
+                    view_doubt: None,
+                    netns: *netns,
+                },
+            );
         }
         Grouped::Logged { packet, logged } => {
             if choice.takes(packet) {

@@ -2,6 +2,7 @@
 
 use super::super::outlet::Outlet;
 use super::runs::{Ended, Heard, NftReading, Rules, Runs};
+use super::shown::Shown;
 use crate::backend::ebpf::decode::{Record, Seen};
 use crate::fetch::Fetched;
 use crate::history::{Counts, History, Loaded, Unknown, Version};
@@ -68,6 +69,8 @@ pub struct Interpreter {
     walker: Walker,
     /// Memory for the names of a traversal's steps.
     names: Vec<Rc<str>>,
+    /// The packet as the last step showed it.
+    shown: Shown,
     /// What to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
     epoch_ns: u64,
     /// The time (CLOCK_MONOTONIC) of the latest traversal.
@@ -104,6 +107,7 @@ impl Interpreter {
             tracker: Tracker::default(),
             walker: Walker::default(),
             names: Vec::new(),
+            shown: Shown::default(),
             epoch_ns,
             seen_ns: 0,
             last_read: HashMap::new(),
@@ -259,6 +263,7 @@ impl Interpreter {
         why = why.or(followed.doubt);
         let mut names = std::mem::take(&mut self.names);
         let mut mark = run.mark;
+        self.shown.forget();
         for met in followed.met {
             let Some(version) = &version else { break };
             let name = version.name(&met.located);
@@ -357,8 +362,20 @@ impl Interpreter {
             Certainty::Unordered => attribute_unordered(table, &entries, entry, exit),
             Certainty::Inexact => Views::Unchanged(entry),
         };
+        let unchanged = matches!(views, Views::Unchanged(_));
+        let mut again = unchanged && self.shown.is_of(traversal);
+        if !again {
+            self.shown.forget();
+        }
         let last = entries.len().saturating_sub(1);
         for (index, &entry) in entries.iter().enumerate() {
+            if again
+                && let Some(name) = version.known_name(entry)
+                && self.outlet.step_again(name)
+            {
+                names.push(Rc::clone(name));
+                continue;
+            }
             let Some((name, rule)) = version.rule(entry) else {
                 certainty = Certainty::Inexact;
                 continue;
@@ -378,6 +395,10 @@ impl Interpreter {
                 netns: Some(traversal.netns),
             };
             self.outlet.step(&step);
+            if unchanged && !again {
+                self.shown.set(traversal);
+                again = true;
+            }
         }
         Part {
             steps: names,

@@ -6,10 +6,12 @@
 use crate::fetch::{self, Fetched};
 use crate::footprint;
 use crate::netfilter::{Family, Hook, Verdict};
+use crate::packet::Packet;
 use crate::path::Action;
-use crate::path::group::Met;
+use crate::path::group::{Met, goes_on};
 use crate::ruleset::{Rule, Table, Target};
 use crate::trace_line::{StepName, parse_prefix};
+use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::fs::File;
 use std::rc::Rc;
@@ -28,9 +30,9 @@ pub(super) enum Named {
     Nothing,
 }
 
-/// The rules of a namespace.
+/// The rules of a namespace; none where rows are of several.
 pub(super) struct Known {
-    namespace: File,
+    namespace: Option<File>,
     fetched: Vec<Fetched>,
     names: Names,
     looked: Instant,
@@ -40,9 +42,17 @@ pub(super) struct Known {
 #[derive(Default)]
 struct Names {
     /// By the kernel's name; `None` is a rule of ours.
-    met: HashMap<(Family, Box<str>), Option<Rc<Met>>>,
+    met: ByFamily<Box<str>, Option<Rc<Met>>>,
     /// By the name that is shown.
-    entries: HashMap<(Family, Rc<str>), Shown>,
+    entries: ByFamily<Rc<str>, Shown>,
+}
+
+/// Two maps, so that a name is looked up as it came.
+type ByFamily<K, V> = [HashMap<K, V, RandomState>; 2];
+
+/// Which of the two.
+fn of(family: Family) -> usize {
+    usize::from(family == Family::Ipv6)
 }
 
 /// Where a rule is, and the number that is shown.
@@ -58,7 +68,17 @@ impl Known {
     pub(super) fn read(namespace: File) -> Result<Self, fetch::Error> {
         let fetched = fetch::fetch_tables(&namespace)?;
         let names = Names::of(fetched.iter().map(|found| &found.table));
-        Ok(Self { namespace, fetched, names, looked: Instant::now() })
+        Ok(Self { namespace: Some(namespace), fetched, names, looked: Instant::now() })
+    }
+
+    /// Knows no rules: only what rows say.
+    pub(super) fn nothing() -> Self {
+        Self { namespace: None, fetched: Vec::new(), names: Names::default(), looked: Instant::now() }
+    }
+
+    /// Whose rules these are.
+    pub(super) fn namespace(&self) -> Option<&File> {
+        self.namespace.as_ref()
     }
 
     /// Why the rules of a table have no text.
@@ -74,9 +94,19 @@ impl Known {
         }
     }
 
+    /// Whether a packet that a table lets go on meets another one.
+    pub(super) fn goes_on(&self, packet: &Packet, table: &str, hook: Option<Hook>) -> bool {
+        let family = packet.family;
+        let mut places = Vec::new();
+        self.each_place(|of, table, hook| places.extend((of == family).then(|| (table.to_owned(), hook))));
+        let places = places.iter().map(|(table, hook)| (table.as_str(), *hook));
+        let on_loopback = packet.outdev.as_deref() == Some(b"lo");
+        hook.is_none_or(|hook| goes_on((table, hook), on_loopback, places))
+    }
+
     /// What a row names by `table:chain:kind:number`.
     pub(super) fn met(&mut self, family: Family, name: &str) -> Named {
-        match self.names.met.get(&(family, name.into())) {
+        match self.names.met[of(family)].get(name) {
             Some(Some(met)) => return Named::Met(Rc::clone(met)),
             Some(None) => return Named::Ours,
             None => {}
@@ -84,14 +114,14 @@ impl Known {
         // Of a table that has changed since it was read.
         let line = format!("TRACE: {name}");
         let Some((step, _)) = parse_prefix(&line) else { return Named::Nothing };
-        let met = Rc::new(met(step));
-        self.names.met.insert((family, name.into()), Some(Rc::clone(&met)));
+        let met = Rc::new(Met::from(step));
+        self.names.met[of(family)].insert(name.into(), Some(Rc::clone(&met)));
         Named::Met(met)
     }
 
     /// The rule of a name that is shown, and what it does.
-    pub(super) fn rule(&self, family: Family, name: &Rc<str>) -> Option<(Rule<'_>, Does<'_>)> {
-        let Shown { table, entry, number } = *self.names.entries.get(&(family, Rc::clone(name)))?;
+    pub(super) fn rule(&self, family: Family, name: &str) -> Option<(Rule<'_>, Does<'_>)> {
+        let Shown { table, entry, number } = *self.names.entries[of(family)].get(name)?;
         let table = &self.fetched.get(table)?.table;
         let rule = Rule { number: Some(number), ..table.rule(entry)? };
         Some((rule, does(table, entry)))
@@ -104,11 +134,12 @@ impl Known {
             return None;
         }
         self.looked = Instant::now();
-        let same = fetch::are_same(&self.namespace, &self.fetched).unwrap_or(false);
+        let Some(namespace) = &self.namespace else { return Some(Checked::Same) };
+        let same = fetch::are_same(namespace, &self.fetched).unwrap_or(false);
         if same {
             return Some(Checked::Same);
         }
-        if let Ok(fetched) = fetch::fetch_tables(&self.namespace) {
+        if let Ok(fetched) = fetch::fetch_tables(namespace) {
             self.names = Names::of(fetched.iter().map(|found| &found.table));
             self.fetched = fetched;
         }
@@ -144,13 +175,22 @@ fn does(table: &Table, entry: usize) -> Does<'_> {
         Target::Jump { to } => Action::Jump(chain(*to)),
         Target::Goto { to } => Action::Goto(chain(*to)),
         Target::Continue => Action::Continue,
+        target if is_queue(target) => Action::Verdict(Verdict::Queue),
         Target::Extension(extension) => match extension.name.as_deref() {
             Some("REJECT") => Action::Verdict(Verdict::Drop),
-            Some("NFQUEUE") => Action::Verdict(Verdict::Queue),
             _ => return Does::Depends,
         },
         Target::Error => return Does::Depends,
     })
+}
+
+/// Whether a program in user space decides.
+fn is_queue(target: &Target) -> bool {
+    match target {
+        Target::Verdict(verdict) => *verdict == Verdict::Queue,
+        Target::Extension(extension) => extension.name.as_deref() == Some("NFQUEUE"),
+        _ => false,
+    }
 }
 
 impl Names {
@@ -167,30 +207,20 @@ impl Names {
                         kind: entry.kind,
                         number,
                     };
-                    let key = (table.family, name(entry.number).to_string().into());
+                    let key = name(entry.number).to_string().into();
                     if entry.text.as_deref().is_some_and(footprint::is_rule_of_ours) {
                         ours += 1;
-                        names.met.insert(key, None);
+                        names.met[of(table.family)].insert(key, None);
                         continue;
                     }
                     let number = entry.number - ours;
-                    let met = Rc::new(met(name(number)));
+                    let met = Rc::new(Met::from(name(number)).waiting(is_queue(&entry.target)));
                     let shown = Shown { table: table_index, entry: index, number };
-                    names.entries.insert((table.family, Rc::clone(&met.name)), shown);
-                    names.met.insert(key, Some(met));
+                    names.entries[of(table.family)].insert(Rc::clone(&met.name), shown);
+                    names.met[of(table.family)].insert(key, Some(met));
                 }
             }
         }
         names
-    }
-}
-
-fn met(step: StepName<'_>) -> Met {
-    Met {
-        name: step.to_string().into(),
-        table: step.table.into(),
-        chain: step.chain.into(),
-        kind: step.kind,
-        number: step.number,
     }
 }

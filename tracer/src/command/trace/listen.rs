@@ -1,6 +1,7 @@
 //! Tracing by listening: the kernel's own TRACE, over netlink or in its log, of packets that are marked for it.
 
 use super::known::Known;
+use super::nft::Live;
 use super::plan::{Marking, Plan};
 use super::rows::Rows;
 use super::{Next, Session, Wish, buffer_bytes, say};
@@ -11,11 +12,14 @@ use crate::cli::netns::Netns;
 use crate::command;
 use crate::error::Failure;
 use crate::fetch;
+use crate::fetch::nft::Nftables;
 use crate::filter::{self, Filter};
 use crate::footprint::{self, Footprint};
 use crate::netfilter::Family;
+use crate::nftables::stands::Stands;
 use crate::sink::{Output, Start};
-use crate::sys::kernel::LOAD_TABLES;
+use crate::sys::kernel::{LOAD_TABLES, has_nftables};
+use crate::sys::privilege::{Capability, Privileges};
 use crate::sys::{clock, module, netns, pcap, ready, sysctl};
 use crate::trace_line::LogStyle;
 use anyhow::{Context as _, anyhow};
@@ -31,117 +35,194 @@ const BATCH: usize = 4096;
 /// Room for rows that wait to be taken.
 const BUFFER_BYTES: u32 = 64 << 20;
 
+/// What is in doubt where nftables is not listened to.
+const UNSEEN: &str = "packets meet rules of nftables as well, which this trace does not show";
+/// What is said where the kernel cannot ask a filter itself.
+const MARKS_MORE: &str = "rules cannot ask all of this filter here (no match bpf in iptables or the kernel, or a filter that it \
+                          does not take): more packets are marked than are shown";
+
 enum Source {
     Netlink(Netlink),
     Log(Log),
 }
 
-/// A trace that listens. The fields are dropped in this order: what was changed is undone while the source still has
-/// its group.
+/// A trace that listens. The fields are dropped in this order: a source that is still open keeps modules busy that were
+/// loaded for it.
 pub(super) struct Listening {
-    footprint: Option<Footprint>,
-    source: Source,
     waiter: Option<AsyncFd<OwnedFd>>,
+    source: Source,
+    footprint: Footprint,
     rows: Rows,
 }
 
 impl Listening {
     /// Has the kernel's TRACE come here, and packets marked for it.
     pub(super) fn start(wish: &Wish<'_>, plan: Plan) -> Result<(Self, Start), Failure> {
-        if wish.config.netns == Netns::All {
-            let failure = Failure::unusable(anyhow!("cannot trace all namespaces with {}", plan.backend()));
-            return Err(failure.with_remedy("name one with --netns, or trace with --backend ebpf"));
-        }
-        let namespace = command::open_namespace(&wish.config.netns)?;
-        let netns = netns::inode(&namespace).map_err(Failure::running)?;
-        check_namespace(&namespace, plan)?;
+        let namespaces = namespaces(&wish.config.netns, plan)?;
+        namespaces.iter().try_for_each(|namespace| check_namespace(namespace, plan))?;
+        // What keeps doctor from trying is said as it says it.
+        absent_modules(plan)?;
         let sink = wish.sink()?;
-        let initial = initial_namespace(&namespace, plan)?;
-        let namespaces: Vec<&File> = std::iter::once(&namespace).chain(&initial).collect();
-        let mut footprint = Footprint::new(&namespaces).map_err(|error| refused(plan, error))?;
-        let (source, backend) = match plan {
-            Plan::Log(_) => (
-                {
-                    let file = wish.config.log_file.as_deref();
-                    log_source(file, &namespace, initial.as_ref(), &mut footprint, plan)?
-                },
-                "log",
-            ),
-            _ => (netlink_source(&namespace, &mut footprint, plan)?, "netlink"),
+        let initial = initial_namespace(&namespaces, plan)?;
+        let touched: Vec<&File> = namespaces.iter().chain(&initial).collect();
+        let mut footprint = Footprint::new(&touched).map_err(|error| refused(plan, error))?;
+        let mut chains = false;
+        for namespace in &namespaces {
+            chains |= base_chains(namespace)?;
+        }
+        let (source, backend) = match (plan, namespaces.as_slice()) {
+            (Plan::Netlink(_), [namespace]) => {
+                (netlink_source(namespace, &mut footprint, plan, chains)?, "netlink")
+            }
+            _ => {
+                let file = wish.config.log_file.as_deref();
+                (log_source(file, &namespaces, initial.as_ref(), &mut footprint, plan)?, "log")
+            }
         };
-        mark(&mut footprint, &namespace, plan.marking(), wish.filter)
-            .map_err(|error| unmarked(plan, error))?;
-        let known_netns = source.namespace(&namespace, initial.is_none()).then_some(netns);
+        let mut more = false;
+        for namespace in &namespaces {
+            more |= mark(&mut footprint, namespace, plan.marking(), wish.filter)
+                .map_err(|error| unmarked(plan, error))?;
+        }
+        if more && wish.config.verbose {
+            say(MARKS_MORE);
+        }
+        let known_netns = match namespaces.as_slice() {
+            [only] if source.namespace(only, initial.is_none()) => {
+                Some(netns::inode(only).map_err(Failure::running)?)
+            }
+            _ => None,
+        };
         let style = log_style(wish.config.output);
         let start = wish.start(backend, footprint.describe(), style);
         let waiter = source.waiter()?;
         // After the rules of our own are there.
-        let known = Known::read(namespace).map_err(Failure::running)?;
+        let known = match <[File; 1]>::try_from(namespaces) {
+            Ok([namespace]) => Known::read(namespace).map_err(Failure::running)?,
+            Err(_) => Known::nothing(),
+        };
         known
             .complaints()
             .for_each(|(table, reason)| say(&format!("{} table {}: {reason}", table.family, table.name)));
-        let rows = Rows::new((sink, wish.config.output), wish.config.count, wish.filter, known, known_netns);
-        Ok((Self { footprint: Some(footprint), source, waiter, rows }, start))
+        let live = if source.hears_nftables() { live(&known, plan)? } else { None };
+        let unseen = chains && live.is_none();
+        let mut rows =
+            Rows::new((sink, wish.config.output), wish.config.count, wish.filter, (known, live), known_netns);
+        if unseen {
+            rows.doubt_all(UNSEEN);
+        }
+        Ok((Self { waiter, source, footprint, rows }, start))
     }
 }
 
-/// Tries a way of tracing in a namespace that is thrown away, without loading a module. Says what it would change.
-pub(in crate::command) fn attempt(plan: Plan) -> Result<String, Failure> {
+/// The namespaces to trace. In all of them there is one log, and no telling of which a row is: where rules of our own
+/// stand before others, these would be counted wrong.
+fn namespaces(wanted: &Netns, plan: Plan) -> Result<Vec<File>, Failure> {
+    match (wanted, plan) {
+        (Netns::All, Plan::Log(Marking::None | Marking::Nft)) => {
+            Ok(netns::list().iter().filter_map(|found| found.open().ok()).collect())
+        }
+        (Netns::All, _) => {
+            let failure = Failure::unusable(anyhow!("cannot trace all namespaces with {}", plan.words()));
+            let remedy =
+                "name one with --netns, or trace with --backend ebpf, or with --backend log and --mark nft";
+            Err(failure.with_remedy(remedy))
+        }
+        (one, _) => Ok(vec![command::open_namespace(one)?]),
+    }
+}
+
+/// Tries a way of tracing in a namespace that is thrown away, without loading a module. Says what it would change, where
+/// that is known.
+pub(in crate::command) fn attempt(plan: Plan) -> Result<Option<String>, Failure> {
     let here = netns::current().map_err(Failure::running)?;
     check_namespace(&here, plan)?;
     let absent = absent_modules(plan)?;
     if !absent.is_empty() {
-        return Ok(absent.iter().map(|name| format!("module {name} loaded")).collect::<Vec<_>>().join(", "));
+        return Ok(Some(absent.join(", ")));
     }
-    let scratch = netns::scratch().map_err(|error| {
-        let context = format!("cannot trace with {}", plan.backend());
-        Failure::unusable(anyhow::Error::from(error).context(context)).with_remedy("run it as root")
-    })?;
+    // Who may not make one can be asked for its source only.
+    let Ok(scratch) = netns::scratch() else { return source_alone(&here, plan).map(|()| None) };
     let everything = filter::compile("", &pcap::compile).map_err(Failure::running)?;
     let mut footprint = Footprint::new(&[&scratch]).map_err(|error| refused(plan, error))?;
     let _source = match plan {
         Plan::Log(_) => {
-            let outside = initial_namespace(&here, plan)?;
-            let source = log_source(None, &scratch, None, &mut footprint, plan)?;
+            let outside = initial_namespace(std::slice::from_ref(&here), plan)?;
+            let source = log_source(None, std::slice::from_ref(&scratch), None, &mut footprint, plan)?;
             outside.iter().for_each(|_| footprint.would_set(log::ALL_NETNS, "1"));
             source
         }
-        _ => netlink_source(&scratch, &mut footprint, plan)?,
+        _ => netlink_source(&scratch, &mut footprint, plan, false)?,
     };
-    mark(&mut footprint, &scratch, plan.marking(), &everything).map_err(|error| unmarked(plan, error))?;
-    Ok(footprint.preview())
+    let _ =
+        mark(&mut footprint, &scratch, plan.marking(), &everything).map_err(|error| unmarked(plan, error))?;
+    Ok(Some(footprint.preview()))
+}
+
+/// Tries whether rows can be had here, without having any sent: nothing is changed.
+fn source_alone(here: &File, plan: Plan) -> Result<(), Failure> {
+    match plan {
+        Plan::Log(_) => {
+            open_log(None, plan).and_then(|_| initial_namespace(std::slice::from_ref(here), plan)).map(drop)
+        }
+        _ => open_netlink(here, plan, buffer_bytes(BUFFER_BYTES) as usize).map(drop),
+    }
 }
 
 /// What keeps a namespace from being traced, whatever marks its packets.
 fn check_namespace(namespace: &File, plan: Plan) -> Result<(), Failure> {
-    if !fetch::has_legacy(namespace).map_err(Failure::running)? {
-        let reason = format!("cannot trace with {}: the kernel has no legacy tables yet", plan.backend());
-        return Err(Failure::unusable(anyhow!(reason)).with_remedy(LOAD_TABLES));
+    if !Privileges::gather().has(Capability::NetAdmin) {
+        let reason = format!("cannot trace with {}: {} is missing", plan.backend(), Capability::NetAdmin);
+        return Err(Failure::unusable(anyhow!(reason)).with_remedy("run it as root"));
     }
+    let has_legacy = fetch::has_legacy(namespace).map_err(Failure::running)?;
     match plan {
-        Plan::Netlink(_) => Netlink::check(namespace).map_err(|error| taken(plan, error)),
-        _ => Ok(()),
+        Plan::Netlink(_) if has_legacy => Netlink::check(namespace).map_err(|error| taken(plan, error)),
+        Plan::Netlink(Marking::Nft | Marking::None) if has_nftables() => Ok(()),
+        _ if has_legacy => Ok(()),
+        _ => {
+            let reason = format!("cannot trace with {}: the kernel has no legacy tables yet", plan.backend());
+            Err(Failure::unusable(anyhow!(reason)).with_remedy(LOAD_TABLES))
+        }
     }
 }
 
-/// Modules that this way of tracing would load. Those of which there is nothing to load make it unusable.
-fn absent_modules(plan: Plan) -> Result<Vec<&'static str>, Failure> {
-    let of_source: &[&[&'static str]] = match plan {
-        Plan::Log(_) => &[&log::modules(Family::Ipv4), &log::modules(Family::Ipv6)],
-        _ => &[&netlink::MODULES],
+/// Whether packets of a namespace come to base chains of nftables that are not ours.
+fn base_chains(namespace: &File) -> Result<bool, Failure> {
+    let Some(mut nftables) = Nftables::open(namespace).map_err(Failure::running)? else { return Ok(false) };
+    let ruleset = nftables.structure().map_err(Failure::running)?;
+    Ok(!Stands::of(&ruleset, footprint::is_table_of_ours).is_empty())
+}
+
+/// The rules of nftables, from now on.
+fn live(known: &Known, plan: Plan) -> Result<Option<Live>, Failure> {
+    let Some(namespace) = known.namespace() else { return Ok(None) };
+    let Some((live, complaints)) =
+        Live::read(namespace, plan.marking() == Marking::Nft).map_err(Failure::running)?
+    else {
+        return Ok(None);
     };
-    let of_marking: &[&[&'static str]] = match plan.marking() {
-        Marking::None => &[],
-        Marking::Nft => &[&["nf_tables"]],
-        Marking::Rule => &[&["iptable_raw"], &["ip6table_raw"], &["xt_TRACE"]],
+    complaints.iter().for_each(|reason| say(reason));
+    Ok(Some(live))
+}
+
+/// Modules that this way of tracing would load. Those of which there is nothing to load make it unusable.
+fn absent_modules(plan: Plan) -> Result<Vec<String>, Failure> {
+    let of_source = match plan {
+        Plan::Log(_) => loggers(),
+        _ => vec![netlink::MODULES.to_vec()],
+    };
+    let of_tables = match plan.marking() {
+        Marking::Rule => footprint::RAW_MODULES.map(|name| vec![name]).to_vec(),
+        _ => Vec::new(),
     };
     let mut absent = Vec::new();
-    for alternatives in of_source.iter().chain(of_marking) {
+    for alternatives in [of_source, of_marking(plan.marking()), of_tables].concat() {
         if alternatives.iter().any(|name| module::is_there(name)) {
             continue;
         }
-        match alternatives.iter().find(|name| module::can_be_loaded(name)) {
-            Some(name) => absent.push(*name),
+        match alternatives.iter().find_map(|name| module::with_dependencies(name).ok()) {
+            Some(names) => absent.extend(names.into_iter().filter(|name| !module::is_there(name))),
             None => {
                 let names = alternatives.join(" nor ");
                 let reason = format!("cannot trace with {}: this kernel has no {names}", plan.backend());
@@ -150,8 +231,27 @@ fn absent_modules(plan: Plan) -> Result<Vec<&'static str>, Failure> {
             }
         }
     }
+    absent.sort();
     absent.dedup();
-    Ok(absent)
+    let said = |name: &String| match footprint::RAW_MODULES.contains(&name.as_str()) {
+        true => footprint::raw_module_loaded(name),
+        false => format!("module {name} loaded"),
+    };
+    Ok(absent.iter().map(said).collect())
+}
+
+/// The modules of the kernel's log, of both families.
+fn loggers() -> Vec<Vec<&'static str>> {
+    [Family::Ipv4, Family::Ipv6].map(|family| log::modules(family).to_vec()).to_vec()
+}
+
+/// What has to be there before packets can be marked. A TRACE rule is accepted only where it could be logged.
+fn of_marking(marking: Marking) -> Vec<Vec<&'static str>> {
+    match marking {
+        Marking::None => Vec::new(),
+        Marking::Nft => vec![vec!["nf_tables"]],
+        Marking::Rule => [vec![vec!["xt_comment"], vec!["xt_TRACE"]], loggers()].concat(),
+    }
 }
 
 impl Source {
@@ -175,6 +275,11 @@ impl Source {
                 is_initial && sysctl::read(namespace, log::ALL_NETNS).is_ok_and(|value| value == "0")
             }
         }
+    }
+
+    /// Whether nftables tells of packets as well.
+    fn hears_nftables(&self) -> bool {
+        matches!(self, Self::Netlink(netlink) if netlink.hears_nftables())
     }
 
     fn lost(&self) -> u64 {
@@ -202,34 +307,56 @@ impl Session for Listening {
     }
 
     fn look(&mut self) -> Result<Next, Failure> {
-        if let Some(footprint) = &mut self.footprint {
-            footprint.renew().map_err(Failure::running)?;
-        }
+        self.footprint.renew().map_err(Failure::running)?;
         let rows = &mut self.rows;
         let lost = self.source.lost();
         let taken = match &mut self.source {
-            Source::Netlink(netlink) => netlink.drain(BATCH, |row| rows.row(&row)),
+            Source::Netlink(netlink) => {
+                let taken = netlink.drain(BATCH, |arrival| rows.arrival(&arrival));
+                if netlink.lost() != lost {
+                    rows.lost();
+                }
+                rows.settle(&mut |index| netlink.device(index));
+                taken
+            }
             Source::Log(log) => {
-                Ok(log.drain(BATCH, |record| rows.record(&record)).map_err(Failure::running)?)
+                let taken = log.drain(BATCH, |record| rows.record(&record)).map_err(Failure::running)?;
+                if log.lost() != lost {
+                    rows.lost();
+                }
+                Ok(taken)
             }
         };
         let taken = taken.map_err(Failure::running)?;
-        if self.source.lost() != lost {
-            rows.lost();
+        if let Some(namespace) = rows.nft_changed()
+            && base_chains(namespace)?
+        {
+            rows.doubt_all(UNSEEN);
         }
         rows.expire(clock::monotonic_ns());
         rows.flush().context("cannot write")?;
         Ok(match taken {
             _ if self.rows.enough() => Next::End,
-            BATCH => Next::LookAgain,
+            BATCH.. => Next::LookAgain,
             _ => Next::Wait,
         })
     }
 
-    fn end(mut self) -> Result<(), Failure> {
-        self.rows.give_out_rest();
-        let undone = self.footprint.take().map_or(Ok(()), Footprint::end);
-        let totals = self.rows.finish(self.source.lost()).context("cannot write")?;
+    fn end(self) -> Result<(), Failure> {
+        let Self { waiter, mut source, footprint, mut rows } = self;
+        if let Source::Netlink(netlink) = &mut source {
+            let lost = netlink.lost();
+            netlink.close(|arrival| rows.arrival(&arrival)).map_err(Failure::running)?;
+            if netlink.lost() != lost {
+                rows.lost();
+            }
+            rows.settle(&mut |index| netlink.device(index));
+        }
+        rows.give_out_rest();
+        let lost = source.lost();
+        drop((waiter, source));
+        let undone = footprint.end();
+        let totals = rows.finish(lost).context("cannot write")?;
         eprintln!("{totals}");
         undone.map_err(|error| Failure::running(error).with_remedy("`nftracer doctor --clean`"))
     }
@@ -244,8 +371,8 @@ fn log_style(output: Output) -> LogStyle {
 }
 
 /// The initial namespace, where the log of another one has to be allowed.
-fn initial_namespace(namespace: &File, plan: Plan) -> Result<Option<File>, Failure> {
-    if !matches!(plan, Plan::Log(_)) || log::is_initial(namespace) {
+fn initial_namespace(namespaces: &[File], plan: Plan) -> Result<Option<File>, Failure> {
+    if !matches!(plan, Plan::Log(_)) || namespaces.iter().all(log::is_initial) {
         return Ok(None);
     }
     let here = netns::current().map_err(Failure::running)?;
@@ -261,15 +388,43 @@ fn initial_namespace(namespace: &File, plan: Plan) -> Result<Option<File>, Failu
     first.map(Some).ok_or_else(unusable)
 }
 
-fn netlink_source(namespace: &File, footprint: &mut Footprint, plan: Plan) -> Result<Source, Failure> {
+/// `chains` says whether packets come to base chains of nftables. Those that the kernel tells of are heard, before packets
+/// are marked.
+fn netlink_source(
+    namespace: &File,
+    footprint: &mut Footprint,
+    plan: Plan,
+    chains: bool,
+) -> Result<Source, Failure> {
+    let (has_legacy, bytes) =
+        (fetch::has_legacy(namespace).map_err(Failure::running)?, buffer_bytes(BUFFER_BYTES) as usize);
+    let mut netlink = if has_legacy {
+        logged(namespace, footprint, plan, bytes)?
+    } else {
+        Netlink::deaf(namespace, bytes).map_err(|error| taken(plan, error))?
+    };
+    // A TRACE rule does not have the kernel tell of nftables.
+    if (chains || !has_legacy) && plan.marking() != Marking::Rule {
+        netlink.hear_nftables().map_err(|error| taken(plan, error))?;
+    } else if has_nftables() {
+        netlink.hear_changes().map_err(|error| taken(plan, error))?;
+    }
+    Ok(Source::Netlink(netlink))
+}
+
+/// The kernel's TRACE of legacy tables.
+fn logged(namespace: &File, footprint: &mut Footprint, plan: Plan, bytes: usize) -> Result<Netlink, Failure> {
     footprint.module(&netlink::MODULES).map_err(|error| refused(plan, error))?;
-    let netlink =
-        Netlink::open(namespace, buffer_bytes(BUFFER_BYTES) as usize).map_err(|error| taken(plan, error))?;
+    let netlink = open_netlink(namespace, plan, bytes)?;
     for number in [2, 10] {
         let name = format!("net/netfilter/nf_log/{number}");
         footprint.set(namespace, &name, netlink::LOGGER, &[]).map_err(|error| refused(plan, error))?;
     }
-    Ok(Source::Netlink(netlink))
+    Ok(netlink)
+}
+
+fn open_netlink(namespace: &File, plan: Plan, bytes: usize) -> Result<Netlink, Failure> {
+    Netlink::open(namespace, bytes).map_err(|error| taken(plan, error))
 }
 
 /// The group cannot be had.
@@ -280,24 +435,29 @@ fn taken(plan: Plan, error: netlink::Error) -> Failure {
     remedy.into_iter().fold(failure, Failure::with_remedy)
 }
 
+fn open_log(file: Option<&Path>, plan: Plan) -> Result<Log, Failure> {
+    Log::open(file).map_err(|error| {
+        let remedy = error.remedy();
+        let context = format!("cannot trace with {}", plan.backend());
+        let failure = Failure::unusable(anyhow::Error::from(error).context(context));
+        remedy.into_iter().fold(failure, Failure::with_remedy)
+    })
+}
+
 fn log_source(
     file: Option<&Path>,
-    namespace: &File,
+    namespaces: &[File],
     initial: Option<&File>,
     footprint: &mut Footprint,
     plan: Plan,
 ) -> Result<Source, Failure> {
-    let log = Log::open(file).map_err(|error| {
-        let remedy = error.remedy();
-        let failure = Failure::unusable(
-            anyhow::Error::from(error).context(format!("cannot trace with {}", plan.backend())),
-        );
-        remedy.into_iter().fold(failure, Failure::with_remedy)
-    })?;
-    for (family, number) in [(Family::Ipv4, 2), (Family::Ipv6, 10)] {
-        let name = format!("net/netfilter/nf_log/{number}");
-        let set = footprint.set(namespace, &name, log::logger(family), &log::modules(family));
-        set.map_err(|error| refused(plan, error))?;
+    let log = open_log(file, plan)?;
+    for namespace in namespaces {
+        for (family, number) in [(Family::Ipv4, 2), (Family::Ipv6, 10)] {
+            let name = format!("net/netfilter/nf_log/{number}");
+            let set = footprint.set(namespace, &name, log::logger(family), &log::modules(family));
+            set.map_err(|error| refused(plan, error))?;
+        }
     }
     if let Some(initial) = initial {
         footprint.set(initial, log::ALL_NETNS, "1", &[]).map_err(|error| refused(plan, error))?;
@@ -305,16 +465,22 @@ fn log_source(
     Ok(Source::Log(log))
 }
 
+/// Whether more packets may be marked than match because rules cannot ask the filter here.
 fn mark(
     footprint: &mut Footprint,
     namespace: &File,
     marking: Marking,
     filter: &Filter,
-) -> Result<(), footprint::Error> {
+) -> Result<bool, footprint::Error> {
+    of_marking(marking).iter().try_for_each(|names| footprint.module(names))?;
     match marking {
-        Marking::None => Ok(()),
-        Marking::Nft => footprint.mark_by_table(namespace, filter),
-        Marking::Rule => footprint.mark_by_rules(namespace, filter),
+        Marking::None => Ok(false),
+        Marking::Nft => footprint.mark_by_table(namespace, filter).map(|()| false),
+        Marking::Rule => {
+            // Without it they have no end of their own.
+            let _ = footprint.module(&["xt_time"]);
+            footprint.mark_by_rules(namespace, filter)
+        }
     }
 }
 
@@ -324,7 +490,7 @@ fn refused(plan: Plan, error: footprint::Error) -> Failure {
 }
 
 fn unmarked(plan: Plan, error: footprint::Error) -> Failure {
-    unusable(format!("cannot trace with {} and mark {}", plan.backend(), plan.marking().name()), error)
+    unusable(format!("cannot trace with {}", plan.words()), error)
 }
 
 fn unusable(context: String, error: footprint::Error) -> Failure {

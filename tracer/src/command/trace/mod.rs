@@ -1,14 +1,18 @@
 //! `nftracer trace`
 
+mod both;
 #[doc(hidden)]
 pub mod interpreter;
+mod kept;
 mod known;
 pub(super) mod listen;
+mod nft;
 pub(super) mod plan;
 mod probes;
 mod rows;
 #[doc(hidden)]
 pub mod runs;
+mod shown;
 
 use crate::cli::trace::TraceConfig;
 use crate::error::{Failure, Kind};

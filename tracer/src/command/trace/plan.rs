@@ -34,6 +34,16 @@ impl Plan {
         }
     }
 
+    /// `log and mark nft`
+    pub(super) fn words(self) -> String {
+        match self {
+            Self::Ebpf => self.backend().to_owned(),
+            Self::Netlink(marking) | Self::Log(marking) => {
+                format!("{} and mark {}", self.backend(), marking.name())
+            }
+        }
+    }
+
     /// How packets are marked, where they are.
     pub(in crate::command) fn marking(self) -> Marking {
         match self {

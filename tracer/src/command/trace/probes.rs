@@ -14,6 +14,7 @@ use crate::netlink::{Message, messages};
 use crate::nftables::{Ruleset, Table};
 use crate::sink::{Sink, Start};
 use crate::sys::netlink::{NETFILTER, Received, Socket};
+use crate::sys::privilege::{Capability, Privileges};
 use crate::sys::{clock, kernel, netns};
 use anyhow::Context as _;
 use std::fs::File;
@@ -260,6 +261,12 @@ impl Probing {
     /// Places the probes.
     pub(super) fn start(wish: &Wish<'_>) -> Result<(Self, Start), Failure> {
         let config = wish.config;
+        // Probes could be placed without it, and no ruleset be read.
+        if !Privileges::gather().has(Capability::NetAdmin)
+            && let Some(obstacle) = command::ebpf_obstacle()
+        {
+            return Err(obstacle);
+        }
         let namespace = match config.netns.path() {
             Some(_) => Some(command::open_namespace(&config.netns)?),
             None => None,

@@ -1,25 +1,37 @@
 //! From rows of the kernel's TRACE to steps and paths.
 
 use super::super::outlet::Outlet;
+use super::both::{Both, Pending};
+use super::kept::Kept;
 use super::known::{Checked, Does, Known, Named};
-use crate::backend::netlink;
+use super::nft::Live;
+use crate::backend::netlink::{self, Arrival};
 use crate::command::choice::matches;
 use crate::filter::Filter;
+use crate::footprint;
+use crate::hash::KernelMap;
 use crate::kernel_log::{Record, Time};
-use crate::netfilter::Verdict;
+use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::Packet;
-use crate::path::group::{Grouped, Grouper, Hold, Placed, Row};
+use crate::path::group::join::Joined;
+use crate::path::group::{Grouped, Grouper, Hold, Met, Placed, Row};
 use crate::path::{Action, Certainty, Path, Step};
 use crate::sink::{Output, Sink, Start, Totals};
 use crate::sys::clock;
 use crate::trace_line::{self, LogStyle};
-use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 use std::rc::Rc;
 
 /// How long a packet may be silent before its path is given out.
-const PATIENCE_NS: u64 = 500_000_000;
+const PATIENCE_MS: u64 = 500;
+
+/// The same in nanoseconds; the environment variable is for tests on machines that stand still for longer.
+fn patience_ns() -> u64 {
+    let wanted = std::env::var("NFTRACER_PATIENCE_MS").ok().and_then(|ms| ms.parse::<u32>().ok());
+    wanted.map_or(PATIENCE_MS, u64::from) * 1_000_000
+}
 
 /// Everything that turns rows into output.
 pub(super) struct Rows {
@@ -34,6 +46,10 @@ pub(super) struct Rows {
     unreadable: u64,
     /// The last packet: many rows in a row are about the same.
     last: Option<Rc<Packet>>,
+    /// What is needed where packets meet nftables as well.
+    both: Option<Both>,
+    /// Rules of nftables have changed, or may have, that are not followed.
+    nft_changed: bool,
 }
 
 /// Which packets are shown, and what is known about them.
@@ -41,7 +57,7 @@ struct Show {
     filter: Filter,
     known: Known,
     /// Packets on their way; `None` is not shown.
-    open: HashMap<u64, Option<Shown>>,
+    open: KernelMap<u64, Option<Shown>>,
     /// Packets that are or were shown.
     count: u64,
     /// Paths that are given out when it is known that the rules were the same all the time.
@@ -53,6 +69,8 @@ struct Show {
 struct Shown {
     /// What the last rule did with it, where that is known.
     last: Option<Last>,
+    /// The last row and its hook, where that is known.
+    at: Option<(Row, Option<Hook>)>,
 }
 
 /// What the last rule that a packet met did with it.
@@ -69,23 +87,36 @@ impl Rows {
         (sink, output): (Box<dyn Sink>, Output),
         limit: Option<NonZeroU64>,
         filter: &Filter,
-        known: Known,
+        (known, live): (Known, Option<Live>),
         netns: Option<u32>,
     ) -> Self {
-        // A line needs nothing of what later rows tell.
-        let hold = if output == Output::Trace { Hold::Never } else { Hold::UntilKnown };
-        let mut grouper = Grouper::new(hold).with_patience(PATIENCE_NS);
+        // A line needs nothing of what later rows tell, unless they may be of the other half.
+        let hold = if output == Output::Trace && live.is_none() { Hold::Never } else { Hold::UntilKnown };
+        let mut grouper = Grouper::new(hold).with_patience(patience_ns());
         known.each_place(|family, table, hook| grouper.loaded(netns, family, table, hook));
         Self {
             outlet: Outlet::new(sink, limit),
             grouper,
-            show: Show { filter: filter.clone(), known, open: HashMap::new(), count: 0, waiting: Vec::new() },
+            show: Show {
+                filter: filter.clone(),
+                known,
+                open: KernelMap::default(),
+                count: 0,
+                waiting: Vec::new(),
+            },
             style: LogStyle::default(),
             netns,
             epoch_ns: clock::epoch_ns(),
             unreadable: 0,
             last: None,
+            both: live.map(|live| Both::new(live, netns)),
+            nft_changed: false,
         }
+    }
+
+    /// Casts doubt on all paths.
+    pub(super) fn doubt_all(&mut self, why: &str) {
+        self.outlet.doubt_all(why);
     }
 
     /// Says that tracing has begun.
@@ -93,14 +124,87 @@ impl Rows {
         self.outlet.begin(start)
     }
 
+    /// Takes what came. Where packets meet nftables as well it waits for [`Self::settle`].
+    pub(super) fn arrival(&mut self, arrival: &Arrival<'_>) {
+        match arrival {
+            Arrival::Row(row) => self.row(row),
+            Arrival::Nftables(message) => {
+                let time_ns = self.epoch_ns.wrapping_add(clock::monotonic_ns());
+                match &mut self.both {
+                    Some(both) => both.wait(Pending::message(message, time_ns)),
+                    None => self.nft_changed = true,
+                }
+            }
+        }
+    }
+
+    /// The namespace whose rules of nftables have changed since the last call, and are not followed.
+    pub(super) fn nft_changed(&mut self) -> Option<&File> {
+        self.show.known.namespace().filter(|_| std::mem::take(&mut self.nft_changed))
+    }
+
+    /// All that came has been taken.
+    pub(super) fn settle(&mut self, device: &mut dyn FnMut(u32) -> Rc<[u8]>) {
+        let Some(mut both) = self.both.take() else { return };
+        for pending in both.settle() {
+            let clock_ns = both.tick(clock::monotonic_ns());
+            match pending {
+                Pending::Row { name, packet, time_ns } => {
+                    self.add_half(&mut both, &name, packet, time_ns, clock_ns);
+                }
+                Pending::Message { kind, payload, time_ns } => {
+                    let Self { show, outlet, netns, grouper, .. } = self;
+                    let finish = &mut |joined| show.joined(outlet, joined);
+                    let over = both.message((kind, &payload), (time_ns, clock_ns), *netns, device, finish);
+                    if let Some(number) = over {
+                        grouper.over(number, &mut |grouped| show.take_half(outlet, &mut both, grouped));
+                    }
+                }
+            }
+        }
+        both.print();
+        self.both = Some(both);
+    }
+
+    /// Takes a row of a packet that may meet nftables as well.
+    fn add_half(&mut self, both: &mut Both, name: &str, packet: Rc<Packet>, time_ns: u64, clock_ns: u64) {
+        let Some(met) = self.named(packet.family, name) else { return };
+        let row = Row {
+            met: Rc::clone(&met),
+            packet: Rc::clone(&packet),
+            time_ns: Some(time_ns),
+            clock_ns: Some(clock_ns),
+            netns: self.netns,
+        };
+        let Self { grouper, outlet, show, .. } = self;
+        let half = grouper.add(row, &mut |grouped| show.take_half(outlet, both, grouped));
+        let does = show.known.rule(packet.family, &met.name).map(|(_, does)| does);
+        both.row(half, &met, packet.view(), does, clock_ns);
+    }
+
+    /// What a row names; `None` for what is no step.
+    fn named(&mut self, family: Family, name: &str) -> Option<Rc<Met>> {
+        match self.show.known.met(family, name) {
+            Named::Met(met) => Some(met),
+            Named::Ours => None,
+            Named::Nothing => {
+                self.unreadable += 1;
+                None
+            }
+        }
+    }
+
     /// Takes a row.
-    pub(super) fn row(&mut self, row: &netlink::Row<'_>) {
+    fn row(&mut self, row: &netlink::Row<'_>) {
         let same = self.last.as_ref().filter(|last| last.view() == row.view).map(Rc::clone);
         let packet = same.unwrap_or_else(|| Rc::new(Packet::from(row.view)));
         self.last = Some(Rc::clone(&packet));
         let now_ns = clock::monotonic_ns();
         let time_ns = row.time_ns.unwrap_or(self.epoch_ns.wrapping_add(now_ns));
-        self.add(row.name, packet, time_ns, now_ns);
+        match &mut self.both {
+            Some(both) => both.wait(Pending::Row { name: row.name.into(), packet, time_ns }),
+            None => self.add(row.name, packet, time_ns, now_ns),
+        }
     }
 
     /// Takes a record of the kernel's log.
@@ -122,14 +226,7 @@ impl Rows {
     }
 
     fn add(&mut self, name: &str, packet: Rc<Packet>, time_ns: u64, now_ns: u64) {
-        let met = match self.show.known.met(packet.family, name) {
-            Named::Met(met) => met,
-            Named::Ours => return,
-            Named::Nothing => {
-                self.unreadable += 1;
-                return;
-            }
-        };
+        let Some(met) = self.named(packet.family, name) else { return };
         let row = Row { met, packet, time_ns: Some(time_ns), clock_ns: Some(now_ns), netns: self.netns };
         let Self { grouper, outlet, show, .. } = self;
         grouper.add(row, &mut |grouped| show.take(outlet, grouped));
@@ -137,13 +234,24 @@ impl Rows {
 
     /// Rows were lost.
     pub(super) fn lost(&mut self) {
-        self.grouper.lost("rows were lost meanwhile");
+        self.nft_changed = self.both.is_none();
+        self.grouper.lost(LOST);
+        if let Some(both) = &mut self.both {
+            both.lost(LOST);
+        }
     }
 
     /// Gives out packets that have been silent for long, and looks whether the rules are the same.
     pub(super) fn expire(&mut self, now_ns: u64) {
         let Self { grouper, outlet, show, .. } = self;
-        grouper.expire(now_ns, &mut |grouped| show.take(outlet, grouped));
+        match &mut self.both {
+            None => grouper.expire(now_ns, &mut |grouped| show.take(outlet, grouped)),
+            Some(both) => {
+                grouper.expire(now_ns, &mut |grouped| show.take_half(outlet, both, grouped));
+                let silent_since_ns = self.epoch_ns.wrapping_add(now_ns) - patience_ns();
+                both.expire(silent_since_ns, &mut |joined| show.joined(outlet, joined));
+            }
+        }
         self.check(false);
     }
 
@@ -175,7 +283,14 @@ impl Rows {
     /// Gives out what is left. The rules are to be as they were while packets met them.
     pub(super) fn give_out_rest(&mut self) {
         let Self { grouper, outlet, show, .. } = self;
-        grouper.finish(&mut |grouped| show.take(outlet, grouped));
+        match &mut self.both {
+            None => grouper.finish(&mut |grouped| show.take(outlet, grouped)),
+            Some(both) => {
+                both.end(clock::monotonic_ns());
+                grouper.finish(&mut |grouped| show.take_half(outlet, both, grouped));
+                both.expire(u64::MAX, &mut |joined| show.joined(outlet, joined));
+            }
+        }
         self.check(true);
     }
 
@@ -185,6 +300,7 @@ impl Rows {
     }
 }
 
+const LOST: &str = "rows were lost meanwhile";
 const CHANGED: &str = "the rules were changed meanwhile";
 
 fn doubt(path: &mut Path, why: &str) {
@@ -203,9 +319,48 @@ impl Show {
         }
     }
 
+    /// Takes what legacy tables told, where packets meet nftables as well.
+    fn take_half(&mut self, outlet: &mut Outlet, both: &mut Both, grouped: Grouped) {
+        match grouped {
+            Grouped::Step(placed) => {
+                let clock_ns = placed.row.clock_ns.unwrap_or_default();
+                both.keep(placed.packet, clock_ns, Kept::of(&told(&self.known, &placed)));
+            }
+            Grouped::Path(path) => {
+                if let Some(joined) = both.close(*path) {
+                    self.joined(outlet, joined);
+                }
+            }
+            Grouped::Logged { .. } => {}
+        }
+    }
+
+    /// Gives out a packet of which all is known.
+    fn joined(&mut self, outlet: &mut Outlet, joined: Joined<Kept>) {
+        let Joined { number, first, mut steps, mut path } = joined;
+        let Some(beginning) = steps.first() else { return };
+        let first = first.unwrap_or_else(|| beginning.packet());
+        // Legacy tables show more of a packet.
+        let shown = |step: &Kept| step.is_legacy() && matches(&self.filter, &step.packet().view());
+        let wanted = matches(&self.filter, &first.view())
+            || steps.iter().find(|step| step.is_legacy()).is_some_and(shown);
+        if !wanted || outlet.is_beyond(self.count + 1) {
+            return;
+        }
+        self.count += 1;
+        Kept::settle(&mut steps);
+        path.steps = steps.iter().map(Kept::name).collect();
+        path.generation.retain(|tag| !footprint::is_table_of_ours(tag.split('@').next().unwrap_or_default()));
+        if let Some(last) = steps.last().filter(|step| step.is_legacy()) {
+            let goes_on = || self.known.goes_on(&last.packet(), last.table(), last.hook());
+            end(&mut path, last_of(last.action().as_ref()), goes_on);
+        }
+        steps.iter().for_each(|step| outlet.step(&step.step(number, path.netns)));
+        self.waiting.push(path);
+    }
+
     fn step(&mut self, outlet: &mut Outlet, placed: &Placed) {
-        let Row { met, packet, time_ns, netns, .. } = &placed.row;
-        let view = packet.view();
+        let view = placed.row.packet.view();
         let Self { filter, known, open, count, .. } = self;
         let shown = open.entry(placed.packet).or_insert_with(|| {
             let wanted = matches(filter, &view) && !outlet.is_beyond(*count + 1);
@@ -215,41 +370,72 @@ impl Show {
             })
         });
         let Some(shown) = shown else { return };
-        let found = known.rule(packet.family, &met.name);
-        let (rule, action) = match found {
-            Some((rule, Does::Always(action))) => (rule, Some(action)),
-            Some((rule, Does::Depends)) => (rule, placed.action.clone()),
-            None => (met.rule(packet.family), placed.action.clone()),
-        };
-        shown.last = match &action {
-            Some(Action::Verdict(verdict)) => Some(Last::Verdict(*verdict)),
-            Some(_) => Some(Last::GoesOn),
-            None => None,
-        };
-        outlet.step(&Step {
-            packet: placed.packet,
-            time_ns: *time_ns,
-            hook: placed.hook,
-            rule,
-            name: &met.name,
-            action,
-            view,
-            view_doubt: None,
-            netns: *netns,
-        });
+        let step = told(known, placed);
+        shown.at = Some((placed.row.clone(), placed.hook));
+        shown.last = last_of(step.action.as_ref());
+        outlet.step_of(&placed.row.packet, &step);
     }
 
     fn path(&mut self, mut path: Path) {
         let Some(Some(shown)) = self.open.remove(&path.packet) else { return };
-        match shown.last {
-            Some(Last::Verdict(verdict)) => path.verdict = path.verdict.or(Some(verdict)),
-            Some(Last::GoesOn) => {
-                let end = path.steps.last().map_or("?", |name| name);
-                let why = format!("nothing came after {end}: a match dropped the packet, or rows were lost");
-                doubt(&mut path, &why);
-            }
-            None => {}
-        }
+        let goes_on = || {
+            let (row, hook) = shown.at.as_ref()?;
+            Some(self.known.goes_on(&row.packet, &row.met.table, *hook))
+        };
+        end(&mut path, shown.last, || goes_on().unwrap_or(false));
         self.waiting.push(path);
+    }
+}
+
+/// A step as far as the rules tell what it did, or what came next.
+fn told<'a>(known: &'a Known, placed: &'a Placed) -> Step<'a> {
+    let Row { met, packet, time_ns, netns, .. } = &placed.row;
+    let (rule, action) = match known.rule(packet.family, &met.name) {
+        Some((rule, Does::Always(action))) => (rule, Some(action)),
+        Some((rule, Does::Depends)) => (rule, placed.action.clone()),
+        None => (met.rule(packet.family), placed.action.clone()),
+    };
+    Step {
+        packet: placed.packet,
+        time_ns: *time_ns,
+        hook: placed.hook,
+        rule,
+        name: &met.name,
+        action,
+        view: packet.view(),
+        view_doubt: None,
+        netns: *netns,
+    }
+}
+
+fn last_of(action: Option<&Action<'_>>) -> Option<Last> {
+    match action? {
+        Action::Verdict(verdict) => Some(Last::Verdict(*verdict)),
+        _ => Some(Last::GoesOn),
+    }
+}
+
+/// What the last step says of how a packet ended. `goes_on` says whether, let go on, it would have met another table.
+fn end(path: &mut Path, last: Option<Last>, goes_on: impl FnOnce() -> bool) {
+    let nothing_came = |path: &Path, why: &str| {
+        let end = path.steps.last().map_or("?", |name| name);
+        format!("nothing came after {end}: {why}")
+    };
+    match last {
+        Some(Last::Verdict(verdict)) if verdict != Verdict::Accept => {
+            path.verdict = path.verdict.or(Some(verdict));
+        }
+        Some(Last::GoesOn) => {
+            let why = nothing_came(path, "a match dropped the packet, or rows were lost");
+            doubt(path, &why);
+        }
+        accepted => {
+            path.verdict = path.verdict.or(accepted.map(|_| Verdict::Accept));
+            // Nothing tells those apart.
+            if goes_on() {
+                let why = nothing_came(path, "it was dropped elsewhere, or was held up");
+                doubt(path, &why);
+            }
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::interpreter::{HearChanges, ReadNftables};
 use crate::hash::KernelMap;
-use crate::nftables::Ruleset;
-use crate::nftables::versions::{AllCommits, Version, Versions, lacks_text};
+use crate::nftables::versions::{AllCommits, Version, Versions};
+use crate::nftables::{Ruleset, lacks_text};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};

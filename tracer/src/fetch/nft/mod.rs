@@ -113,6 +113,16 @@ impl Nftables {
         Err(Error::Busy)
     }
 
+    /// Gives rules the text that their owners' programs print, and says what could not be given, and why. `None` when the
+    /// rules have changed since they were read: their texts stay as they were.
+    pub fn print(&mut self, ruleset: &mut Ruleset) -> Result<Option<Vec<String>>, Error> {
+        if ruleset.tables.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        let printed = netns::inside(&self.namespace, || Printed::gather(ruleset, &Programs::find()))?;
+        Ok((self.generation()? == ruleset.generation).then(|| printed.attach(ruleset)))
+    }
+
     fn dump(&mut self) -> Result<decode::Parts, Error> {
         let mut parts = decode::Parts::default();
         for kind in decode::DUMPS {
@@ -138,12 +148,7 @@ impl Nftables {
     pub fn fetch(&mut self) -> Result<Fetched, Error> {
         for _ in 0..TEXT_ATTEMPTS {
             let mut ruleset = self.structure()?;
-            if ruleset.tables.is_empty() {
-                return Ok(Fetched { ruleset, text_reasons: Vec::new() });
-            }
-            let printed = netns::inside(&self.namespace, || Printed::gather(&ruleset, &Programs::find()))?;
-            if self.generation()? == ruleset.generation {
-                let text_reasons = printed.attach(&mut ruleset);
+            if let Some(text_reasons) = self.print(&mut ruleset)? {
                 return Ok(Fetched { ruleset, text_reasons });
             }
         }

@@ -8,30 +8,36 @@
 //!   in a table that comes later in the stack;
 //! - addresses and ports are the same, or NAT had the chance to change them on the way.
 //!
-//! Where several packets qualify alike, the one that moved last gets the step, and all are in doubt. So are packets that begin
-//! elsewhere than in the `raw` table, where tracing begins, and packets that pass a table unseen which others were seen
-//! in.
+//! Where several packets qualify alike, the one that moved last gets the step, and all are in doubt. So are packets that
+//! begin elsewhere than where tracing begins ([`place::BEGINNING`]), and packets that pass a table unseen which others
+//! were seen in.
 
 mod identity;
+pub mod join;
 mod open;
 mod place;
 #[cfg(test)]
 mod tests;
 
 use super::{Action, Path};
+use crate::hash::KernelMap;
 use crate::netfilter::{Engine, Family, Hook, StepKind};
 use crate::packet::{Packet, headers, quoted};
 use crate::ruleset::Rule;
+use crate::trace_line::StepName;
 use identity::{Facts, Identity};
 use open::{Fit, Open};
-use place::{Place, builtin};
-use std::collections::{BTreeMap, HashMap};
+use place::{BEGINNING, Place, Table};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// A packet that did not move for this long is done; logs often tell whole seconds only.
 const IDLE_NS: u64 = 2_000_000_000;
 /// So is one that did not move while this many other steps were told.
 const IDLE_ROWS: u64 = 4096;
+/// A packet that waits for a program in user space is done when it did not come back for this long.
+const QUEUED_NS: u64 = 10_000_000_000;
 /// Packets on their way that are remembered.
 const MOST_OPEN: usize = 1024;
 /// Idle packets are looked for every so many rows.
@@ -50,9 +56,51 @@ pub struct Met {
     pub kind: StepKind,
     /// The entry's place in the chain, from 1.
     pub number: u32,
+    /// Whether packets may wait here for long, because a program in user space decides on them.
+    waits: bool,
+    /// Which table it is, of those that the kernel knows.
+    sort: Option<Table>,
+    /// The hook, where the chain is a built-in one.
+    root: Option<Hook>,
+}
+
+impl From<StepName<'_>> for Met {
+    fn from(step: StepName<'_>) -> Self {
+        let sort = Table::named(step.table);
+        Self {
+            name: step.to_string().into(),
+            table: step.table.into(),
+            chain: step.chain.into(),
+            kind: step.kind,
+            number: step.number,
+            waits: false,
+            sort,
+            root: sort.and_then(|table| table.builtin(step.chain)),
+        }
+    }
 }
 
 impl Met {
+    /// The same, with word on whether a program in user space decides there on packets, which may take long.
+    #[must_use]
+    pub fn waiting(self, waits: bool) -> Self {
+        Self { waits, ..self }
+    }
+
+    /// Where in the stack its table is at a hook.
+    fn place_at(&self, hook: Hook) -> Option<Place> {
+        Some(Place::new(self.sort?, hook))
+    }
+
+    /// The hooks at which a packet with these devices can have met it.
+    fn possible_hooks(&self, packet: &Packet) -> impl Iterator<Item = Hook> {
+        self.sort.into_iter().flat_map(|table| table.possible_hooks(packet))
+    }
+
+    fn possible_places(&self, packet: &Packet) -> impl Iterator<Item = Place> {
+        self.possible_hooks(packet).filter_map(|hook| self.place_at(hook))
+    }
+
     /// What a step says of it where the rules themselves are not at hand.
     pub fn rule(&self, family: Family) -> Rule<'_> {
         Rule {
@@ -64,9 +112,24 @@ impl Met {
             number: Some(self.number),
             handle: None,
             text: None,
+            nft: None,
             owner: None,
         }
     }
+}
+
+/// Whether a packet that a table lets go on at a hook, there or later, meets one of `places`: tables at hooks. Those of nat do
+/// not count, for it is not asked about every packet.
+pub fn goes_on<'a>(
+    (table, hook): (&str, Hook),
+    on_loopback: bool,
+    mut places: impl Iterator<Item = (&'a str, Hook)>,
+) -> bool {
+    let Some(from) = Table::named(table).map(|table| Place::new(table, hook)) else { return false };
+    let later = |to, hook| from.leads_to(Place::new(to, hook), on_loopback);
+    places.any(|(table, hook)| {
+        Table::named(table).is_some_and(|table| table != Table::Nat && later(table, hook))
+    })
 }
 
 /// A step as the kernel told of it.
@@ -97,7 +160,7 @@ pub struct Logged {
 #[derive(Clone, Debug)]
 pub enum Grouped {
     /// A step of a packet. Those of one packet come in their order.
-    Step(Box<Placed>),
+    Step(Placed),
     /// The LOG target wrote a line about a packet, by the rule of the step before.
     Logged {
         /// The packet's number.
@@ -139,16 +202,16 @@ pub struct Grouper {
     /// A packet that did not move for this long is done.
     patience_ns: u64,
     open: BTreeMap<u64, Open>,
-    by_identity: HashMap<Identity, Vec<u64>>,
+    by_identity: KernelMap<Identity, Vec<u64>>,
     /// Packets begun so far.
     count: u64,
     /// Rows so far, and when the last was.
     rows: u64,
     clock_ns: Option<u64>,
-    /// Places that any packet was seen in: a bit for each [`place::Place::index`], for each namespace and family.
-    seen: HashMap<(Option<u32>, Family), u32>,
+    /// Places that any packet was seen in: a set of [`Place::bit`], for each namespace and family.
+    seen: KernelMap<(Option<u32>, Family), u32>,
     /// The same of tables that are known to be loaded, where that is known.
-    loaded: HashMap<(Option<u32>, Family), u32>,
+    loaded: KernelMap<(Option<u32>, Family), u32>,
     /// The last packet, with what is compared of it.
     recent: Option<(Rc<Packet>, Facts)>,
 }
@@ -160,12 +223,12 @@ impl Grouper {
             hold,
             patience_ns: IDLE_NS,
             open: BTreeMap::new(),
-            by_identity: HashMap::new(),
+            by_identity: KernelMap::default(),
             count: 0,
             rows: 0,
             clock_ns: None,
-            seen: HashMap::new(),
-            loaded: HashMap::new(),
+            seen: KernelMap::default(),
+            loaded: KernelMap::default(),
             recent: None,
         }
     }
@@ -179,24 +242,25 @@ impl Grouper {
     /// Tells that packets of a namespace and family meet this table at this hook, from now on. Where nothing is told, it is
     /// learnt from what packets meet, and tracing is taken to begin in the raw table.
     pub fn loaded(&mut self, netns: Option<u32>, family: Family, table: &str, hook: Hook) {
-        let Some(place) = Place::new(table, hook) else { return };
+        let Some(place) = Table::named(table).map(|table| Place::new(table, hook)) else { return };
         for places in [&mut self.seen, &mut self.loaded] {
-            *places.entry((netns, family)).or_default() |= 1 << place.index();
+            *places.entry((netns, family)).or_default() |= place.bit();
         }
     }
 
-    /// Whether a packet's first step can be this one.
-    fn is_beginning(&self, row: &Row) -> bool {
+    /// What is in doubt about a packet whose first step this is.
+    fn doubt_at_beginning(&self, row: &Row) -> Option<&'static str> {
         let Some(loaded) = self.loaded.get(&(row.netns, row.packet.family)) else {
-            return &*row.met.table == "raw";
+            let begins = row.met.sort == Some(BEGINNING);
+            return (!begins).then_some("its first steps are not there: tracing begins in the raw table");
         };
-        let hook = builtin(&row.met.table, &row.met.chain);
-        let place = hook.and_then(|hook| Place::new(&row.met.table, hook));
-        place.is_some_and(|place| place.can_be_first(*loaded))
+        let place = row.met.root.and_then(|hook| row.met.place_at(hook));
+        let begins = place.is_some_and(|place| place.can_be_first(*loaded));
+        (!begins).then_some("its first steps are not there")
     }
 
-    /// Takes a step.
-    pub fn add(&mut self, row: Row, give: &mut impl FnMut(Grouped)) {
+    /// Takes a step. Says of which packet it is.
+    pub fn add(&mut self, row: Row, give: &mut impl FnMut(Grouped)) -> u64 {
         self.rows += 1;
         self.clock_ns = row.clock_ns.or(self.clock_ns);
         if self.rows.is_multiple_of(ROWS_PER_LOOK) {
@@ -228,15 +292,15 @@ impl Grouper {
             Choice::None => {
                 self.count += 1;
                 let number = self.count;
-                let is_beginning = self.is_beginning(&row);
-                for other in candidates.iter().filter(|_| !is_beginning) {
+                let doubt = self.doubt_at_beginning(&row);
+                for other in candidates.iter().filter(|_| doubt.is_some()) {
                     if let Some(open) = self.open.get_mut(other) {
                         open.doubt(format!("packet {number} may be the rest of it"));
                     }
                 }
                 self.answer(number, &row);
                 let seen = self.seen.entry((row.netns, row.packet.family)).or_default();
-                let open = Open::begin((number, is_beginning), row, &facts, self.rows, seen, self.hold, give);
+                let open = Open::begin((number, doubt), row, &facts, self.rows, seen, self.hold, give);
                 self.open.insert(number, open);
                 self.by_identity.entry(facts.identity).or_default().push(number);
                 number
@@ -245,6 +309,7 @@ impl Grouper {
         if self.open.len() > MOST_OPEN {
             self.close_least_recent(number, give);
         }
+        number
     }
 
     /// Takes a line of the LOG target. Says whether it is about a packet on its way.
@@ -256,6 +321,11 @@ impl Grouper {
             open.log(logged, self.hold, give);
         }
         true
+    }
+
+    /// Closes a packet that is known to have ended.
+    pub fn over(&mut self, number: u64, give: &mut impl FnMut(Grouped)) {
+        self.close(number, give);
     }
 
     /// Steps may have been lost here: all packets on their way are in doubt.
@@ -347,23 +417,32 @@ enum Choice {
 }
 
 fn choose(open: &BTreeMap<u64, Open>, candidates: &[u64], row: &Row, facts: &Facts, seen: u32) -> Choice {
-    if let [only] = candidates {
-        let fit = open.get(only).and_then(|open| open.fit(row, facts, seen));
-        return fit.map_or(Choice::None, |fit| Choice::One(*only, fit));
-    }
-    let mut fitting: Vec<(u64, Fit, u64)> = candidates
-        .iter()
-        .filter_map(|number| {
+    let fitting = || {
+        candidates.iter().filter_map(|number| {
             let open = open.get(number)?;
             Some((*number, open.fit(row, facts, seen)?, open.moved))
         })
-        .collect();
-    let least = fitting.iter().map(|(_, fit, _)| fit.assumed()).min();
-    fitting.retain(|(_, fit, _)| Some(fit.assumed()) == least);
-    let all: Vec<u64> = fitting.iter().map(|(number, ..)| *number).collect();
-    match fitting.into_iter().max_by_key(|(.., moved)| *moved) {
+    };
+    let mut best: Option<(u64, Fit, u64)> = None;
+    let mut alike = 0;
+    for (number, fit, moved) in fitting() {
+        let order = best.as_ref().map_or(Ordering::Less, |(_, best, _)| fit.assumed().cmp(&best.assumed()));
+        match order {
+            Ordering::Less => alike = 1,
+            Ordering::Equal => alike += 1,
+            Ordering::Greater => continue,
+        }
+        if order == Ordering::Less || best.as_ref().is_some_and(|(.., last)| moved > *last) {
+            best = Some((number, fit, moved));
+        }
+    }
+    match best {
         None => Choice::None,
-        Some((number, fit, _)) if all.len() == 1 => Choice::One(number, fit),
-        Some((number, fit, _)) => Choice::Several(number, fit, all),
+        Some((number, fit, _)) if alike == 1 => Choice::One(number, fit),
+        Some((number, fit, _)) => {
+            let alike = fitting().filter(|(_, other, _)| other.assumed() == fit.assumed());
+            let all = alike.map(|(number, ..)| number).collect();
+            Choice::Several(number, fit, all)
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! A packet on its way: what it met so far, and what it may meet next.
 
 use super::identity::{Facts, Identity};
-use super::place::{Place, builtin, possible_hooks};
-use super::{Grouped, Hold, IDLE_ROWS, Logged, Met, Placed, Row};
+use super::place::{BEGINNING, Place};
+use super::{Grouped, Hold, IDLE_ROWS, Logged, Met, Placed, QUEUED_NS, Row};
 use crate::netfilter::{Family, Hook, StepKind, Verdict};
 use crate::packet::data::Data;
 use crate::packet::{Headers, Packet, PacketView, upper};
@@ -32,7 +32,7 @@ pub(super) enum Fit {
     },
     /// In another table. Places between that other packets were seen in, and how much has to be assumed of what happened
     /// between: that NAT changed addresses or ports, that a router left the time to live as it was.
-    NextTable { unseen: Vec<String>, changes: u8 },
+    NextTable { unseen: Vec<Place>, changes: u8 },
     /// Only if steps between were lost.
     Forced,
 }
@@ -79,9 +79,9 @@ enum Held {
 }
 
 impl Open {
-    /// `is_beginning` says whether the row can be a packet's first.
+    /// `doubt` is about the row as a packet's first.
     pub(super) fn begin(
-        (number, is_beginning): (u64, bool),
+        (number, doubt): (u64, Option<&'static str>),
         row: Row,
         facts: &Facts,
         moved: u64,
@@ -103,8 +103,8 @@ impl Open {
             outcome: None,
             moved,
         };
-        if !is_beginning {
-            open.doubt("its first steps are not there: tracing begins in the raw table".into());
+        if let Some(doubt) = doubt {
+            open.doubt(doubt.into());
         }
         open.enter_table(&row);
         open.take(row, facts, moved, seen, hold, give);
@@ -128,6 +128,9 @@ impl Open {
 
     pub(super) fn is_idle(&self, rows: u64, clock_ns: Option<u64>, patience_ns: u64) -> bool {
         let waited = clock_ns.zip(self.last.clock_ns).map_or(0, |(now, then)| now.saturating_sub(then));
+        if self.last.met.waits && clock_ns.is_some() {
+            return waited > QUEUED_NS;
+        }
         rows - self.moved > IDLE_ROWS || waited > patience_ns
     }
 
@@ -138,7 +141,7 @@ impl Open {
         let is_last = |place: Place| {
             matches!(place.hook, Hook::Input | Hook::Postrouting)
                 && !self.is_on_loopback()
-                && !place.later_at_hook().any(|later| !later.is_nat() && seen & 1 << later.index() != 0)
+                && !place.is_followed_at_hook(seen)
         };
         moved_lately && !(self.last.met.kind == StepKind::Policy && self.place.is_some_and(is_last))
     }
@@ -160,18 +163,17 @@ impl Open {
         if !same {
             return None;
         }
-        let root = builtin(&row.met.table, &row.met.chain);
         if let Some(at) = self.chains.iter().position(|(met, _)| met.chain == row.met.chain) {
             return (row.met.number > self.chains[at].1)
                 .then_some(Fit::SameTable { kept: at + 1, root: None });
         }
-        match root {
+        match row.met.root {
             // The way into the first chain is not known; it leads back to the built-in one, unless that could be a later
             // hook of the same table.
             Some(hook) if !self.rooted => {
-                let possible = possible_hooks(&row.met.table, &self.last.packet.view());
-                let certain = possible.first() == Some(&hook) || self.hook == Some(hook);
-                (possible.contains(&hook) && self.last.met.kind != StepKind::Policy)
+                let mut possible = row.met.possible_hooks(&self.last.packet).peekable();
+                let certain = possible.peek() == Some(&hook) || self.hook == Some(hook);
+                (possible.any(|possible| possible == hook) && self.last.met.kind != StepKind::Policy)
                     .then_some(Fit::SameTable { kept: 0, root: Some((hook, certain)) })
             }
             Some(_) => None,
@@ -185,25 +187,21 @@ impl Open {
     }
 
     fn next_table(&self, row: &Row, facts: &Facts, seen: u32) -> Option<Fit> {
-        let to = Place::new(&row.met.table, builtin(&row.met.table, &row.met.chain)?)?;
+        let to = row.met.place_at(row.met.root?)?;
         let translated = u8::from(!facts.same_ends(&self.facts));
         let Some(from) = self.place else {
             // Where it was is not known: any place that could come before.
-            let possible = possible_hooks(&self.last.met.table, &self.last.packet.view());
-            let mut places = possible.iter().filter_map(|hook| Place::new(&self.last.met.table, *hook));
-            let fits = places.any(|from| {
-                from.between(to, self.is_on_loopback()).is_some()
-                    && facts.follow(&self.facts, Some((from, to)))
+            let fits = self.last.met.possible_places(&self.last.packet).any(|from| {
+                from.leads_to(to, self.is_on_loopback()) && facts.follow(&self.facts, Some((from, to)))
             });
             return fits.then(|| Fit::NextTable { unseen: Vec::new(), changes: translated });
         };
-        let between = from.between(to, self.is_on_loopback())?;
+        let unseen = from.between(to, self.is_on_loopback(), seen)?;
         if !facts.follow(&self.facts, Some((from, to))) || !self.devices_lead_to(&row.packet, from, to) {
             return None;
         }
-        let unseen = between.into_iter().filter(|place| !place.is_nat() && seen & 1 << place.index() != 0);
         let changes = translated + u8::from(from.is_routed_to(to) && !self.was_routed(row, facts));
-        Some(Fit::NextTable { unseen: unseen.map(Place::name).collect(), changes })
+        Some(Fit::NextTable { unseen, changes })
     }
 
     /// Whether it has lost one of its time to live, as at a router; a bridge leaves it.
@@ -214,16 +212,15 @@ impl Open {
 
     /// The same packet in all respects, not before the place where it was.
     fn forced(&self, row: &Row, facts: &Facts) -> Option<Fit> {
-        if &*row.met.table == "raw" || !self.has_devices_of(&row.packet) || !facts.same_ends(&self.facts) {
+        if row.met.sort == Some(BEGINNING)
+            || !self.has_devices_of(&row.packet)
+            || !facts.same_ends(&self.facts)
+        {
             return None;
         }
-        let possible = possible_hooks(&row.met.table, &row.packet.view());
-        let mut places = possible.iter().filter_map(|hook| Place::new(&row.met.table, *hook));
+        let mut places = row.met.possible_places(&row.packet);
         let later = match self.place {
-            Some(from) => {
-                places.any(|to| to != from && from.between(to, self.is_on_loopback()).is_some())
-                    && builtin(&row.met.table, &row.met.chain).is_none()
-            }
+            Some(from) => places.any(|to| from.leads_to(to, self.is_on_loopback())) && row.met.root.is_none(),
             None => false,
         };
         later.then_some(Fit::Forced)
@@ -277,13 +274,13 @@ impl Open {
                     }
                     self.rooted = true;
                     self.hook = Some(hook);
-                    self.place = Place::new(&row.met.table, hook);
+                    self.place = row.met.place_at(hook);
                 }
                 self.chains.truncate(kept);
             }
             Fit::NextTable { unseen, .. } => {
                 for place in unseen {
-                    self.doubt(format!("no step of {place} is there, and other packets have some"));
+                    self.doubt(format!("no step of {} is there, and other packets have some", place.name()));
                 }
                 self.enter_table(&row);
             }
@@ -316,13 +313,10 @@ impl Open {
     /// Begins a table.
     fn enter_table(&mut self, row: &Row) {
         self.chains.clear();
-        let root = builtin(&row.met.table, &row.met.chain);
-        self.rooted = root.is_some();
-        self.hook = root.or_else(|| match possible_hooks(&row.met.table, &row.packet.view())[..] {
-            [only] => Some(only),
-            _ => None,
-        });
-        self.place = self.hook.and_then(|hook| Place::new(&row.met.table, hook));
+        let met = &row.met;
+        self.rooted = met.root.is_some();
+        self.hook = met.root.or_else(|| met.sort?.only_hook(&row.packet));
+        self.place = self.hook.and_then(|hook| met.place_at(hook));
     }
 
     fn take(
@@ -335,7 +329,7 @@ impl Open {
         give: &mut impl FnMut(Grouped),
     ) {
         if let Some(place) = self.place {
-            *seen |= 1 << place.index();
+            *seen |= place.bit();
         }
         match self.chains.last_mut() {
             Some((met, number)) if met.chain == row.met.chain => *number = row.met.number,
@@ -347,7 +341,7 @@ impl Open {
         self.last = row.clone();
         let step = Placed { packet: self.number, hook: self.hook, action: None, row };
         match hold {
-            Hold::Never => give(Grouped::Step(Box::new(step))),
+            Hold::Never => give(Grouped::Step(step)),
             Hold::UntilKnown => self.held.push(Held::Step(step)),
         }
     }
@@ -378,7 +372,7 @@ impl Open {
         let packet = self.number;
         for held in self.held.drain(..) {
             give(match held {
-                Held::Step(step) => Grouped::Step(Box::new(step)),
+                Held::Step(step) => Grouped::Step(step),
                 Held::Logged(logged) => Grouped::Logged { packet, logged },
             });
         }

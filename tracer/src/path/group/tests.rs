@@ -6,20 +6,13 @@ use crate::path::Certainty;
 use crate::trace_line::{self, LogStyle};
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
+use std::collections::HashMap;
 
 fn row(text: &str, clock_ns: Option<u64>) -> Row {
     let line = format!("TRACE: {text}");
     let found = trace_line::trace_line(&line).expect(text);
     let packet = trace_line::packet(found.content, &mut LogStyle::default()).expect(text);
-    let step = found.step;
-    let met = Met {
-        name: found.name.into(),
-        table: step.table.into(),
-        chain: step.chain.into(),
-        kind: step.kind,
-        number: step.number,
-    };
-    Row { met: Rc::new(met), packet: Rc::new(packet), time_ns: None, clock_ns, netns: None }
+    Row { met: Rc::new(found.step.into()), packet: Rc::new(packet), time_ns: None, clock_ns, netns: None }
 }
 
 /// `IN OUT SRC DST ID` of a UDP packet.
@@ -56,7 +49,9 @@ fn paths(rows: impl IntoIterator<Item = Row>) -> String {
             text += &steps.remove(&path.packet).unwrap_or_default();
         }
     };
-    rows.into_iter().for_each(|row| grouper.add(row, &mut give));
+    rows.into_iter().for_each(|row| {
+        let _ = grouper.add(row, &mut give);
+    });
     grouper.finish(&mut give);
     assert!(steps.is_empty());
     text
@@ -308,6 +303,26 @@ fn long_gone() {
     assert_eq!(paths, 1);
 }
 
+/// A packet that a program in user space decides on may be away for longer than others.
+#[test]
+fn queued() {
+    let paths_after = |waits: bool| {
+        let mut grouper = Grouper::new(Hold::Never);
+        let mut paths = 0;
+        for (clock_ns, name) in [(0, "raw:PREROUTING:rule:1"), (8_000_000_000, "filter:INPUT:rule:1")] {
+            let mut row = row(&udp(name, IN), Some(clock_ns));
+            row.met = Rc::new(Met::clone(&row.met).waiting(waits));
+            grouper
+                .expire(clock_ns, &mut |grouped| paths += usize::from(matches!(grouped, Grouped::Path(_))));
+            grouper.add(row, &mut |_| {});
+        }
+        grouper
+            .expire(30_000_000_000, &mut |grouped| paths += usize::from(matches!(grouped, Grouped::Path(_))));
+        paths
+    };
+    assert_eq!((paths_after(true), paths_after(false)), (1, 2));
+}
+
 /// A way that a packet may go, as names and fields.
 fn way(id: u32) -> Vec<(&'static str, String)> {
     let packet = |devices: &str, id: u32| format!("{devices} 10.0.0.1:1 10.0.0.2:2 {id}");
@@ -351,7 +366,9 @@ proptest! {
         let mut grouper = Grouper::new(Hold::UntilKnown);
         let mut found = Vec::new();
         let mut give = |grouped| if let Grouped::Path(path) = grouped { found.push(path) };
-        rows.into_iter().for_each(|row| grouper.add(row, &mut give));
+        rows.into_iter().for_each(|row| {
+        let _ = grouper.add(row, &mut give);
+    });
         grouper.finish(&mut give);
         prop_assert_eq!(found.len(), 5);
         for path in &found {
@@ -391,7 +408,9 @@ proptest! {
             Grouped::Path(path) => assert_eq!(steps.remove(&path.packet), Some(path.steps)),
             Grouped::Logged { .. } => {}
         };
-        rows.into_iter().for_each(|row| grouper.add(row, &mut give));
+        rows.into_iter().for_each(|row| {
+        let _ = grouper.add(row, &mut give);
+    });
         grouper.finish(&mut give);
         prop_assert_eq!(given, count);
     }

@@ -4,7 +4,6 @@ use super::cursor::{Cursor, Unreadable};
 use crate::packet::ip::protocol;
 
 /// The headers that a line told of so far, and what it says of the packet's length.
-#[derive(Default)]
 pub(super) struct Builder {
     pub(super) bytes: Vec<u8>,
     /// The packet is at least this long, or a line would say that it ends.
@@ -17,7 +16,21 @@ pub(super) struct Builder {
     pub(super) is_beyond_stated: bool,
 }
 
+/// Headers of most packets, with options.
+const ROOM: usize = 128;
+
 impl Builder {
+    /// Nothing is known yet.
+    pub(super) fn new() -> Self {
+        Self {
+            bytes: Vec::with_capacity(ROOM),
+            need: 0,
+            end: None,
+            last_extension: None,
+            is_beyond_stated: false,
+        }
+    }
+
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }

@@ -84,14 +84,19 @@ impl<'a> Cursor<'a> {
 
     /// Takes digits for which `digit` has a value; at most `most`, and no zero before others.
     fn digits(&mut self, radix: u32, most: usize) -> Option<u64> {
-        let count = self.rest.iter().take(most + 1).take_while(|byte| is_digit(**byte, radix)).count();
-        let (digits, rest) = self.rest.split_at(count);
-        let canonical = matches!(digits, [b'0'] | [b'1'..=b'9' | b'a'..=b'f', ..]) && count <= most;
-        if !canonical {
-            return None;
+        let mut value = 0;
+        let mut count = 0;
+        while let Some(&byte) = self.rest.get(count)
+            && is_digit(byte, radix)
+        {
+            if count == most || self.rest[0] == b'0' && count == 1 {
+                return None;
+            }
+            value = value * u64::from(radix) + u64::from(digit(byte));
+            count += 1;
         }
-        self.rest = rest;
-        Some(digits.iter().fold(0, |value, &byte| value * u64::from(radix) + u64::from(digit(byte))))
+        self.rest = &self.rest[count..];
+        (count > 0).then_some(value)
     }
 
     /// `%u`

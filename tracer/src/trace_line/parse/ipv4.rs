@@ -8,6 +8,9 @@ use super::transport;
 use crate::packet::ip::protocol;
 use std::ops::ControlFlow;
 
+/// Bytes of a header without options.
+const HEADER_LEN: u32 = 20;
+
 /// From after `SRC=` on.
 pub(super) fn packet(
     packet: &mut Builder,
@@ -132,14 +135,9 @@ fn icmp(
     if later_fragment || packet.incomplete(cursor, offset, 8)? {
         return Ok(ControlFlow::Continue(()));
     }
-    if !cursor.eat(b"TYPE=") {
-        packet.needs_after(8);
+    let Some([kind, code]) = transport::kind_and_code(packet, cursor)? else {
         return Ok(ControlFlow::Continue(()));
-    }
-    let kind = cursor.number()?;
-    cursor.expect("CODE=")?;
-    let code = cursor.number()?;
-    packet.push(&[kind, code, 0, 0, 0, 0, 0, 0]);
+    };
     if packet.incomplete(cursor, offset, icmp::required_len(kind))? {
         return Ok(ControlFlow::Continue(()));
     }
@@ -156,7 +154,9 @@ fn icmp(
                 packet.bytes[offset + 4..offset + 8].copy_from_slice(&cursor.ipv4()?);
                 cursor.expect_blank()?;
             }
-            quoted(packet, cursor, level, style)?;
+            transport::quoted(packet, cursor, level, HEADER_LEN, |packet, cursor| {
+                self::packet(packet, cursor, Level::Quoted, style)
+            })?;
             if kind == icmp::DEST_UNREACH && code == icmp::FRAG_NEEDED {
                 cursor.expect("MTU=")?;
                 let mtu: u16 = cursor.number()?;
@@ -166,27 +166,4 @@ fn icmp(
         _ => {}
     }
     Ok(ControlFlow::Continue(()))
-}
-
-/// `[…] `, where there is one.
-fn quoted(
-    packet: &mut Builder,
-    cursor: &mut Cursor<'_>,
-    level: Level,
-    style: &mut LogStyle,
-) -> Result<(), Unreadable> {
-    if level == Level::Quoted {
-        return Ok(());
-    }
-    if !cursor.eat(b"[") {
-        packet.needs_after(20);
-        return Ok(());
-    }
-    if !cursor.eat(b"TRUNCATED") {
-        cursor.expect("SRC=")?;
-        _ = self::packet(packet, cursor, Level::Quoted, style)?;
-    } else {
-        packet.ends_after(0);
-    }
-    transport::close_quote(cursor)
 }

@@ -208,14 +208,9 @@ fn icmpv6(
     if packet.incomplete(cursor, offset, 8)? {
         return Ok(ControlFlow::Break(()));
     }
-    if !cursor.eat(b"TYPE=") {
-        packet.needs_after(8);
+    let Some([kind, _code]) = transport::kind_and_code(packet, cursor)? else {
         return Ok(ControlFlow::Continue(()));
-    }
-    let kind = cursor.number()?;
-    cursor.expect("CODE=")?;
-    let code = cursor.number()?;
-    packet.push(&[kind, code, 0, 0, 0, 0, 0, 0]);
+    };
     let mut argument = [0; 4];
     match kind {
         icmpv6::ECHO_REQUEST | icmpv6::ECHO_REPLY => {
@@ -228,7 +223,9 @@ fn icmpv6(
                 argument = cursor.hex_bytes(Case::Lower)?;
                 cursor.expect_blank()?;
             }
-            quoted(packet, cursor, level, style)?;
+            transport::quoted(packet, cursor, level, Ipv6::LEN, |packet, cursor| {
+                self::packet(packet, cursor, Level::Quoted, style)
+            })?;
             if kind == icmpv6::PKT_TOOBIG {
                 cursor.expect("MTU=")?;
                 argument = cursor.number::<u32>()?.to_be_bytes();
@@ -238,27 +235,4 @@ fn icmpv6(
     }
     packet.bytes[offset + 4..offset + 8].copy_from_slice(&argument);
     Ok(ControlFlow::Continue(()))
-}
-
-/// `[…] `, where there is one.
-fn quoted(
-    packet: &mut Builder,
-    cursor: &mut Cursor<'_>,
-    level: Level,
-    style: &mut LogStyle,
-) -> Result<(), Unreadable> {
-    if level == Level::Quoted {
-        return Ok(());
-    }
-    if !cursor.eat(b"[") {
-        packet.needs_after(Ipv6::LEN);
-        return Ok(());
-    }
-    if cursor.eat(b"TRUNCATED") {
-        packet.ends_after(0);
-    } else {
-        cursor.expect("SRC=")?;
-        _ = self::packet(packet, cursor, Level::Quoted, style)?;
-    }
-    transport::close_quote(cursor)
 }

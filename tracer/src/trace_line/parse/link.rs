@@ -24,7 +24,9 @@ pub(super) fn devices(cursor: &mut Cursor<'_>, style: &mut LogStyle) -> Result<D
     let outdev = name(cursor);
     let physin = if cursor.eat(b"PHYSIN=") { name(cursor) } else { None };
     let physout = if cursor.eat(b"PHYSOUT=") { name(cursor) } else { None };
-    let link = OwnedLink { physin, physout, ..mac(cursor, style)? };
+    // Only where there is an input device the kernel writes of a link layer.
+    let link = if indev.is_some() { mac(cursor, style)? } else { OwnedLink::default() };
+    let link = OwnedLink { physin, physout, ..link };
     let family = match link.header.as_deref() {
         Some([.., 0x86, 0xdd]) => Some(Family::Ipv6),
         Some([.., 0x08, 0x00]) => Some(Family::Ipv4),

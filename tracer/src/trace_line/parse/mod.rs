@@ -62,7 +62,7 @@ pub fn log_line(line: &str) -> Option<LogLine<'_>> {
 pub fn packet(text: &str, style: &mut LogStyle) -> Result<Packet, Unreadable> {
     let mut cursor = Cursor::new(text);
     let devices = link::devices(&mut cursor, style)?;
-    let mut packet = Builder::default();
+    let mut packet = Builder::new();
     let (family, flow) = ip(&mut packet, &mut cursor, devices.family, style)?;
     let mut owner = None;
     let mut mark = 0;

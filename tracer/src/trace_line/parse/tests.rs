@@ -104,6 +104,7 @@ fn what_is_wrong_and_where() {
         ("OUT=lo", "column 1: expected IN="),
         ("IN= OUT=lo ", "column 12: expected SRC="),
         ("IN= OUT=lo TRUNCATED", "column 12: expected SRC="),
+        ("IN= OUT=lo MAC=00:00 SRC=10.9.0.2", "column 12: expected SRC="),
         ("IN= OUT=lo SRC=10.9.0.256 DST=", "column 23: expected a number in range"),
         ("IN= OUT=lo SRC=10.9.0.02 DST=", "column 23: expected a number in range"),
         (

@@ -126,8 +126,43 @@ pub(super) fn echo(packet: &mut Builder, cursor: &mut Cursor<'_>, offset: usize)
     Ok(())
 }
 
-/// The end of a quoted packet.
-pub(super) fn close_quote(cursor: &mut Cursor<'_>) -> Result<(), Unreadable> {
+/// The header of ICMP and ICMPv6 with its type and code; `None` where whoever wrote the line did not know them.
+pub(super) fn kind_and_code(
+    packet: &mut Builder,
+    cursor: &mut Cursor<'_>,
+) -> Result<Option<[u8; 2]>, Unreadable> {
+    if !cursor.eat(b"TYPE=") {
+        packet.needs_after(8);
+        return Ok(None);
+    }
+    let kind = cursor.number()?;
+    cursor.expect("CODE=")?;
+    let code = cursor.number()?;
+    packet.push(&[kind, code, 0, 0, 0, 0, 0, 0]);
+    Ok(Some([kind, code]))
+}
+
+/// `[…] `, where there is one: a packet whose header has at least `least` bytes. `read` takes what is after its `SRC=`.
+pub(super) fn quoted(
+    packet: &mut Builder,
+    cursor: &mut Cursor<'_>,
+    level: Level,
+    least: u32,
+    read: impl FnOnce(&mut Builder, &mut Cursor<'_>) -> Result<ControlFlow<()>, Unreadable>,
+) -> Result<(), Unreadable> {
+    if level == Level::Quoted {
+        return Ok(());
+    }
+    if !cursor.eat(b"[") {
+        packet.needs_after(least);
+        return Ok(());
+    }
+    if cursor.eat(b"TRUNCATED") {
+        packet.ends_after(0);
+    } else {
+        cursor.expect("SRC=")?;
+        _ = read(packet, cursor)?;
+    }
     if cursor.word(b"]") { Ok(()) } else { cursor.wrong("\"]\"") }
 }
 
