@@ -290,7 +290,8 @@ fn edited(options: &Options) -> Result<Outcome> {
         complete += u64::from(certainty == Some(Certainty::Complete));
         let Some(text) = text_of(step) else { continue };
         let said = text.split("set 0x").nth(1).and_then(|rest| rest.get(..8));
-        let said = said.and_then(|digits| u32::from_str_radix(digits, 16).ok()).with_context(|| text.to_owned())?;
+        let said =
+            said.and_then(|digits| u32::from_str_radix(digits, 16).ok()).with_context(|| text.to_owned())?;
         check(
             said == step.mark || certainty != Some(Certainty::Complete),
             format!("a rule is shown as {text:?}, but set the mark to {:#x}", step.mark),

@@ -35,8 +35,7 @@ pub fn inherit_texts(ruleset: &mut Ruleset, before: &Ruleset) {
 /// transaction is between, it cannot have the name of a set that the other one had, and only names of chains can change
 /// that a map has. Before Linux 4.16 tables have no handles, and another one may be there now.
 fn inherit_by_handle(table: &mut Table, earlier: &Table, is_next: bool) {
-    let names: HashMap<u64, &str> =
-        earlier.chains.iter().map(|chain| (chain.handle, &*chain.name)).collect();
+    let names: HashMap<u64, &str> = earlier.chains.iter().map(|chain| (chain.handle, &*chain.name)).collect();
     let renamed = |chain: &Chain| names.get(&chain.handle).is_some_and(|name| **name != *chain.name);
     let stays = is_next && table.handle != 0 && !table.chains.iter().any(renamed);
     for chain in &mut table.chains {

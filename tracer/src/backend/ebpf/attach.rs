@@ -204,8 +204,7 @@ fn wanted(symbols: &Symbols, witness: Option<u32>) -> Result<(Vec<&'static Probe
                 return Err(Error::NoFunction(probe.symbol));
             }
             (false, Need::Family(family)) if probe.point == Point::Entry => {
-                without
-                    .push(format!("legacy tables of {family}: the kernel has no `{}` yet", probe.symbol));
+                without.push(format!("legacy tables of {family}: the kernel has no `{}` yet", probe.symbol));
             }
             (false, _) => {}
         }
