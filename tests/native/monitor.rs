@@ -34,6 +34,15 @@ pub(crate) enum Program {
     Xtables,
 }
 
+/// What a program told.
+pub(crate) enum Told {
+    All(Vec<Traversal>),
+    /// Some came faster than it reads. One of them ends then.
+    Lost,
+    /// It ended at a rule.
+    GaveUp,
+}
+
 /// A program that listens.
 pub(crate) struct Monitor {
     program: Program,
@@ -84,34 +93,47 @@ impl Monitor {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// What came since the last call; `None` when something was lost.
-    pub(crate) fn take(&mut self) -> Option<Vec<Traversal>> {
-        // That is how one of them says it.
-        if self.child.try_wait().ok().flatten().is_some() {
-            return None;
+    /// What came since the last call.
+    pub(crate) fn take(&mut self) -> Told {
+        match self.child.try_wait().ok().flatten().map(|status| status.code()) {
+            // `PARAMETER_PROBLEM` of `enum xtables_exittype`: it met a rule that it has no words for.
+            Some(Some(3)) if self.program == Program::Xtables => return Told::GaveUp,
+            Some(_) => return Told::Lost,
+            None => {}
         }
         let lines = std::mem::take(&mut *self.lines.lock().unwrap_or_else(PoisonError::into_inner));
         match self.program {
-            Program::Nft => of_nft(&lines),
-            Program::Xtables => Some(of_xtables(&lines)),
+            Program::Nft => of_nft(&lines).map_or(Told::Lost, Told::All),
+            Program::Xtables => Told::All(of_xtables(&lines)),
         }
     }
 }
 
-/// How many sockets of a namespace have joined the group of trace messages, number 9.
+/// How many sockets of a namespace have joined the group of trace messages.
 fn listeners(netns: &Netns) -> Result<usize> {
+    Ok(waiting(netns)?.len())
+}
+
+/// Whether all who have joined the group of trace messages in a namespace have read what there was.
+pub(crate) fn is_read(netns: &Netns) -> Result<bool> {
+    Ok(waiting(netns)?.iter().all(|bytes| *bytes == 0))
+}
+
+/// Bytes that wait in each socket of a namespace that has joined the group of trace messages, number 9.
+fn waiting(netns: &Netns) -> Result<Vec<u64>> {
     let name = netns.name().to_owned();
     let sockets = thread::spawn(move || -> Result<String> {
         move_here(&name)?;
         Ok(fs::read_to_string("/proc/thread-self/net/netlink")?)
     });
     let sockets = sockets.join().map_err(|_| anyhow::anyhow!("the thread failed"))??;
-    let groups = sockets.lines().skip(1).filter_map(|line| {
-        let mut words = line.split_ascii_whitespace().skip(1);
-        let is_netfilter = words.next() == Some("12");
-        u32::from_str_radix(words.nth(1)?, 16).ok().filter(|_| is_netfilter)
-    });
-    Ok(groups.filter(|groups| groups & 1 << 8 != 0).count())
+    // `sk Eth Pid Groups Rmem …`
+    let of_group = |line: &str| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let groups = u32::from_str_radix(words.get(3)?, 16).ok()?;
+        (words[1] == "12" && groups & 1 << 8 != 0).then(|| words.get(4)?.parse().ok())?
+    };
+    Ok(sockets.lines().skip(1).filter_map(of_group).collect())
 }
 
 /// Whether a table is one that a run marks packets with.
