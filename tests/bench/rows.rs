@@ -88,7 +88,9 @@ const ROWS: &[Row] = &[
         name: "empty-pair",
         title: "empty kprobe + kretprobe on `ipt_do_table` (the floor)",
         world: World::Seven,
-        start: |means| Ok(Tracer::Silent(Kept::Probes(Box::new(probes::empty_pair(means.probes)?)))),
+        start: |means| {
+            Ok(Tracer::Silent(Kept::Probes(Box::new(probes::empty_pair(means.probes, "ipt_do_table")?))))
+        },
     },
     Row {
         name: "no-match",
@@ -193,6 +195,44 @@ const ROWS: &[Row] = &[
         start: |_| trace("nfnetlink_log"),
     },
     Row { name: "nft-baseline", title: "nftables: baseline", world: World::Nft, start: |_| nothing() },
+    Row {
+        name: "nft-empty-pair",
+        title: "nftables: empty kprobe + kretprobe on `nft_do_chain`",
+        world: World::Nft,
+        start: |means| {
+            Ok(Tracer::Silent(Kept::Probes(Box::new(probes::empty_pair(means.probes, "nft_do_chain")?))))
+        },
+    },
+    Row {
+        name: "nft-key",
+        title: "nftables: the kernel tells of verdicts, and nobody looks",
+        world: World::Nft,
+        start: |_| Ok(Tracer::Silent(Kept::Rules(rules::key()?))),
+    },
+    Row {
+        name: "nft-no-match",
+        title: "nftables: nftracer, filter does not match",
+        world: World::Nft,
+        start: |_| nftracer("trace", &["--backend", "ebpf", "udp port 9"]),
+    },
+    Row {
+        name: "nft-no-match-kprobe",
+        title: "nftables: the same with kprobes",
+        world: World::Nft,
+        start: |_| nftracer("trace", &["--backend", "ebpf", "--attach", "kprobe", "udp port 9"]),
+    },
+    Row {
+        name: "nft-match-stopped",
+        title: "nftables: nftracer, filter matches, the probes alone",
+        world: World::Nft,
+        start: |_| stopped(&["--backend", "ebpf", "udp"]),
+    },
+    Row {
+        name: "nft-match-trace",
+        title: "nftables: nftracer, filter matches, `-o trace`",
+        world: World::Nft,
+        start: |_| nftracer("trace", &["--backend", "ebpf", "udp"]),
+    },
     Row {
         name: "nft-monitor",
         title: "nftables: `nft monitor trace` reading",

@@ -125,6 +125,13 @@ pub(crate) fn trace(logger: &str) -> Result<Undo> {
     Ok(undo)
 }
 
+/// Has the kernel tell of every verdict, and marks no packet.
+pub(crate) fn key() -> Result<Undo> {
+    let undo = Undo(|| fed("nft", &["-f", "-"], "delete table ip key\n"));
+    fed("nft", &["-f", "-"], "table ip key {\n chain key { meta nftrace set 1; }\n}\n")?;
+    Ok(undo)
+}
+
 /// Makes nftables trace every packet.
 pub(crate) fn nftrace() -> Result<Undo> {
     let undo =

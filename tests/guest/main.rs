@@ -9,6 +9,8 @@ mod footprint;
 #[path = "../old_kernel/kernel.rs"]
 mod kernel;
 mod lines;
+mod nft_footprint;
+mod nft_oracle;
 mod old_tools;
 mod oracle;
 mod session;
@@ -70,6 +72,8 @@ const TESTS: &[&[Test]] = &[
     doctor::TESTS,
     classic::TESTS,
     oracle::TESTS,
+    nft_oracle::TESTS,
+    nft_footprint::TESTS,
     lines::TESTS,
     footprint::TESTS,
     filters::TESTS,

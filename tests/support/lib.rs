@@ -20,6 +20,7 @@ pub mod lab;
 pub mod netns;
 pub mod nflog;
 pub mod nft_rules;
+pub mod nftrace;
 pub mod packet;
 pub mod paths;
 pub mod random;

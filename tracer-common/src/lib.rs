@@ -13,5 +13,7 @@ pub mod config;
 pub mod counter;
 pub mod filter;
 pub mod legacy;
+pub mod nft;
 pub mod offsets;
+pub mod place;
 pub mod translated;

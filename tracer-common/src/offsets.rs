@@ -1,29 +1,32 @@
 //! Field offsets of the running kernel, resolved in user space and handed over as frozen global data.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
 /// The offset of a field that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
 macro_rules! offsets {
-    ($($(#[$doc:meta])* $field:ident: $structure:literal $path:literal,)*) => {
-        /// Byte offsets of kernel fields, [`ABSENT`] where this kernel has no such field.
+    ($(#[$title:meta])* $name:ident, $fields:ident; $($(#[$doc:meta])* $field:ident: $structure:literal $path:literal,)*) => {
+        $(#[$title])*
         ///
-        /// Each row names the kernel structure and field, so that the table is also the list of what has to be
-        /// looked up: see [`FIELDS`].
+        /// [`ABSENT`](crate::offsets::ABSENT) where this kernel has no such field. Each row names the kernel structure
+        /// and field, so that the table is also the list of what has to be looked up.
         #[repr(C)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-        pub struct Offsets { $($(#[$doc])* #[doc = concat!("\n\n`struct ", $structure, "`, field `", $path, "`")] pub $field: u32,)* }
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq,
+            zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout,
+        )]
+        pub struct $name { $($(#[$doc])* #[doc = concat!("\n\n`struct ", $structure, "`, field `", $path, "`")] pub $field: u32,)* }
 
-        impl Offsets {
+        impl $name {
             /// The table before anything has been looked up.
-            pub const UNRESOLVED: Self = Self { $($field: ABSENT,)* };
+            pub const UNRESOLVED: Self = Self { $($field: $crate::offsets::ABSENT,)* };
         }
 
-        /// One row for each member of [`Offsets`], in its order.
-        pub const FIELDS: &[Field] = &[$(Field { name: stringify!($field), structure: $structure, path: $path },)*];
+        #[doc = concat!("One row for each member of [`", stringify!($name), "`], in its order.")]
+        pub const $fields: &[$crate::offsets::Field] = &[$($crate::offsets::Field { name: stringify!($field), structure: $structure, path: $path },)*];
     };
 }
+
+pub(crate) use offsets;
 
 /// A kernel field whose offset is looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub struct Field {
 }
 
 offsets! {
+    /// Byte offsets of the fields that every trace needs.
+    Offsets, FIELDS;
     /// Start of the packet buffer.
     skb_head: "sk_buff" "head",
     /// u16, from `head`.
@@ -67,6 +72,8 @@ offsets! {
     state_net: "nf_hook_state" "net",
     /// u32, the number that `/proc/PID/ns/net` shows.
     net_inum: "net" "ns.inum",
+    /// u8, which half of the bits of nftables' rules is current.
+    net_gencursor: "net" "nft.gencursor",
     /// 16 bytes.
     dev_name: "net_device" "name",
     /// i32.

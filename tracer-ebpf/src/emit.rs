@@ -84,7 +84,7 @@ unsafe fn copy_words<const N: usize>(to: *mut u64, from: *const u64) {
 /// Whether the reader is to be woken: it looks by itself every few milliseconds and is woken only when much is
 /// waiting. A wake-up for each record would cost more than all the rest.
 #[inline(always)]
-fn wake() -> u64 {
+pub fn wake() -> u64 {
     let waiting = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
     u64::from(if waiting >= u64::from(config!(wakeup_bytes)) {
         BPF_RB_FORCE_WAKEUP

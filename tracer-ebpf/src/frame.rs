@@ -157,6 +157,8 @@ pub struct State {
     pub owner: Cell<u64>,
     /// Records sent.
     pub records: Cell<u64>,
+    /// Runs of nftables numbered on this CPU.
+    pub runs: Cell<u64>,
 }
 
 // SAFETY: each CPU has its own, and `Cpu::alone` lets one program at a time to what is not `Shared`.
@@ -166,19 +168,21 @@ unsafe impl Sync for State {}
 
 impl Cpu {
     /// Does something as the only program at work on this CPU. What cannot be done now is found missing by the next
-    /// checkpoint.
+    /// checkpoint, where it is of a table. Returns whether it could be done.
     #[inline(always)]
-    pub fn alone(&self, work: impl FnOnce()) {
+    pub fn alone(&self, work: impl FnOnce()) -> bool {
         let inside = self.inside.get();
         // SAFETY: a valid number. Volatile, because programs interrupt each other; who does has put back what it found.
         unsafe {
-            if inside.read_volatile() == 0 {
+            let alone = inside.read_volatile() == 0;
+            if alone {
                 inside.write_volatile(1);
                 barrier();
                 work();
                 barrier();
                 inside.write_volatile(0);
             }
+            alone
         }
     }
 }

@@ -50,6 +50,23 @@ pub fn first_arguments(context: *mut c_void) -> (u64, u64, u64) {
     }
 }
 
+/// The first five arguments of the probed function, read as those of [`first_arguments`].
+#[inline(always)]
+pub fn five_arguments(context: *mut c_void) -> [u64; 5] {
+    let registers = context.cast::<pt_regs>();
+    // SAFETY: the context of a kprobe program is a pt_regs.
+    #[cfg(bpf_target_arch = "x86_64")]
+    unsafe {
+        [
+            core::ptr::read_volatile(&raw const (*registers).rdi),
+            core::ptr::read_volatile(&raw const (*registers).rsi),
+            core::ptr::read_volatile(&raw const (*registers).rdx),
+            core::ptr::read_volatile(&raw const (*registers).rcx),
+            core::ptr::read_volatile(&raw const (*registers).r8),
+        ]
+    }
+}
+
 /// The stack pointer at entry of the probed function.
 #[inline(always)]
 pub fn stack_pointer(context: *mut c_void) -> u64 {
@@ -163,6 +180,8 @@ pub trait Access {
     fn device_name(device: u64) -> Option<[u64; 2]>;
     /// Hook number of a `struct nf_hook_state`.
     fn hook(state: u64) -> Option<u8>;
+    /// Hook number and family of a `struct nf_hook_state`.
+    fn hook_and_family(state: u64) -> Option<(u8, u8)>;
     /// The rest of a hook state that a traced packet needs.
     fn hook_state(state: u64) -> Option<HookState>;
     /// Where the packet of an skb lies.
@@ -205,6 +224,11 @@ impl Access for Typed {
     #[inline(always)]
     fn hook(state: u64) -> Option<u8> {
         Self::field(state, offset!(state_hook))
+    }
+
+    #[inline(always)]
+    fn hook_and_family(state: u64) -> Option<(u8, u8)> {
+        Some((Self::hook(state)?, Self::field(state, offset!(state_pf))?))
     }
 
     #[inline(always)]
@@ -259,6 +283,16 @@ impl Access for Probed {
     #[inline(always)]
     fn hook(state: u64) -> Option<u8> {
         read(state + offset!(state_hook))
+    }
+
+    #[inline(always)]
+    fn hook_and_family(state: u64) -> Option<(u8, u8)> {
+        let first: u64 = read(state)?;
+        let (hook, family) = (offset!(state_hook), offset!(state_pf));
+        if hook > 7 || family > 7 {
+            return None;
+        }
+        Some(((first >> (hook * 8)) as u8, (first >> (family * 8)) as u8))
     }
 
     #[inline(always)]

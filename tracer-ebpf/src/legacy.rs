@@ -28,7 +28,7 @@ const NF_STOLEN: u32 = 2;
 const TCP_TIME_WAIT: u8 = 6;
 const TCP_NEW_SYN_RECV: u8 = 12;
 /// What is kept of the owner of a socket that has none.
-const NO_OWNER: u64 = u64::MAX;
+pub const NO_OWNER: u64 = u64::MAX;
 
 /// The arguments of a traversal.
 #[derive(Clone, Copy)]
@@ -93,7 +93,7 @@ pub fn enter_unselected<A: Access>(call: &Call) {
 
 /// What could not be done is found missing later.
 #[inline(always)]
-fn drop_none(_: Option<()>) {}
+pub fn drop_none(_: Option<()>) {}
 
 /// A traversal that nobody follows; only counted, for the sake of [`checkpoint`]. One that begins inside another moves
 /// the sequence count only when the other is not inside its own counted part: softirqs run at its end, too.
@@ -417,14 +417,7 @@ fn fill<A: Access>(state: &State, traversal: &mut Traversal, hook_state: &HookSt
         facts |= link::<A>(traversal, skb);
     }
     if skb.sock != 0 {
-        // Only the packet holds on to the socket: its address may be another one's in another packet.
-        let sock = if A::TYPED { distance(skb.sock) } else { skb.sock };
-        if state.sock.get() != sock || state.sock_packet.get() != traversal.packet {
-            state.owner.set(owner::<A>(skb.sock, hook_state.net).unwrap_or(NO_OWNER));
-            state.sock.set(sock);
-            state.sock_packet.set(traversal.packet);
-        }
-        let owner = state.owner.get();
+        let owner = known_owner::<A>(state, traversal.packet, skb.sock, hook_state.net);
         if owner != NO_OWNER {
             traversal.uid = owner as u32;
             traversal.gid = (owner >> 32) as u32;
@@ -448,8 +441,10 @@ fn copy_packet(traversal: &mut Traversal, packet: &Packet) -> u32 {
         return len;
     }
     let more = snapshot::bounded(linear - ENTRY_BYTES as u32, MORE_BYTES as u32);
+    // For verifiers that forget the bound of a number that was on the stack meanwhile.
+    let masked = snapshot::mask::<255>(u64::from(more)) as u32;
     // SAFETY: what follows `entry_bytes` in the record continues it, for `MORE_BYTES`.
-    if unsafe { copy(bytes.add(ENTRY_BYTES), more, packet.network() + ENTRY_BYTES as u64) } {
+    if unsafe { copy(bytes.add(ENTRY_BYTES), masked, packet.network() + ENTRY_BYTES as u64) } {
         ENTRY_BYTES as u32 + more
     } else {
         len
@@ -492,7 +487,7 @@ fn clear(state: &mut SkbState) {
 
 /// Reads what the kernel's logger prints about a device; what was there is left where there is none.
 #[inline(always)]
-fn device<A: Access>(to: &mut [u8; 16], address: u64) -> bool {
+pub fn device<A: Access>(to: &mut [u8; 16], address: u64) -> bool {
     if address == 0 {
         return false;
     }
@@ -528,6 +523,19 @@ fn link<A: Access>(traversal: &mut Traversal, skb: &Skb) -> u32 {
         traversal.mac_len = len as u8;
     }
     fact::MAC
+}
+
+/// Owner of a packet's socket, asked for once for all that the packet meets; [`NO_OWNER`] where it has none.
+#[inline(always)]
+pub fn known_owner<A: Access>(state: &State, packet: u64, sock: u64, net: u64) -> u64 {
+    // Only the packet holds on to the socket: its address may be another one's in another packet.
+    let number = if A::TYPED { distance(sock) } else { sock };
+    if state.sock.get() != number || state.sock_packet.get() != packet {
+        state.owner.set(owner::<A>(sock, net).unwrap_or(NO_OWNER));
+        state.sock.set(number);
+        state.sock_packet.set(packet);
+    }
+    state.owner.get()
 }
 
 /// Owner of a socket, under the conditions of `nf_log_dump_sk_uid_gid` in `net/netfilter/nf_log_syslog.c`: user id in

@@ -12,6 +12,7 @@ mod frame;
 mod kernel;
 mod legacy;
 mod maps;
+mod nft;
 mod replace;
 mod select;
 mod snapshot;
@@ -99,6 +100,80 @@ pub fn table_replaced(ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub fn counters_added(_ctx: ProbeContext) -> u32 {
     legacy::counters_added();
+    0
+}
+
+/// Entry of `nft_do_chain(pkt, priv)`.
+#[kprobe]
+pub fn nft_enter(ctx: ProbeContext) -> u32 {
+    let (pkt, chain, _) = kernel::first_arguments(ctx.as_ptr());
+    let key = nft::key(pkt, kernel::stack_pointer(ctx.as_ptr()));
+    nft::enter::<Probed>(&nft::Start { pkt, chain, key }, |skb| skb);
+    0
+}
+
+/// Entry of `__nft_trace_packet`.
+#[kprobe]
+pub fn nft_traced(ctx: ProbeContext) -> u32 {
+    if let Some(traced) = nft::Traced::from_arguments(kernel::five_arguments(ctx.as_ptr())) {
+        nft::traced::<Probed>(&traced);
+    }
+    0
+}
+
+/// As [`nft_enter`], without a kprobe.
+#[fentry]
+pub fn nft_enter_typed(ctx: FEntryContext) -> i32 {
+    let pkt = ctx.arg(0);
+    let key = nft::key(distance(pkt), distance(ctx.as_ptr() as u64));
+    nft::enter::<Typed>(&nft::Start { pkt, chain: ctx.arg(1), key }, distance);
+    0
+}
+
+/// As [`nft_traced`], where the function is `(pkt, verdict, rule, info, type)`.
+#[fentry]
+pub fn nft_traced_typed(ctx: FEntryContext) -> i32 {
+    let (pkt, verdict, rule) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    let what = ctx.arg::<u64>(4) as u32;
+    nft::traced::<Typed>(&nft::Traced { info: 0, pkt, verdict, rule, key: distance(pkt), what });
+    0
+}
+
+/// As [`nft_traced`], where the function is `(info, chain, type)`.
+#[fentry]
+pub fn nft_traced_info_typed(ctx: FEntryContext) -> i32 {
+    if let Some(traced) = nft::Traced::from_info::<Typed>(ctx.arg(0), ctx.arg::<u64>(2) as u32, distance) {
+        nft::traced::<Typed>(&traced);
+    }
+    0
+}
+
+/// As [`nft_leave`], as [`leave_typed`] is to [`leave`].
+#[fexit]
+pub fn nft_leave_typed(ctx: FExitContext) -> i32 {
+    nft::leave(distance(ctx.as_ptr() as u64), ctx.arg::<u64>(2) as u32);
+    0
+}
+
+/// Exit of `nft_do_chain`, where nothing else tells how a run ended.
+#[kretprobe]
+pub fn nft_leave(ctx: RetProbeContext) -> u32 {
+    nft::leave(kernel::return_stack_pointer(ctx.as_ptr()), ctx.ret::<u32>());
+    0
+}
+
+/// Entry of `nf_tables_commit(net, skb)`.
+#[kprobe]
+pub fn commit_enter(ctx: ProbeContext) -> u32 {
+    let (net, _, _) = kernel::first_arguments(ctx.as_ptr());
+    let _ = nft::commit_begins(net);
+    0
+}
+
+/// Exit of `nf_tables_commit`.
+#[kretprobe]
+pub fn commit_leave(_ctx: RetProbeContext) -> u32 {
+    let _ = nft::commit_ends();
     0
 }
 

@@ -2,6 +2,7 @@
 
 use crate::frame::{DEPTH, State};
 use crate::kernel::SkbWindow;
+use crate::nft::{OpenRun, RUN_SLOTS, UnderWay};
 use crate::snapshot::mask;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
@@ -9,6 +10,7 @@ use core::cell::UnsafeCell;
 use tracer_common::counter::Counter;
 use tracer_common::filter::Key;
 use tracer_common::legacy::{LongTail, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
+use tracer_common::nft::{COMMIT_SLOTS, Commits};
 use tracer_common::translated::Workspace;
 
 /// Counter blocks of the largest table that can be followed: 65 536 entries.
@@ -49,6 +51,8 @@ pub struct FilterInput {
 pub struct TracedPacket {
     pub packet: u64,
     pub position: u64,
+    /// Which tables and chains have seen it there, see `select`.
+    pub met: u64,
 }
 
 #[map]
@@ -83,6 +87,16 @@ pub static FILTER: PerCpuArray<FilterInput> = PerCpuArray::with_max_entries(1, 0
 #[map]
 pub static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
 
+/// Runs of nftables that are open, by a hash of their key.
+#[map]
+pub static OPEN_RUNS: Array<OpenRun> = Array::with_max_entries(RUN_SLOTS, 0);
+/// How often rules of nftables were committed, by the namespace's slot.
+#[map]
+pub static COMMITS: Array<Commits> = Array::with_max_entries(COMMIT_SLOTS, 0);
+/// The commits under way, by their tasks.
+#[map]
+pub static COMMITTING: LruHashMap<u64, UnderWay> = LruHashMap::with_max_entries(256, 0);
+
 /// Words that all CPUs share. Global data instead of maps, because its address is part of the program: no look-up.
 pub struct Words<const N: usize>(UnsafeCell<[u64; N]>);
 
@@ -90,7 +104,8 @@ pub struct Words<const N: usize>(UnsafeCell<[u64; N]>);
 unsafe impl<const N: usize> Sync for Words<N> {}
 
 impl<const N: usize> Words<N> {
-    const fn new() -> Self {
+    /// No word is set.
+    pub const fn new() -> Self {
         Self(UnsafeCell::new([0; N]))
     }
 
@@ -125,6 +140,10 @@ pub static DECIDED: Words<{ DECISIONS as usize }> = Words::new();
 /// The last traced packet of each slot of [`DECIDED`]; see `select`.
 #[unsafe(no_mangle)]
 pub static PACKETS: Words<{ DECISIONS as usize }> = Words::new();
+
+/// Which tables and chains have seen a packet where it was last, by the same hash; see `select`.
+#[unsafe(no_mangle)]
+pub static MET: Words<{ DECISIONS as usize }> = Words::new();
 
 /// How often the table was replaced so far.
 #[inline(always)]

@@ -1,8 +1,10 @@
 //! Which packets are traced.
 //!
 //! A packet is judged once, at its first traversal in a namespace, and stays traced or not for its later hooks, also
-//! when NAT has changed it. Its skb's address tells it again, as long as hook and table go forward: addresses are
-//! reused within microseconds, so a packet that begins anew (PREROUTING, OUTPUT) or goes backward is another packet.
+//! when NAT has changed it. Its skb's address tells it again, as long as it goes forward, through hooks and what stands
+//! at them: addresses are reused within microseconds, so a packet that begins anew (PREROUTING, OUTPUT) or goes backward
+//! is another packet. Where base chains of nftables stand at the same place, with one another or with a table, each of
+//! them sees a packet once.
 //!
 //! The judgement sits in one 64-bit word in an array indexed by a hash of the address, so that asking again costs one
 //! load and no lock. A traced packet that another one displaces there is kept in a map.
@@ -11,7 +13,8 @@ use crate::config::{config, offset};
 use crate::emit::count;
 use crate::kernel::{Access, copy, read};
 use crate::legacy::Call;
-use crate::maps::{DECIDED, DECISIONS, FILTER, PACKETS, TABLE_CLASSES, TRACED, TracedPacket};
+use crate::maps::{DECIDED, DECISIONS, FILTER, MET, PACKETS, TABLE_CLASSES, TRACED, TracedPacket};
+use crate::nft::nft;
 use crate::snapshot::mask;
 use crate::translated;
 use tracer_common::counter::Counter;
@@ -27,8 +30,8 @@ const LOOPBACK: u32 = 1;
 
 /// Bits of the words below that are an address: no skb or table lies within 64 bytes of another, and the upper 16
 /// bits are the same for all.
-const ADDRESS_SHIFT: u32 = 16;
-const ADDRESS_FROM: u32 = 22;
+pub const ADDRESS_SHIFT: u32 = 16;
+pub const ADDRESS_FROM: u32 = 22;
 /// Bits for a namespace's number and the family.
 const PLACE: u64 = ((1 << ADDRESS_FROM) - 1) & !((1 << PLACE_FROM) - 1);
 const PLACE_FROM: u32 = 7;
@@ -44,6 +47,28 @@ pub struct Selected {
     pub packet: u64,
     /// Nothing earlier of this packet was traced.
     pub first: bool,
+}
+
+/// Which tables and chains have seen a packet at its position: a tag of each, the last one lowest. Kept only where
+/// nftables is traced: without it one table stands at each position.
+#[derive(Clone, Copy)]
+struct Met(u64);
+
+impl Met {
+    /// No more than one legacy table has a position.
+    const LEGACY: u64 = 1;
+
+    /// The tag of a base chain: bits of its address. Never 0, which stands for none.
+    #[inline(always)]
+    fn chain(address: u64) -> u64 {
+        ((address >> 4) ^ (address >> 19)) & 0x7fff | 0x8000
+    }
+
+    #[inline(always)]
+    fn has(self, tag: u64) -> bool {
+        let is = |shift: u32| (self.0 >> shift) & 0xffff == tag;
+        is(0) || is(16) || is(32) || is(48)
+    }
 }
 
 /// Whether a packet seen at `before` can be at `now` next, in one namespace. Positions are those of [`Question`].
@@ -83,29 +108,45 @@ pub struct Question {
     identity: u64,
     /// Hook and rank of the table in it: the hook from bit 3 on.
     now: u64,
-    /// What is remembered of the table.
+    /// What is remembered of the table: its place, and whether that is traced.
     table: u64,
+    /// What sees the packet, as a tag of [`Met`].
+    tag: u64,
 }
 
 impl Question {
-    /// Asks about a traversal.
+    /// Asks about a traversal of a legacy table.
     #[inline(always)]
     pub fn of<A: Access>(call: &Call) -> Option<Self> {
         let hook = u64::from(A::hook(call.state)?);
         let table = table::<A>(call)?;
         let class = table & CLASS;
         let rank = if class == u64::from(NAT_CLASS) { u64::from(rank(hook as u8, NAT_CLASS)) } else { class };
-        let slot = call.skb_number >> 8;
+        Some(Self::new(call.skb_number, (hook << 3) | rank, table, Met::LEGACY))
+    }
+
+    /// Asks about a run through a base chain, whose address `call` has for the table's. `chain` is what is remembered
+    /// of the chain: its [`namespace`] and its rank.
+    #[inline(always)]
+    pub fn of_chain(call: &Call, hook: u8, family: u8, chain: u64) -> Self {
+        let now = (u64::from(hook & 7) << 3) | (chain & CLASS);
+        Self::new(call.skb_number, now, chain | family_bit(family), Met::chain(call.table))
+    }
+
+    #[inline(always)]
+    fn new(skb_number: u64, now: u64, table: u64, tag: u64) -> Self {
+        let slot = skb_number >> 8;
         let word = DECIDED.at::<{ DECISIONS - 1 }>(slot);
-        Some(Self {
+        Self {
             word,
             // SAFETY: a word of global data; volatile because other CPUs write there.
             decided: unsafe { word.read_volatile() },
             slot,
-            identity: (call.skb_number << ADDRESS_SHIFT) ^ (table & PLACE),
-            now: (hook << 3) | rank,
+            identity: (skb_number << ADDRESS_SHIFT) ^ (table & PLACE),
+            now,
             table,
-        })
+            tag,
+        }
     }
 
     /// The hook of the traversal.
@@ -128,6 +169,32 @@ impl Question {
         unsafe { pairs.add(index).read_volatile() != 0 }
     }
 
+    /// Whether the packet can come here after `before`, where `met` saw it.
+    #[inline(always)]
+    fn goes_on_past(&self, before: u64, met: impl FnOnce() -> Met) -> bool {
+        self.goes_on_from(before)
+            || (nft!(witness) != 0 && before & POSITION == self.now && !met().has(self.tag))
+    }
+
+    /// What saw the packet of this slot where it was last.
+    #[inline(always)]
+    fn met(&self) -> Met {
+        Met(MET.get::<{ DECISIONS - 1 }>(self.slot))
+    }
+
+    /// Remembers what saw the packet here: a packet that goes on from `before`, where `met` saw it, or begins.
+    #[inline(always)]
+    fn remember_met(&self, before: Option<u64>, met: impl FnOnce() -> Met) {
+        if nft!(witness) == 0 {
+            return;
+        }
+        let earlier = match before {
+            Some(before) if before & POSITION == self.now => met().0 << 16,
+            _ => 0,
+        };
+        MET.set::<{ DECISIONS - 1 }>(self.slot, earlier | self.tag);
+    }
+
     #[inline(always)]
     fn remember(&self, traced: bool) {
         let traced = if traced { IS_TRACED } else { 0 };
@@ -139,9 +206,10 @@ impl Question {
     #[inline(always)]
     pub fn is_untraced(&self) -> bool {
         let position = self.decided ^ self.identity;
-        let untraced = position <= POSITION && self.goes_on_from(position);
+        let untraced = position <= POSITION && self.goes_on_past(position, || self.met());
         if untraced {
             self.remember(false);
+            self.remember_met(Some(position), || self.met());
         }
         untraced
     }
@@ -162,30 +230,37 @@ impl Question {
     pub fn decide<A: Access>(&self, call: &Call) -> Option<Selected> {
         let same = self.same();
         let traced = self.decided & IS_TRACED != 0;
-        let goes_on = same && (self.goes_on_from(self.decided) || self.is_looped::<A>(self.decided, call));
+        let met = self.met();
+        let goes_on =
+            same && (self.goes_on_past(self.decided, || met) || self.is_looped::<A>(self.decided, call));
+        let before = if goes_on { Some(self.decided) } else { None };
         if self.table & IS_TRACED == 0 || (goes_on && !traced) {
-            self.displace(same);
+            self.displace(same, met);
             self.remember(false);
+            self.remember_met(before, || met);
             return None;
         }
         let number = PACKETS.get::<{ DECISIONS - 1 }>(self.slot);
         if goes_on && number & SKB == self.identity >> ADDRESS_FROM {
             self.remember(true);
+            self.remember_met(before, || met);
             return Some(Selected { packet: number & !KEPT, first: false });
         }
         // A decision about another packet does not tell whether this one, past its first hook, was seen before.
         let hook = self.now >> 3;
         if number & KEPT != 0 && !same && hook != OUTPUT && hook != PREROUTING {
-            if let Some(packet) = self.kept() {
-                self.displace(same);
-                PACKETS.set::<{ DECISIONS - 1 }>(self.slot, packet | KEPT);
+            if let Some(kept) = self.kept() {
+                self.displace(same, met);
+                PACKETS.set::<{ DECISIONS - 1 }>(self.slot, kept.packet | KEPT);
                 self.remember(true);
-                return Some(Selected { packet, first: false });
+                self.remember_met(Some(kept.position), || Met(kept.met));
+                return Some(Selected { packet: kept.packet, first: false });
             }
         }
-        self.displace(same);
+        self.displace(same, met);
         let matched = matches::<A>(call.skb);
         self.remember(matched);
+        self.remember_met(before, || met);
         if !matched {
             if goes_on {
                 // Two CPUs have written to the slot at once, and which packet this is has been lost.
@@ -208,23 +283,23 @@ impl Question {
         self.identity & !((1 << PLACE_FROM) - 1)
     }
 
-    /// The number of this packet, if it was displaced.
+    /// This packet, if it was displaced.
     #[inline(always)]
-    fn kept(&self) -> Option<u64> {
+    fn kept(&self) -> Option<TracedPacket> {
         let key = self.key();
         let kept = TRACED.get_ptr(key)?;
         // SAFETY: a map value.
-        let TracedPacket { packet, position } = unsafe { core::ptr::read_volatile(kept) };
-        if !self.goes_on_from(position) {
+        let kept = unsafe { core::ptr::read_volatile(kept) };
+        if !self.goes_on_past(kept.position, || Met(kept.met)) {
             return None;
         }
         let _ = TRACED.remove(&key);
-        Some(packet)
+        Some(kept)
     }
 
     /// Keeps the packet whose decision is about to be overwritten, if it is traced and another.
     #[inline(always)]
-    fn displace(&self, same: bool) {
+    fn displace(&self, same: bool, met: Met) {
         if same || self.decided & IS_TRACED == 0 {
             return;
         }
@@ -233,7 +308,7 @@ impl Question {
             return;
         }
         let key = self.decided & !((1 << PLACE_FROM) - 1);
-        let packet = TracedPacket { packet: number & !KEPT, position: self.decided & POSITION };
+        let packet = TracedPacket { packet: number & !KEPT, position: self.decided & POSITION, met: met.0 };
         // The map refuses when its locks are contended; then the packet is not followed, and that is told.
         if TRACED.insert(key, packet, 0).is_err() {
             count(Counter::Lost, 1);
@@ -246,6 +321,22 @@ impl Question {
 /// so that no two are the same. The highest bit of the word says that the map may hold packets of this slot.
 const SKB: u64 = (1 << (64 - ADDRESS_FROM)) - 1;
 const KEPT: u64 = 1 << 63;
+
+/// The namespace of a hook state, and whether it is traced, as they stand in decisions.
+#[inline(always)]
+pub fn namespace<A: Access>(state: u64) -> Option<u64> {
+    let net: u64 = A::field(state, offset!(state_net))?;
+    let number: u32 = A::field(net, offset!(net_inum))?;
+    let wanted = config!(netns);
+    let traced = if wanted == 0 || number == wanted { IS_TRACED } else { 0 };
+    Some(((u64::from(number) << NAMESPACE_FROM) & PLACE) | traced)
+}
+
+/// The family, `NFPROTO_IPV4` or `NFPROTO_IPV6`, as it stands in decisions.
+#[inline(always)]
+fn family_bit(family: u8) -> u64 {
+    u64::from(family & 8) << (PLACE_FROM - 3)
+}
 
 /// What is remembered of a table, in one word: its address, the place, whether its namespace is traced, its class.
 /// Asked of the kernel once for each table: the word is cleared when a table is registered or replaced. Returned
@@ -277,12 +368,7 @@ fn learn_table<A: Access>(call: &Call, to: *mut u64) -> u64 {
 fn ask_table<A: Access>(call: &Call, to: *mut u64) -> Option<u64> {
     let class = table_class(read(call.table + offset!(table_name))?);
     let family: u8 = read(call.table + offset!(table_af))?;
-    let net: u64 = A::field(call.state, offset!(state_net))?;
-    let number: u32 = A::field(net, offset!(net_inum))?;
-    let wanted = config!(netns);
-    let traced = if wanted == 0 || number == wanted { IS_TRACED } else { 0 };
-    let place = (u64::from(number) << NAMESPACE_FROM) | (u64::from(family & 8) << (PLACE_FROM - 3));
-    let word = (place & PLACE) | traced | u64::from(class);
+    let word = namespace::<A>(call.state)? | family_bit(family) | u64::from(class);
     // SAFETY: as for the reading.
     unsafe { to.write_volatile(word ^ (call.table << ADDRESS_SHIFT)) };
     Some(word)

@@ -7,11 +7,18 @@ use anyhow::{Context as _, Result};
 use nftracer::btf::{Btf, Kind, Type, TypeId};
 use std::collections::HashMap;
 use std::path::Path;
+use tracer_common::nft::NFT_FIELDS;
 use tracer_common::offsets::FIELDS;
 
-/// Kept beside [`FIELDS`]: what tells kernels before 5.15.
-const MORE_FIELDS: [(&str, &str); 1] = [("netns_ipv4", "iptable_filter")];
-const FUNCTIONS: [&str; 3] = ["ipt_do_table", "ip6t_do_table", "arpt_do_table"];
+/// Kept beside [`FIELDS`] and [`NFT_FIELDS`]: what tells kernels without module BTF, and bit fields.
+const MORE_FIELDS: [(&str, &str); 5] = [
+    ("netns_ipv4", "iptable_filter"),
+    ("nf_hook_ops", "priority"),
+    ("rhltable", "ht"),
+    ("nft_rule_dp", "handle"),
+    ("nft_rule", "handle"),
+];
+const FUNCTIONS: [&str; 4] = ["ipt_do_table", "ip6t_do_table", "arpt_do_table", "__nft_trace_packet"];
 const CONSTANTS: [(&str, &str); 2] =
     [("skb_drop_reason", "SKB_DROP_REASON_NETFILTER_DROP"), ("nf_inet_hooks", "NF_INET_FORWARD")];
 
@@ -71,7 +78,8 @@ impl Reduced {
 
     fn add(&mut self, btf: &Btf<'_>) -> Result<()> {
         self.name("");
-        let fields = FIELDS.iter().map(|field| (field.structure, field.path)).chain(MORE_FIELDS);
+        let fields =
+            FIELDS.iter().chain(NFT_FIELDS).map(|field| (field.structure, field.path)).chain(MORE_FIELDS);
         let fields: Vec<_> = fields.collect();
         for rows in fields.chunk_by(|row, next| row.0 == next.0) {
             let paths: Vec<_> = rows.iter().map(|row| row.1).collect();

@@ -8,6 +8,7 @@
 use anyhow::{Context as _, bail};
 use nftracer::backend::ebpf::decode::decode;
 use nftracer::command::trace::interpreter::{Interpreter, NotRead, Reading};
+use nftracer::command::trace::runs::Heard;
 use nftracer::fetch::Fetched;
 use nftracer::netfilter::{Family, Hook, StepKind, Verdict};
 use nftracer::ruleset::{Chain, Entry, Table, Target};
@@ -53,7 +54,9 @@ fn main() -> anyhow::Result<()> {
 
 fn replay(form: Output, packets: u64, writer: Box<dyn Write>) -> anyhow::Result<()> {
     let sink = sink::choose(form, false, writer);
-    let mut interpreter = Interpreter::new(sink, None, 0, Box::new(|_, _, _| Err(NotRead::Failed)));
+    let never = Box::new(|_: &_, _, _: &str| Err(NotRead::Failed));
+    let mut interpreter =
+        Interpreter::new(sink, None, 0, never, Box::new(|_, _| None), Box::new(|_, _| Heard::Nothing));
     for name in ["raw", "mangle", "filter"] {
         let none = [0; TABLE_SLOTS as usize];
         let reading = Reading { fetched: fetched(name), before: none, after: none, read_ns: 0 };

@@ -65,6 +65,15 @@ impl TableFamily {
             Self::Netdev => "netdev",
         }
     }
+
+    /// Whether chains of this family see packets of another at a hook.
+    pub fn sees(self, family: Family, hook: Hook) -> bool {
+        match self {
+            Self::Inet => true,
+            Self::Netdev => hook == Hook::Ingress,
+            of => of == family.into(),
+        }
+    }
 }
 
 impl From<Family> for TableFamily {

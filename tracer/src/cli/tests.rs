@@ -85,8 +85,8 @@ fn options() {
         "nftracer trace --backend ebpf --mark none --netns blue --count 1 --for 2m30s -o json -w FILE -v udp",
         TraceConfig {
             filter: "udp".to_owned(),
-            backend: Backend::Ebpf,
             mark: Mark::None,
+            backend: Backend::Ebpf,
             attach: Method::Auto,
             log_file: None,
             netns: Netns::Name("blue".to_owned()),

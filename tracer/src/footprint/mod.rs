@@ -7,6 +7,7 @@
 
 mod change;
 mod clean;
+mod key;
 mod record;
 mod rule;
 mod select;
@@ -14,6 +15,7 @@ mod table;
 mod undo;
 
 pub use clean::{clean, leftovers};
+pub use key::Key;
 
 use crate::filter::Filter;
 use crate::netfilter::Family;
@@ -92,8 +94,11 @@ pub enum Error {
         owner: Process,
     },
     /// The table of nftables could not be made or removed.
-    #[error("cannot change the table of nftables that marks packets")]
+    #[error("cannot make or remove a table of nftables")]
     Table(#[source] netlink::Error),
+    /// The kernel made no table, and gave no reason.
+    #[error("the kernel made no table of nftables")]
+    Unmade,
     /// TRACE rules could not be added or removed.
     #[error("cannot change the {family} table raw: {}", text::escape(reason))]
     Rules {
@@ -105,6 +110,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the kernel said that this process may not.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Table(error) if error.raw_os_error() == Some(libc::EPERM))
+    }
+
     /// What can be done about it.
     pub fn remedy(&self) -> Option<String> {
         let denied = |source: &io::Error| source.kind() == io::ErrorKind::PermissionDenied;
@@ -125,7 +135,7 @@ impl Error {
             Self::Table(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 "run it as root, or with CAP_NET_ADMIN in the namespace".to_owned()
             }
-            Self::Table(_) => "trace with --mark rule".to_owned(),
+            Self::Table(_) => "trace with --mark rule, or with eBPF and --mark none".to_owned(),
             Self::Rules { .. } => "trace with --mark nft".to_owned(),
             _ => return None,
         })

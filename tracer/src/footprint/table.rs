@@ -66,13 +66,26 @@ impl Table {
         for owned in [true, false] {
             let (batch, replies) = batch(&mut socket, |messages| all(messages, name, owned, selections));
             match socket.request(batch.as_bytes(), &replies, |_| ()) {
-                Err(error)
-                    if owned && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {}
+                Err(error) if owned && knows_no_owners(&error) => {}
                 made => return made.map(|_| Self { owned, _socket: socket }),
             }
         }
         unreachable!("the second attempt returns")
     }
+
+    /// Makes one that no packet gets to; `None` when it was to be owned and the kernel knows no owners.
+    pub(super) fn inert(namespace: &File, name: &str, owned: bool) -> Result<Option<Self>, Error> {
+        let mut socket = Socket::open(Some(namespace), NETFILTER)?;
+        let (batch, replies) = batch(&mut socket, |messages| inert(messages, name, owned));
+        match socket.request(batch.as_bytes(), &replies, |_| ()) {
+            Err(error) if owned && knows_no_owners(&error) => Ok(None),
+            made => made.map(|_| Some(Self { owned, _socket: socket })),
+        }
+    }
+}
+
+fn knows_no_owners(error: &Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 /// Removes a table. Says whether it was there.
@@ -139,7 +152,7 @@ fn batch(socket: &mut Socket, fill: impl FnOnce(&mut Messages<'_>)) -> (Builder,
     (frame(builder, libc::NFNL_MSG_BATCH_END, socket.next_sequence()), replies)
 }
 
-fn all(messages: &mut Messages<'_>, name: &str, owned: bool, selections: &[Selection]) {
+fn table(messages: &mut Messages<'_>, name: &str, owned: bool) {
     let exclusive = MAKE | libc::NLM_F_EXCL as u16;
     messages.add(libc::NFT_MSG_NEWTABLE, exclusive, |body| {
         body.text(attribute::TABLE_NAME, name);
@@ -147,6 +160,23 @@ fn all(messages: &mut Messages<'_>, name: &str, owned: bool, selections: &[Selec
             number(body, attribute::TABLE_FLAGS, OWNED);
         }
     });
+}
+
+/// A chain without a hook, with one rule that sets the trace bit.
+fn inert(messages: &mut Messages<'_>, name: &str, owned: bool) {
+    const CHAIN: &str = "key";
+    table(messages, name, owned);
+    messages.add(libc::NFT_MSG_NEWCHAIN, MAKE, |body| {
+        body.text(attribute::CHAIN_TABLE, name).text(attribute::CHAIN_NAME, CHAIN);
+    });
+    messages.add(libc::NFT_MSG_NEWRULE, MAKE | libc::NLM_F_APPEND as u16, |body| {
+        body.text(attribute::RULE_TABLE, name).text(attribute::RULE_CHAIN, CHAIN);
+        body.nested(attribute::RULE_EXPRESSIONS, |body| Expressions { body }.trace());
+    });
+}
+
+fn all(messages: &mut Messages<'_>, name: &str, owned: bool, selections: &[Selection]) {
+    table(messages, name, owned);
     for (chain, hook) in [("prerouting", libc::NF_INET_PRE_ROUTING), ("output", libc::NF_INET_LOCAL_OUT)] {
         messages.add(libc::NFT_MSG_NEWCHAIN, MAKE, |body| {
             body.text(attribute::CHAIN_TABLE, name).text(attribute::CHAIN_NAME, chain);

@@ -29,51 +29,52 @@ const UDATA_COMMENT: u8 = 0;
 const UDATA_EBTABLES_POLICY: u8 = 1;
 
 /// `NFT_MSG_NEW…`
-mod new {
-    pub(super) const TABLE: u8 = 0;
-    pub(super) const CHAIN: u8 = 3;
-    pub(super) const RULE: u8 = 6;
-    pub(super) const SET: u8 = 9;
-    pub(super) const GENERATION: u8 = 15;
-    pub(super) const FLOWTABLE: u8 = 22;
+pub(super) mod new {
+    pub(in crate::nftables) const TABLE: u8 = 0;
+    pub(in crate::nftables) const CHAIN: u8 = 3;
+    pub(in crate::nftables) const RULE: u8 = 6;
+    pub(in crate::nftables) const SET: u8 = 9;
+    pub(in crate::nftables) const GENERATION: u8 = 15;
+    pub(in crate::nftables) const FLOWTABLE: u8 = 22;
 }
 
 /// `NFTA_…`, each by the object that has it.
-mod nfta {
+pub(super) mod nfta {
     /// The name of a table, and of the table of everything else.
-    pub(super) const TABLE: u16 = 1;
-    pub(super) const TABLE_FLAGS: u16 = 2;
-    pub(super) const TABLE_HANDLE: u16 = 4;
-    pub(super) const TABLE_OWNER: u16 = 7;
-    pub(super) const CHAIN_HANDLE: u16 = 2;
-    pub(super) const CHAIN_NAME: u16 = 3;
-    pub(super) const CHAIN_HOOK: u16 = 4;
-    pub(super) const CHAIN_POLICY: u16 = 5;
-    pub(super) const CHAIN_TYPE: u16 = 7;
-    pub(super) const CHAIN_FLAGS: u16 = 10;
-    pub(super) const HOOK_NUM: u16 = 1;
-    pub(super) const HOOK_PRIORITY: u16 = 2;
-    pub(super) const HOOK_DEV: u16 = 3;
-    pub(super) const HOOK_DEVS: u16 = 4;
-    pub(super) const DEVICE_PREFIX: u16 = 2;
-    pub(super) const RULE_CHAIN: u16 = 2;
-    pub(super) const RULE_HANDLE: u16 = 3;
-    pub(super) const RULE_EXPRESSIONS: u16 = 4;
-    pub(super) const RULE_USERDATA: u16 = 7;
-    pub(super) const EXPR_NAME: u16 = 1;
-    pub(super) const EXPR_DATA: u16 = 2;
-    pub(super) const IMMEDIATE_DATA: u16 = 2;
-    pub(super) const DATA_VERDICT: u16 = 2;
-    pub(super) const VERDICT_CODE: u16 = 1;
-    pub(super) const VERDICT_CHAIN: u16 = 2;
-    pub(super) const SET_NAME: u16 = 2;
-    pub(super) const SET_FLAGS: u16 = 3;
-    pub(super) const SET_HANDLE: u16 = 16;
-    pub(super) const FLOWTABLE_NAME: u16 = 2;
-    pub(super) const FLOWTABLE_HOOK: u16 = 3;
-    pub(super) const FLOWTABLE_HANDLE: u16 = 5;
-    pub(super) const FLOWTABLE_HOOK_DEVS: u16 = 3;
-    pub(super) const GEN_ID: u16 = 1;
+    pub(in crate::nftables) const TABLE: u16 = 1;
+    pub(in crate::nftables) const TABLE_FLAGS: u16 = 2;
+    pub(in crate::nftables) const TABLE_HANDLE: u16 = 4;
+    pub(in crate::nftables) const TABLE_OWNER: u16 = 7;
+    pub(in crate::nftables) const CHAIN_HANDLE: u16 = 2;
+    pub(in crate::nftables) const CHAIN_NAME: u16 = 3;
+    pub(in crate::nftables) const CHAIN_HOOK: u16 = 4;
+    pub(in crate::nftables) const CHAIN_POLICY: u16 = 5;
+    pub(in crate::nftables) const CHAIN_TYPE: u16 = 7;
+    pub(in crate::nftables) const CHAIN_FLAGS: u16 = 10;
+    pub(in crate::nftables) const HOOK_NUM: u16 = 1;
+    pub(in crate::nftables) const HOOK_PRIORITY: u16 = 2;
+    pub(in crate::nftables) const HOOK_DEV: u16 = 3;
+    pub(in crate::nftables) const HOOK_DEVS: u16 = 4;
+    pub(in crate::nftables) const DEVICE_PREFIX: u16 = 2;
+    pub(in crate::nftables) const RULE_CHAIN: u16 = 2;
+    pub(in crate::nftables) const RULE_HANDLE: u16 = 3;
+    pub(in crate::nftables) const RULE_EXPRESSIONS: u16 = 4;
+    pub(in crate::nftables) const RULE_POSITION: u16 = 6;
+    pub(in crate::nftables) const RULE_USERDATA: u16 = 7;
+    pub(in crate::nftables) const EXPR_NAME: u16 = 1;
+    pub(in crate::nftables) const EXPR_DATA: u16 = 2;
+    pub(in crate::nftables) const IMMEDIATE_DATA: u16 = 2;
+    pub(in crate::nftables) const DATA_VERDICT: u16 = 2;
+    pub(in crate::nftables) const VERDICT_CODE: u16 = 1;
+    pub(in crate::nftables) const VERDICT_CHAIN: u16 = 2;
+    pub(in crate::nftables) const SET_NAME: u16 = 2;
+    pub(in crate::nftables) const SET_FLAGS: u16 = 3;
+    pub(in crate::nftables) const SET_HANDLE: u16 = 16;
+    pub(in crate::nftables) const FLOWTABLE_NAME: u16 = 2;
+    pub(in crate::nftables) const FLOWTABLE_HOOK: u16 = 3;
+    pub(in crate::nftables) const FLOWTABLE_HANDLE: u16 = 5;
+    pub(in crate::nftables) const FLOWTABLE_HOOK_DEVS: u16 = 3;
+    pub(in crate::nftables) const GEN_ID: u16 = 1;
 }
 
 /// The family of a table by its `NFPROTO_…`.
@@ -177,10 +178,8 @@ impl Parts {
                 self.rules.entry((place, chain)).or_default().push(rule);
             }
             new::SET => {
-                let (name, flags) = (self.name(body, nfta::SET_NAME)?, be32(body, nfta::SET_FLAGS));
-                let (map, anonymous) = (flags & SET_MAP != 0, flags & SET_ANONYMOUS != 0);
-                let handle = be64(body, nfta::SET_HANDLE);
-                self.sets.push((place, Set { name, handle, map, anonymous }));
+                let set = self.set(body)?;
+                self.sets.push((place, set));
             }
             new::FLOWTABLE => {
                 let name = self.name(body, nfta::FLOWTABLE_NAME)?;
@@ -191,7 +190,13 @@ impl Parts {
         Some(())
     }
 
-    fn rule(&mut self, body: &[u8]) -> Rule {
+    pub(super) fn set(&mut self, body: &[u8]) -> Option<Set> {
+        let (name, flags) = (self.name(body, nfta::SET_NAME)?, be32(body, nfta::SET_FLAGS));
+        let (map, anonymous) = (flags & SET_MAP != 0, flags & SET_ANONYMOUS != 0);
+        Some(Set { name, handle: be64(body, nfta::SET_HANDLE), map, anonymous })
+    }
+
+    pub(super) fn rule(&mut self, body: &[u8]) -> Rule {
         let (mut names, mut verdict_of_rule) = (Vec::new(), None);
         let expressions = find(body, nfta::RULE_EXPRESSIONS);
         let mut content = DefaultHasher::new();
@@ -222,7 +227,7 @@ impl Parts {
     }
 
     /// The text of an attribute.
-    fn name(&mut self, body: &[u8], kind: u16) -> Option<Arc<str>> {
+    pub(super) fn name(&mut self, body: &[u8], kind: u16) -> Option<Arc<str>> {
         let name = find(body, kind)?.text();
         if let Some(known) = self.names.get(&*name) {
             return Some(known.clone());
@@ -271,7 +276,7 @@ impl Index {
     }
 }
 
-fn chain(family: TableFamily, name: Arc<str>, body: &[u8]) -> Chain {
+pub(super) fn chain(family: TableFamily, name: Arc<str>, body: &[u8]) -> Chain {
     let base = find(body, nfta::CHAIN_HOOK).map(|place| Base {
         hook: hook(family, be32(place.value, nfta::HOOK_NUM)),
         priority: be32(place.value, nfta::HOOK_PRIORITY).cast_signed(),

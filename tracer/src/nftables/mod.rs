@@ -7,15 +7,18 @@
 mod assign;
 pub mod decode;
 pub mod display;
+pub mod follow;
 mod inherit;
 mod listing;
 mod locate;
+pub mod run;
 mod save;
 pub mod stands;
 #[cfg(test)]
 mod tests;
 pub mod trace;
 pub mod traversal;
+pub mod versions;
 
 pub use assign::{Mismatch, attach_listing, attach_save};
 pub use inherit::{inherit_texts, lacks_text};
@@ -61,7 +64,7 @@ pub struct Table {
 }
 
 /// `NFT_TABLE_F_DORMANT`: no packet gets to the table.
-pub const DORMANT: u32 = 0x1;
+const DORMANT: u32 = 0x1;
 
 /// Where rules and chains are, by what names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -172,6 +175,17 @@ impl Ruleset {
     pub fn table(&self, family: TableFamily, name: &str) -> Option<&Table> {
         self.tables.iter().find(|table| table.family == family && *table.name == *name)
     }
+
+    /// The base chains that packets come to, at hooks that this program knows.
+    pub fn standing(&self) -> impl Iterator<Item = (&Table, &Chain, &Base, At)> {
+        let awake = self.tables.iter().filter(|table| table.flags & DORMANT == 0);
+        awake.flat_map(|table| {
+            table.chains.iter().filter_map(move |chain| {
+                let base = chain.base.as_ref()?;
+                Some((table, chain, base, base.at()?))
+            })
+        })
+    }
 }
 
 impl Table {
@@ -218,10 +232,15 @@ impl Table {
 }
 
 impl Base {
+    /// Asked about the first packet of a connection only.
+    pub fn is_nat(&self) -> bool {
+        self.kind == "nat"
+    }
+
     /// Where it stands among all that packets of its family meet; `None` at a hook that this program does not know.
     pub fn at(&self) -> Option<At> {
         let hook = self.hook?;
-        let priority = if self.kind == "nat" { nat_priority(hook) } else { self.priority };
+        let priority = if self.is_nat() { nat_priority(hook) } else { self.priority };
         Some(At { hook, priority })
     }
 }

@@ -1,6 +1,6 @@
 //! Which base chains see a packet, and which of them should have told of it.
 
-use super::{DORMANT, Ruleset};
+use super::Ruleset;
 use crate::netfilter::{Family, Hook, TableFamily};
 use crate::path::group::join::At;
 use std::collections::HashSet;
@@ -28,24 +28,14 @@ struct Stand {
 impl Stands {
     /// The base chains that packets come to, without those of tables that `passed_over` names.
     pub fn of(ruleset: &Ruleset, passed_over: impl Fn(&str) -> bool) -> Self {
-        let mut stands = Vec::new();
-        for table in ruleset.tables.iter().filter(|table| table.flags & DORMANT == 0) {
-            if passed_over(&table.name) {
-                continue;
-            }
-            for chain in &table.chains {
-                let Some((base, at)) = chain.base.as_ref().and_then(|base| Some((base, base.at()?))) else {
-                    continue;
-                };
-                stands.push(Stand {
-                    name: (table.family, Arc::clone(&table.name), Arc::clone(&chain.name)),
-                    at,
-                    nat: base.kind == "nat",
-                    devices: base.devices.clone(),
-                });
-            }
-        }
-        Self { generation: ruleset.generation, stands }
+        let standing = ruleset.standing().filter(|(table, ..)| !passed_over(&table.name));
+        let stands = standing.map(|(table, chain, base, at)| Stand {
+            name: (table.family, Arc::clone(&table.name), Arc::clone(&chain.name)),
+            at,
+            nat: base.is_nat(),
+            devices: base.devices.clone(),
+        });
+        Self { generation: ruleset.generation, stands: stands.collect() }
     }
 
     /// Whether there are none.
@@ -72,7 +62,7 @@ impl Stands {
         let mut silent = Vec::new();
         for Stand { name, at, nat, devices } in &self.stands {
             let (of, table, chain) = name;
-            if *nat || met.contains(name) || !sees(*of, at.hook, family) {
+            if *nat || met.contains(name) || !of.sees(family, at.hook) {
                 continue;
             }
             let why = match at.hook {
@@ -89,15 +79,6 @@ impl Stands {
             silent.push(format!("{} {table}:{chain} is not there: {why}", of.name()));
         }
         silent
-    }
-}
-
-/// Whether chains of a family see such packets at a hook.
-fn sees(of: TableFamily, hook: Hook, family: Family) -> bool {
-    match of {
-        TableFamily::Inet => true,
-        TableFamily::Netdev => hook == Hook::Ingress,
-        of => of == family.into(),
     }
 }
 

@@ -54,6 +54,44 @@ fn rules_are_shown_in_their_owners_words() {
 }
 
 #[test]
+fn texts_outlast_what_cannot_change_them() {
+    let before = ruleset();
+    // The rules that have no text after a change, and how many of them have nothing but their own content to say.
+    let lost = |change: fn(&mut Ruleset)| {
+        let mut after = structure();
+        change(&mut after);
+        inherit_texts(&mut after, &before);
+        let rules = |ruleset: &Ruleset| -> Vec<Rule> {
+            let chains = ruleset.tables.iter().flat_map(|table| &table.chains);
+            chains.flat_map(|chain| chain.rules.clone()).collect()
+        };
+        let (mut lost, mut plain) = (0, 0);
+        for (now, then) in rules(&after).iter().zip(&rules(&before)) {
+            assert!(now.text.is_none() || (&now.text, &now.nft) == (&then.text, &then.nft));
+            if now.text.is_none() && then.text.is_some() {
+                let mut names = now.expressions.iter();
+                let elsewhere = names.any(|name| ["lookup", "dynset", "objref"].contains(&&**name));
+                let holds = format!("{:?}", now.verdict).contains("__");
+                lost += 1;
+                plain += u32::from(!elsewhere && !holds);
+            }
+        }
+        (lost > 0, plain)
+    };
+    let nothing = (false, 0);
+    let all_but_plain = (true, 0);
+    assert_eq!(lost(|_| {}), nothing);
+    assert_eq!(lost(|after| after.generation += 1), nothing);
+    assert_eq!(lost(|after| after.generation += 2), all_but_plain);
+    let anew = |after: &mut Ruleset| after.tables.iter_mut().for_each(|table| table.handle += 100);
+    assert_eq!(lost(anew), all_but_plain);
+    let renamed =
+        |after: &mut Ruleset| after.tables.iter_mut().for_each(|table| table.chains[0].name = "r".into());
+    let (some, plain) = lost(renamed);
+    assert!(some && plain > 0);
+}
+
+#[test]
 fn without_the_programs_names_and_numbers_are_there() {
     expect_file![data("structure.rules")].assert_eq(&shown(&structure()));
 }

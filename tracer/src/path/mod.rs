@@ -6,6 +6,7 @@
 
 pub mod attribute;
 pub mod group;
+pub mod stands;
 mod targets;
 #[cfg(test)]
 mod tests;

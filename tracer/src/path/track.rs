@@ -1,14 +1,17 @@
-//! Joins the traversals of one packet to a path, notices what is missing between them, and knows when it is done.
+//! Joins what one packet met to a path, legacy tables and base chains of nftables alike, notices what is missing
+//! between, and knows when it is done.
 #![forbid(unsafe_code)]
 
+use super::stands::{Key, Stands};
 use super::{Certainty, Path};
 use crate::hash::KernelMap;
-use crate::history::Loaded;
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::ip::{Ipv4, Ipv6};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use tracer_common::legacy::{ENTRY_BYTES, EXIT_BYTES, SkbState, Traversal, fact, rank, table_class};
+use tracer_common::legacy::{ENTRY_BYTES, EXIT_BYTES, Traversal, fact, rank, table_class};
+use tracer_common::nft::Run;
+use tracer_common::place::legacy_priority;
 
 /// How long a packet may be silent before its path is given out.
 const IDLE_NS: u64 = 250_000_000;
@@ -21,7 +24,6 @@ const USUAL_STEPS: usize = 16;
 /// The loopback device of every namespace.
 const LOOPBACK: &[u8] = b"lo\0";
 
-const IPV4_DONT_FRAGMENT: u8 = 0x40;
 const IP_MORE: u16 = 0x2000;
 const IPV6_MORE: u16 = 1;
 const IPV6_OFFSET: u16 = 0xfff8;
@@ -46,7 +48,8 @@ mod status {
     pub(super) const TEMPLATE: u64 = 1 << 11;
 }
 
-const TABLES: [&str; 8] = ["?", "raw", "mangle", "nat", "filter", "security", "nat", "?"];
+/// Conntrack comes after what is below this priority.
+const CONNTRACK: i32 = -200;
 
 /// Packets whose paths are not complete yet.
 #[derive(Debug, Default)]
@@ -77,9 +80,11 @@ struct Open {
     last: Place,
     skb: u64,
     exit_ns: u64,
-    /// As it left the last table.
+    /// As it was seen last.
     header: Option<Header>,
-    loaded: Loaded,
+    stands: Rc<Stands>,
+    /// Which of them it has met at the hook where it was last.
+    met: u64,
 }
 
 /// What a packet waits for.
@@ -89,8 +94,8 @@ enum Next {
     Nothing,
     /// A verdict from user space.
     Verdict,
-    /// Its next table.
-    Table,
+    /// What it meets next.
+    Stand,
 }
 
 /// What identifies a packet by its header. But for the addresses nothing of it is ever translated: another packet at
@@ -115,8 +120,8 @@ enum Piece {
 }
 
 impl Header {
-    fn of(family: Family, state: &SkbState, bytes: &[u8]) -> Option<Self> {
-        let bytes = bytes.get(..usize::try_from(state.copied).ok()?.min(bytes.len()))?;
+    fn of(family: Family, copied: u32, bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..usize::try_from(copied).ok()?.min(bytes.len()))?;
         let mut addresses = [0; 32];
         Some(match family {
             Family::Ipv4 => {
@@ -151,7 +156,7 @@ impl Header {
         let same = traversal.facts & fact::SAME_BYTES != 0
             || entry_bytes.first_chunk::<FIXED>() == exit_bytes.first_chunk::<FIXED>()
                 && before.copied.min(ENTRY_BYTES as u32) == after.copied.min(EXIT_BYTES as u32);
-        if same { entry } else { Self::of(family, after, exit_bytes) }
+        if same { entry } else { Self::of(family, after.copied, exit_bytes) }
     }
 
     /// Whether this can be the same packet some time later.
@@ -171,11 +176,29 @@ impl Piece {
     }
 }
 
-/// Where a traversal was, and what conntrack said then.
+/// What a record tells of its packet, whichever engine had it.
+#[derive(Clone, Copy, Debug)]
+pub struct Visit {
+    /// Which packet, by the kernel program's number.
+    pub packet: u64,
+    /// Address of its skb.
+    skb: u64,
+    /// Nothing earlier of it was seen.
+    first: bool,
+    netns: u32,
+    entry_ns: u64,
+    place: Place,
+    family: Family,
+    entry: Option<Header>,
+    exit: Option<Header>,
+}
+
+/// Where a packet was, and what conntrack said then.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     hook: u8,
-    rank: u8,
+    key: Key,
+    priority: i32,
     /// `None` without a conntrack entry.
     connection: Option<Connection>,
     loopback: bool,
@@ -206,14 +229,66 @@ pub struct Part<'a> {
     pub verdict: Option<Verdict>,
 }
 
+impl Visit {
+    /// Of a legacy table.
+    pub fn of_traversal(traversal: &Traversal, family: Family) -> Self {
+        let has = |bit| traversal.facts & bit != 0;
+        let hook = traversal.hook.min(4);
+        let name = [0, 1, 2, 3].map(|index| traversal.table_name[index]);
+        let class = table_class(u32::from_ne_bytes(name));
+        let entry = Header::of(family, traversal.entry.copied, &traversal.entry_bytes);
+        Self {
+            packet: traversal.packet,
+            skb: traversal.skb,
+            first: has(fact::FIRST),
+            netns: traversal.netns,
+            entry_ns: traversal.entry_ns,
+            place: Place {
+                hook,
+                key: Key::Legacy { rank: rank(hook, class) },
+                priority: legacy_priority(hook, class),
+                connection: has(fact::CONNTRACK)
+                    .then(|| Connection::of(family, (traversal.ctinfo, traversal.ct_status), entry)),
+                loopback: has(fact::OUT) && traversal.outdev.starts_with(LOOPBACK),
+            },
+            family,
+            entry,
+            exit: if has(fact::EXIT) { Header::at_exit(family, entry, traversal) } else { None },
+        }
+    }
+
+    /// Of a base chain of nftables. The packet is not looked at again when it leaves.
+    pub fn of_run(run: &Run, family: Family) -> Self {
+        use tracer_common::nft::fact;
+        let has = |bit| run.facts & bit != 0;
+        let header = Header::of(family, run.copied, &run.bytes);
+        Self {
+            packet: run.packet,
+            skb: run.skb,
+            first: has(fact::FIRST),
+            netns: run.netns,
+            entry_ns: run.entry_ns,
+            place: Place {
+                hook: run.hook.min(4),
+                key: Key::Nft { table: run.table, chain: run.chain },
+                priority: run.priority,
+                connection: has(fact::CONNTRACK)
+                    .then(|| Connection::of(family, (run.ctinfo, run.ct_status), header)),
+                loopback: has(fact::OUT) && run.outdev.starts_with(LOOPBACK),
+            },
+            family,
+            entry: header,
+            exit: header,
+        }
+    }
+}
+
 impl Tracker {
     /// The packet's number in this trace, from 1.
     #[inline]
-    pub fn number(&mut self, traversal: &Traversal) -> u64 {
-        match self.open.get(&traversal.packet) {
-            Some(open) if traversal.facts & fact::FIRST == 0 && open.becomes(traversal).is_none() => {
-                open.path.packet
-            }
+    pub fn number(&mut self, visit: &Visit) -> u64 {
+        match self.open.get(&visit.packet) {
+            Some(open) if !visit.first && open.becomes(visit).is_none() => open.path.packet,
             _ => self.packets + 1,
         }
     }
@@ -231,52 +306,41 @@ impl Tracker {
         self.last_missed_ns = self.last_missed_ns.max(until_ns);
     }
 
-    /// Adds a traversal. Gives out the packet's path when it is done, and the path of an earlier packet when this one
+    /// Adds what a packet met. Gives out its path when it is done, and the path of an earlier packet when this one
     /// shows that it is.
-    pub fn add(
-        &mut self,
-        traversal: &Traversal,
-        family: Family,
-        part: Part<'_>,
-        loaded: Loaded,
-        give: &mut impl FnMut(Path),
-    ) {
-        self.notice(traversal);
-        let place = Place::of(family, traversal);
-        let first = traversal.facts & fact::FIRST != 0;
+    pub fn add(&mut self, visit: &Visit, part: Part<'_>, stands: &Rc<Stands>, give: &mut impl FnMut(Path)) {
+        let Visit { packet, first, place, .. } = *visit;
         let mut fate = None;
-        if let Some(open) = self.open.get_mut(&traversal.packet).filter(|_| !first) {
-            fate = open.becomes(traversal);
+        if let Some(open) = self.open.get_mut(&packet).filter(|_| !first) {
+            fate = open.becomes(visit);
             if fate.is_none() {
-                open.loaded = loaded;
-                open.add(part, place, traversal);
-                let next = open.next();
-                self.wait(traversal, next, give);
+                let next = open.go_on(part, visit, stands);
+                self.wait(visit, next, give);
                 return;
             }
             open.path.outcome = fate.map(str::to_owned);
         }
         if first || fate.is_some() {
-            self.give(traversal.packet, give);
+            self.give(packet, give);
         }
-        let earlier = match self.open.get(&traversal.packet) {
+        let earlier = match self.open.get(&packet) {
             Some(_) => None,
-            None => self.by_skb.insert(traversal.skb, traversal.packet),
+            None => self.by_skb.insert(visit.skb, packet),
         };
         let begins = place.hook == Hook::Prerouting as u8 || place.hook == Hook::Output as u8;
         let torn = earlier.filter(|_| first && !begins);
         // The kernel program has forgotten that it had seen it.
         let torn = torn.and_then(|earlier| self.open.get_mut(&earlier)).is_some_and(|earlier| {
-            let soon = !earlier.last.loopback && traversal.entry_ns <= earlier.exit_ns + SOON_NS;
+            let soon = !earlier.last.loopback && visit.entry_ns <= earlier.exit_ns + SOON_NS;
             if soon {
                 earlier.doubt("it may have gone on as the packet after it".to_owned());
             }
             soon
         });
         let packets = &mut self.packets;
-        let open = self.open.entry(traversal.packet).or_insert_with(|| {
+        let open = self.open.entry(packet).or_insert_with(|| {
             *packets += 1;
-            let mut open = Open::new(*packets, family, traversal, place, loaded);
+            let mut open = Open::new(*packets, visit, Rc::clone(stands));
             if first {
                 open.check_beginning(place);
             } else if fate.is_none() {
@@ -287,18 +351,16 @@ impl Tracker {
         if torn {
             open.doubt("it may be the rest of a packet that was shown before".to_owned());
         }
-        open.loaded = loaded;
-        open.add(part, place, traversal);
-        let next = open.next();
-        self.wait(traversal, next, give);
+        let next = open.go_on(part, visit, stands);
+        self.wait(visit, next, give);
     }
 
     /// Gives a packet out, or waits for what comes next of it.
-    fn wait(&mut self, traversal: &Traversal, next: Next, give: &mut impl FnMut(Path)) {
+    fn wait(&mut self, visit: &Visit, next: Next, give: &mut impl FnMut(Path)) {
         match next {
-            Next::Nothing => self.give(traversal.packet, give),
-            Next::Verdict => self.queued.push_back((traversal.entry_ns, traversal.packet)),
-            Next::Table => self.silent.push_back((traversal.entry_ns, traversal.packet)),
+            Next::Nothing => self.give(visit.packet, give),
+            Next::Verdict => self.queued.push_back((visit.entry_ns, visit.packet)),
+            Next::Stand => self.silent.push_back((visit.entry_ns, visit.packet)),
         }
     }
 
@@ -351,28 +413,12 @@ impl Tracker {
     }
 }
 
-impl Place {
-    #[inline]
-    fn of(family: Family, traversal: &Traversal) -> Self {
-        let name = [0, 1, 2, 3].map(|index| traversal.table_name[index]);
-        let connection = (traversal.facts & fact::CONNTRACK != 0).then(|| Connection::of(family, traversal));
-        Self {
-            hook: traversal.hook.min(4),
-            rank: rank(traversal.hook, table_class(u32::from_ne_bytes(name))),
-            connection,
-            loopback: traversal.facts & fact::OUT != 0 && traversal.outdev.starts_with(LOOPBACK),
-        }
-    }
-}
-
 impl Connection {
-    fn of(family: Family, traversal: &Traversal) -> Self {
-        let (info, status) = (traversal.ctinfo, u64::from(traversal.ct_status));
-        let header = || Header::of(family, &traversal.entry, &traversal.entry_bytes);
+    fn of(family: Family, (info, status): (u8, u32), header: Option<Header>) -> Self {
         let icmp = if family == Family::Ipv4 { IPPROTO_ICMP } else { IPPROTO_ICMPV6 };
         let is_error = [info::RELATED, info::RELATED_REPLY].contains(&info)
-            && header().is_some_and(|header| header.protocol == icmp);
-        Self { info, status, is_error }
+            && header.is_some_and(|header| header.protocol == icmp);
+        Self { info, status: u64::from(status), is_error }
     }
 
     /// Whether the packet is the first of a connection that nothing has confirmed, so that the nat table decides.
@@ -401,10 +447,6 @@ fn is_destination(hook: u8) -> bool {
     hook == Hook::Prerouting as u8 || hook == Hook::Output as u8
 }
 
-fn nat_rank(hook: u8) -> u8 {
-    if is_destination(hook) { 3 } else { 6 }
-}
-
 /// Hooks that a packet passes between two others.
 fn skipped(from: u8, to: u8) -> &'static [Hook] {
     match (Hook::from_number(from), Hook::from_number(to)) {
@@ -416,25 +458,21 @@ fn skipped(from: u8, to: u8) -> &'static [Hook] {
     }
 }
 
-/// Ranks above `after` and below `before`, as bits.
-fn between(after: u8, before: u8) -> u8 {
-    (u8::MAX << 1 << after) & !(u8::MAX << before.min(7))
-}
-
 impl Open {
-    fn new(number: u64, family: Family, traversal: &Traversal, place: Place, loaded: Loaded) -> Self {
+    fn new(number: u64, visit: &Visit, stands: Rc<Stands>) -> Self {
         let path = Path {
             packet: number,
-            family,
+            family: visit.family,
             steps: Vec::with_capacity(USUAL_STEPS),
             verdict: None,
             certainty: Certainty::Complete,
             why: Vec::new(),
             outcome: None,
             generation: Vec::with_capacity(USUAL_STEPS),
-            netns: Some(traversal.netns),
+            netns: Some(visit.netns),
         };
-        Self { path, last: place, skb: traversal.skb, exit_ns: traversal.entry_ns, header: None, loaded }
+        let (last, skb, exit_ns) = (visit.place, visit.skb, visit.entry_ns);
+        Self { path, last, skb, exit_ns, header: None, stands, met: 0 }
     }
 
     fn doubt(&mut self, why: String) {
@@ -444,56 +482,44 @@ impl Open {
         }
     }
 
-    fn not_seen(&mut self, hook: u8, ranks: u8) {
-        if ranks == 0 {
+    fn not_seen(&mut self, hook: u8, missing: u64) {
+        if missing == 0 {
             return;
         }
-        for rank in (1..7u8).filter(|rank| ranks & 1 << rank != 0) {
-            let chain = Hook::from_number(hook).map_or("?", Hook::chain);
-            self.doubt(format!("{}:{chain} was not seen", TABLES[usize::from(rank)]));
+        let stands = Rc::clone(&self.stands);
+        for name in stands.names(hook, missing) {
+            self.doubt(format!("{name} was not seen"));
         }
     }
 
-    /// Tables of a hook between two ranks that a packet must have met, given what conntrack said before or after.
+    /// Those of `among` that a packet must have met at a hook where it has met `met`, given what conntrack said before
+    /// or after.
     fn expected(
         &self,
         hook: u8,
-        after: u8,
-        before: u8,
+        (among, met): (u64, u64),
         earlier: Option<Connection>,
         later: Option<Connection>,
-    ) -> u8 {
-        let nat = 1 << nat_rank(hook);
-        let ranks = self.loaded.ranks[usize::from(hook)] & between(after, before);
+    ) -> u64 {
+        let nat = self.stands.nat(hook);
+        let missing = self.stands.sure(hook) & among & !met;
         let consulted = match (earlier, later) {
             (Some(earlier), _) => earlier.undecided(hook),
             (None, Some(later)) => later.is_first(),
             (None, None) => false,
         };
-        if consulted { ranks } else { ranks & !nat }
+        // The first that decides is the last that is asked.
+        let first_nat = (missing & nat) & (missing & nat).wrapping_neg();
+        let asked = if consulted && met & nat == 0 { first_nat } else { 0 };
+        (missing & !nat) | asked
     }
 
     /// What has become of this packet, if what is seen now is another one in its memory: the whole packet takes the skb
     /// of the fragment that came last, and the first fragment takes that of the packet that is cut.
     #[inline]
-    fn becomes(&self, traversal: &Traversal) -> Option<&'static str> {
-        let before = self.header.as_ref()?;
-        let is_whole = || {
-            self.path.family == Family::Ipv4
-                && matches!(traversal.entry_bytes[6..8], [high, 0] if high & !IPV4_DONT_FRAGMENT == 0)
-        };
-        if before.piece == Piece::Whole && (!self.last.loopback || is_whole()) {
-            return None;
-        }
-        self.becomes_other(before, traversal)
-    }
-
-    /// The same where a packet was cut or put together, or may have been.
-    fn becomes_other(&self, before: &Header, traversal: &Traversal) -> Option<&'static str> {
-        let later = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes)?;
-        if (before.id, before.protocol) != (later.id, later.protocol) {
-            return None;
-        }
+    fn becomes(&self, visit: &Visit) -> Option<&'static str> {
+        let later = visit.entry?;
+        let before = self.header.filter(|it| (it.id, it.protocol) == (later.id, later.protocol))?;
         match (before.piece, later.piece) {
             // Without conntrack between PREROUTING and INPUT: `ip_local_deliver` in `net/ipv4/ip_input.c`.
             (Piece::First | Piece::Later, Piece::Whole) if self.path.family == Family::Ipv4 => {
@@ -511,7 +537,8 @@ impl Open {
 
     /// A packet begins at the first table of PREROUTING or OUTPUT, or earlier tables were not seen.
     fn check_beginning(&mut self, place: Place) {
-        let missing = self.expected(place.hook, 0, place.rank, None, place.connection);
+        let before = self.stands.before(place.hook, place.priority);
+        let missing = self.expected(place.hook, (before, 0), None, place.connection);
         self.not_seen(place.hook, missing);
         // Each way it can have come by is a row of hooks.
         let ways: &[&[Hook]] = match Hook::ALL[usize::from(place.hook)] {
@@ -519,7 +546,7 @@ impl Open {
             Hook::Input | Hook::Forward => &[&[Hook::Prerouting]],
             Hook::Postrouting => &[&[Hook::Output], &[Hook::Forward, Hook::Prerouting]],
         };
-        let seen_at = |hook: &&Hook| self.expected(**hook as u8, 0, 7, None, place.connection) != 0;
+        let seen_at = |hook: &&Hook| self.expected(**hook as u8, (u64::MAX, 0), None, place.connection) != 0;
         let seen: Option<Vec<Hook>> = ways.iter().map(|way| way.iter().find(seen_at).copied()).collect();
         if let Some(seen) = seen.filter(|seen| !seen.is_empty()) {
             let names: Vec<_> = seen.into_iter().map(Hook::chain).collect();
@@ -527,39 +554,54 @@ impl Open {
         }
     }
 
-    fn add(&mut self, part: Part<'_>, place: Place, traversal: &Traversal) {
+    /// Adds what the packet met while this stood at the hooks. Says what it waits for then.
+    fn go_on(&mut self, part: Part<'_>, visit: &Visit, stands: &Rc<Stands>) -> Next {
+        if !Rc::ptr_eq(&self.stands, stands) {
+            self.met = stands.translate(&self.stands, self.last.hook, self.met);
+            self.stands = Rc::clone(stands);
+        }
+        self.add(part, visit);
+        self.next()
+    }
+
+    fn add(&mut self, part: Part<'_>, visit: &Visit) {
+        let place = visit.place;
         if !self.path.steps.is_empty() || self.path.verdict.is_some() {
             let last = self.last;
+            let before = self.stands.before(place.hook, place.priority);
+            // What was missing before that has been said.
+            let behind = self.stands.before(last.hook, last.priority);
             if last.hook == place.hook {
-                let missing =
-                    self.expected(place.hook, last.rank, place.rank, last.connection, place.connection);
+                let among = (before & !behind, self.met);
+                let missing = self.expected(place.hook, among, last.connection, place.connection);
                 self.not_seen(place.hook, missing);
+                if place.priority < last.priority || self.met & self.stands.bit(place.hook, place.key) != 0 {
+                    self.doubt("it went back, or is two packets".to_owned());
+                }
             } else {
-                let missing = self.expected(last.hook, last.rank, 7, last.connection, place.connection);
+                let among = (!behind, self.met);
+                let missing = self.expected(last.hook, among, last.connection, place.connection);
                 self.not_seen(last.hook, missing);
                 for hook in skipped(last.hook, place.hook).iter().map(|hook| *hook as u8) {
-                    let missing = self.expected(hook, 0, 7, last.connection, place.connection);
+                    let missing = self.expected(hook, (u64::MAX, 0), last.connection, place.connection);
                     self.not_seen(hook, missing);
                 }
                 // What conntrack said at another hook does not tell about this one, except that it is the first packet.
                 let earlier = last.connection.filter(|_| place.connection.is_none());
-                let missing = self.expected(place.hook, 0, place.rank, earlier, place.connection);
+                let missing = self.expected(place.hook, (before, 0), earlier, place.connection);
                 self.not_seen(place.hook, missing);
+                self.met = 0;
             }
         }
-        let entry = Header::of(self.path.family, &traversal.entry, &traversal.entry_bytes);
-        if let (Some(last), Some(entry)) = (&self.header, &entry)
-            && !last.stays(entry)
+        if let Some((last, entry)) = self.header.zip(visit.entry)
+            && !last.stays(&entry)
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }
-        self.header = if traversal.facts & fact::EXIT != 0 {
-            Header::at_exit(self.path.family, entry, traversal)
-        } else {
-            None
-        };
+        self.header = visit.exit;
         self.last = place;
-        self.exit_ns = traversal.entry_ns;
+        self.met |= self.stands.bit(place.hook, place.key);
+        self.exit_ns = visit.entry_ns;
         self.path.steps.append(part.steps);
         self.path.verdict = part.verdict.or(self.path.verdict);
         self.path.certainty = self.path.certainty.max(part.certainty);
@@ -572,16 +614,15 @@ impl Open {
         self.path.generation.extend(part.generation);
     }
 
-    /// Tables that can still come at the hook where the packet was last.
-    fn ahead(&self) -> u8 {
-        let Place { hook, rank, connection, .. } = self.last;
-        let ranks = self.loaded.possible[usize::from(hook)] & between(rank, 7);
+    /// What can still come at the hook where the packet was last.
+    fn ahead(&self) -> u64 {
+        let Place { hook, priority, connection, .. } = self.last;
+        let ahead = self.stands.all(hook) & !self.stands.before(hook, priority) & !self.met;
         let nat = match connection {
             Some(connection) => connection.may_be_first() && !connection.is_done(hook),
-            // Conntrack comes after raw and before mangle.
-            None => is_destination(hook) && rank <= 1,
+            None => is_destination(hook) && priority < CONNTRACK,
         };
-        if nat { ranks } else { ranks & !(1 << nat_rank(hook)) }
+        if nat { ahead } else { ahead & !self.stands.nat(hook) }
     }
 
     /// Hooks that can come after the one where the packet was last.
@@ -595,14 +636,14 @@ impl Open {
         }
     }
 
-    /// What can be seen of the packet after its last table.
+    /// What can be seen of the packet after what it met last.
     #[inline]
     fn next(&self) -> Next {
         match self.path.verdict {
             Some(Verdict::Drop | Verdict::Stolen) => Next::Nothing,
             Some(Verdict::Accept) if !self.is_unfinished() => Next::Nothing,
             Some(Verdict::Queue) => Next::Verdict,
-            _ => Next::Table,
+            _ => Next::Stand,
         }
     }
 
@@ -610,8 +651,21 @@ impl Open {
     #[inline]
     fn is_unfinished(&self) -> bool {
         let over = matches!(self.path.verdict, Some(Verdict::Drop | Verdict::Stolen));
-        let later = self.hooks_ahead().iter().any(|hook| self.loaded.possible[*hook as usize] != 0);
-        !over && (later || self.ahead() != 0)
+        let later = || self.hooks_ahead().iter().any(|hook| self.stands.all(*hook as u8) != 0);
+        !over && (self.ahead() != 0 || later())
+    }
+
+    /// Whether it has to be seen again: between these hooks hardly anything drops a packet.
+    fn must_go_on(&self) -> bool {
+        let next = match Hook::ALL[usize::from(self.last.hook)] {
+            Hook::Forward | Hook::Output => Hook::Postrouting,
+            Hook::Postrouting if self.last.loopback => Hook::Prerouting,
+            _ => {
+                return self.ahead() & self.stands.sure(self.last.hook) & !self.stands.nat(self.last.hook)
+                    != 0;
+            }
+        };
+        self.stands.sure(next as u8) & !self.stands.nat(next as u8) != 0
     }
 
     /// The path as it is now. A packet that could have been seen again and was not may have been missed, if any
@@ -625,7 +679,12 @@ impl Open {
                     window.until_ns >= self.exit_ns && window.since_ns <= self.exit_ns + SOON_NS
                 }),
             };
-            if missed {
+            let unwitnessed =
+                self.path.verdict == Some(Verdict::Accept) && !self.stands.has_witness() && self.must_go_on();
+            if unwitnessed {
+                let chain = Hook::ALL[usize::from(self.last.hook)].chain();
+                self.doubt(format!("it was not seen after {chain}"));
+            } else if missed {
                 let chain = Hook::ALL[usize::from(self.last.hook)].chain();
                 self.doubt(format!("it was not seen after {chain}, when some traversals were missed"));
             }

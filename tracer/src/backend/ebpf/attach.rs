@@ -1,6 +1,6 @@
 //! Placing the probes.
 //!
-//! At the table functions the probes are fentry and fexit programs where the kernel describes these functions and takes
+//! At the functions that packets pass the probes are fentry and fexit programs where the kernel describes these functions and takes
 //! such programs, and kprobes elsewhere. All are of one kind: they exclude each other by means of their own.
 //!
 //! Entry and return probes are perf events of the kprobe PMU: they belong to this process's file descriptors, so the
@@ -21,6 +21,7 @@ use aya::programs::{KProbe, ProgramError};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use thiserror::Error;
+use tracer_common::nft::Witness;
 
 /// Why a probe could not be placed.
 #[derive(Debug, Error)]
@@ -100,7 +101,7 @@ impl Error {
     }
 }
 
-/// How probes are placed at the table functions.
+/// How probes are placed at the functions that packets pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Method {
     /// The cheapest that works.
@@ -125,31 +126,21 @@ pub struct Probes {
 
 impl Probes {
     /// Places all probes whose functions exist. No map may have been taken out of `programs` before.
+    ///
+    /// `witness` is a [`Witness`], or `None` when nftables is not to be traced.
     pub fn place(
         object: &[u8],
         programs: &mut aya::Ebpf,
         kernel: &Kernel,
         method: Method,
+        witness: Option<u32>,
     ) -> Result<Self, Error> {
         let symbols = &kernel.symbols;
-        if !symbols.ipt_do_table && !symbols.ip6t_do_table {
-            return Err(Error::NoTables);
-        }
-        let mut without = Vec::new();
-        let mut present = Vec::new();
-        for probe in PROBES {
-            match (exists(symbols, probe.symbol), probe.need) {
-                (true, _) => present.push(probe),
-                (false, Need::Always) => return Err(Error::NoFunction(probe.symbol)),
-                (false, Need::Family(family)) if probe.point == Point::Entry => {
-                    without.push(format!("{family}: the kernel has no `{}` yet", probe.symbol));
-                }
-                (false, _) => {}
-            }
-        }
+        let (mut present, without) = wanted(symbols, witness)?;
+        let mut returns = Slots::new(symbols);
         // Replacements are counted before any traversal is watched.
         for probe in present.iter().filter(|probe| probe.typed.is_none()) {
-            place(programs, probe, None)?;
+            place(programs, probe, &mut returns)?;
         }
         present.retain(|probe| probe.typed.is_some());
         let placed = match method {
@@ -162,14 +153,12 @@ impl Probes {
             Some(Err(error)) => (Vec::new(), Some(error)),
             None => (Vec::new(), None),
         };
-        let mut returns = None;
         if typed.is_empty() {
-            returns = if few_return_slots(symbols) { Some(Returns::prepare()?) } else { None };
             for probe in present {
-                place(programs, probe, returns.as_mut())?;
+                place(programs, probe, &mut returns)?;
             }
         }
-        Ok(Self { without, returns, typed, reason })
+        Ok(Self { without, returns: returns.made, typed, reason })
     }
 
     /// How the table functions are probed, in words.
@@ -192,12 +181,48 @@ impl Probes {
     }
 }
 
+/// The probes whose functions exist, and what cannot be traced for want of others, with the reason. `witness` is as for
+/// [`Probes::place`].
+fn wanted(symbols: &Symbols, witness: Option<u32>) -> Result<(Vec<&'static Probe>, Vec<String>), Error> {
+    if !symbols.has_legacy() && witness.is_none() {
+        return Err(Error::NoTables);
+    }
+    let ends = witness == Some(Witness::Return as u32);
+    let mut without = Vec::new();
+    let mut present = Vec::new();
+    for probe in PROBES {
+        match probe.need {
+            Need::Nftables if witness.is_none() => continue,
+            Need::NftRules(by) if witness != Some(by as u32) => continue,
+            Need::NftEnds if !ends => continue,
+            Need::Always | Need::IfPresent if !symbols.has_legacy() => continue,
+            _ => {}
+        }
+        match (exists(symbols, probe.symbol), probe.need) {
+            (true, _) => present.push(probe),
+            (false, Need::Always | Need::Nftables | Need::NftRules(_) | Need::NftEnds) => {
+                return Err(Error::NoFunction(probe.symbol));
+            }
+            (false, Need::Family(family)) if probe.point == Point::Entry => {
+                without.push(format!("legacy tables of {family}: the kernel has no `{}` yet", probe.symbol));
+            }
+            (false, _) => {}
+        }
+    }
+    Ok((present, without))
+}
+
 /// Has the kernel look at the programs that need no kprobe, at all functions that exist. Nothing is placed. No map may
-/// have been taken out of `programs` before.
-pub fn try_typed(object: &[u8], programs: &aya::Ebpf, kernel: &Kernel) -> Result<(), typed::Error> {
-    let present = PROBES.iter().filter(|probe| exists(&kernel.symbols, probe.symbol)).collect::<Vec<_>>();
-    let load = typed::Programs::load;
-    each_typed(object, programs, kernel, &present, load).map(drop)
+/// have been taken out of `programs` before. `witness` is as for [`Probes::place`].
+pub fn try_typed(
+    object: &[u8],
+    programs: &aya::Ebpf,
+    kernel: &Kernel,
+    witness: Option<u32>,
+) -> Result<(), Error> {
+    let (present, _) = wanted(&kernel.symbols, witness)?;
+    each_typed(object, programs, kernel, &present, typed::Programs::load)?;
+    Ok(())
 }
 
 /// Places the programs that need no kprobe; all of them, or none.
@@ -247,6 +272,9 @@ fn exists(symbols: &Symbols, symbol: &str) -> bool {
         "arpt_do_table" => symbols.arpt_do_table,
         "xt_copy_counters" => symbols.copy_counters,
         "xt_replace_table" => symbols.replace_table,
+        "nft_do_chain" => symbols.nft_do_chain,
+        "__nft_trace_packet" => symbols.nft_trace_packet,
+        "nf_tables_commit" => symbols.nf_tables_commit,
         _ => false,
     }
 }
@@ -256,7 +284,7 @@ fn few_return_slots(symbols: &Symbols) -> bool {
     !symbols.rethook && !symbols.preemption
 }
 
-fn place(programs: &mut aya::Ebpf, probe: &Probe, returns: Option<&mut Returns>) -> Result<(), Error> {
+fn place(programs: &mut aya::Ebpf, probe: &Probe, returns: &mut Slots) -> Result<(), Error> {
     let program: &mut KProbe = programs
         .program_mut(probe.program)
         .and_then(|program| program.try_into().ok())
@@ -264,12 +292,30 @@ fn place(programs: &mut aya::Ebpf, probe: &Probe, returns: Option<&mut Returns>)
     if program.fd().is_err() {
         program.load().map_err(|source| Error::Load { program: probe.program, source })?;
     }
-    match (probe.point, returns) {
-        (Point::Return, Some(returns)) => returns.place(program, probe.symbol),
-        _ => {
-            let attached = program.attach(probe.symbol, 0);
-            attached.map(drop).map_err(|source| Error::Attach { symbol: probe.symbol, source })
-        }
+    if probe.point == Point::Return && returns.few {
+        return returns.get()?.place(program, probe.symbol);
+    }
+    let attached = program.attach(probe.symbol, 0);
+    attached.map(drop).map_err(|source| Error::Attach { symbol: probe.symbol, source })
+}
+
+/// Where return probes get their slots from.
+struct Slots {
+    few: bool,
+    made: Option<Returns>,
+}
+
+impl Slots {
+    fn new(symbols: &Symbols) -> Self {
+        Self { few: few_return_slots(symbols), made: None }
+    }
+
+    /// Those of tracefs, which are made when the first probe needs them.
+    fn get(&mut self) -> Result<&mut Returns, Error> {
+        Ok(match &mut self.made {
+            Some(returns) => returns,
+            made => made.insert(Returns::prepare()?),
+        })
     }
 }
 

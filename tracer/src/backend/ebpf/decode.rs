@@ -5,6 +5,7 @@ use tracer_common::legacy::{
     ENTRY_BYTES, EXIT_BYTES, LONG_EXIT_BYTES, MAX_MATCHES, MORE_BYTES, Match, Replaced, TableChunk,
     Traversal, fact, kind,
 };
+use tracer_common::nft::{self, Event, Run};
 use zerocopy::FromBytes;
 
 /// One record of the ring buffer.
@@ -16,6 +17,10 @@ pub enum Record<'a> {
     Replaced(&'a Replaced),
     /// A part of a replaced table's new blob.
     Chunk(&'a TableChunk),
+    /// A packet entered a base chain of nftables.
+    Run(&'a Run),
+    /// A verdict on its way through it.
+    Event(&'a Event),
 }
 
 /// A traversal with what may be spread over its record.
@@ -69,6 +74,8 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         kind::REPLACED => {
             Replaced::ref_from_prefix(bytes).ok().map(|(replaced, _)| Record::Replaced(replaced))
         }
+        nft::kind::RUN => Run::ref_from_prefix(bytes).ok().map(|(run, _)| Record::Run(run)),
+        nft::kind::EVENT => Event::ref_from_prefix(bytes).ok().map(|(event, _)| Record::Event(event)),
         kind::CHUNK => TableChunk::ref_from_prefix(bytes).ok().map(|(chunk, _)| Record::Chunk(chunk)),
         _ => None,
     }

@@ -14,10 +14,11 @@ use tracer_common::config::ArgumentOrder;
 /// Where the kernel shows its BTF.
 const BTF_FOLDER: &str = "/sys/kernel/btf";
 /// Modules whose structures and functions are looked at.
-const MODULES: [&str; 5] = ["x_tables", "ip_tables", "ip6_tables", "arp_tables", "nf_conntrack"];
+const MODULES: [&str; 6] = ["x_tables", "ip_tables", "ip6_tables", "arp_tables", "nf_conntrack", "nf_tables"];
 
-/// The functions that walk a table.
+/// The functions that walk a table, or a base chain.
 const TABLE_FUNCTIONS: [&str; 3] = ["ipt_do_table", "ip6t_do_table", "arpt_do_table"];
+const CHAIN_FUNCTIONS: [&str; 2] = ["nft_do_chain", "__nft_trace_packet"];
 
 /// Why the kernel cannot be traced.
 #[derive(Debug, Error)]
@@ -98,7 +99,7 @@ pub struct Kernel {
     pub symbols: Symbols,
     /// How it writes the lines of its log.
     pub log_style: LogStyle,
-    /// Table functions that programs can be placed at without kprobes.
+    /// Functions that packets pass and that programs can be placed at without kprobes.
     pub typed: BTreeMap<&'static str, TypedTarget>,
 }
 
@@ -147,22 +148,22 @@ impl Kernel {
         };
         let layout = offsets::resolve(&kernel, &symbols)?;
         let names = module_bytes.iter().map(|(path, _)| path.rsplit('/').next().map(str::to_owned));
-        let typed = match layout.argument_order {
-            ArgumentOrder::TableSkbState => typed(&vmlinux, names.zip(&modules)),
-            ArgumentOrder::SkbStateTable => BTreeMap::new(),
-        };
+        let tables = layout.argument_order == ArgumentOrder::TableSkbState;
+        let typed = typed(&vmlinux, names.zip(&modules), tables);
         Ok(Self { layout, symbols, log_style: log_style_of(&vmlinux), typed })
     }
 }
 
-/// The table functions in BTF. Their prototypes have been looked at when the argument order was found.
+/// The functions in BTF; the table functions only if `tables`. The prototypes have been looked at when the argument
+/// order and what tells of verdicts were found; that of `nft_do_chain` never changed.
 fn typed<'a>(
     vmlinux: &'a Btf<'a>,
     modules: impl Iterator<Item = (Option<String>, &'a Btf<'a>)>,
+    tables: bool,
 ) -> BTreeMap<&'static str, TypedTarget> {
     let mut found = BTreeMap::new();
     for (module, btf) in std::iter::once((None, vmlinux)).chain(modules) {
-        for name in TABLE_FUNCTIONS {
+        for name in TABLE_FUNCTIONS.into_iter().filter(|_| tables).chain(CHAIN_FUNCTIONS) {
             if let Some(id) = btf.named(btf::Kind::Func, name).next() {
                 found.entry(name).or_insert(TypedTarget { module: module.clone(), id: id.0 });
             }

@@ -24,6 +24,7 @@ use tracer_common::config::Config;
 use tracer_common::counter::Counter;
 use tracer_common::filter::Program;
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
+use tracer_common::nft::{COMMIT_SLOTS, Commits, NftConfig, Witness};
 
 #[cfg(bpf_object)]
 const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NFTRACER_BPF_OBJECT"));
@@ -108,6 +109,17 @@ fn not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(system_code(error), Some(libc::EPERM | libc::EACCES))
 }
 
+/// How nftables is traced.
+#[derive(Clone, Copy, Debug)]
+pub enum Nftables {
+    /// Not at all: nothing of it is there.
+    Absent,
+    /// Rule by rule. The kernel has been made to tell of verdicts: a run that began before it would have no end.
+    Rules,
+    /// Only which base chains a packet met and how they ended; nothing is changed.
+    Ends,
+}
+
 /// How to trace.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
@@ -121,6 +133,8 @@ pub struct Options<'a> {
     pub table_entries: u32,
     /// How probes are placed.
     pub method: attach::Method,
+    /// How nftables is traced.
+    pub nftables: Nftables,
 }
 
 /// Placed probes. Dropping it takes them away.
@@ -128,7 +142,10 @@ pub struct Ebpf {
     ring: RingBuf<MapData>,
     counters: PerCpuArray<MapData, u64>,
     replace_counts: Rc<ReplaceCounts>,
+    commits: Rc<CommitCounts>,
     probes: attach::Probes,
+    without: Vec<String>,
+    traces_nftables: bool,
     log_style: LogStyle,
     #[cfg(feature = "debug-log")]
     messages: debug::Messages,
@@ -141,6 +158,18 @@ struct PodConfig(Config);
 #[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
 // SAFETY: `Config` derives zerocopy's `IntoBytes` and `FromBytes`: no padding, and any bytes are a value.
 unsafe impl Pod for PodConfig {}
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodNftConfig(NftConfig);
+#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
+// SAFETY: as for `PodConfig`.
+unsafe impl Pod for PodNftConfig {}
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodCommits(Commits);
+#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
+// SAFETY: as for `PodConfig`.
+unsafe impl Pod for PodCommits {}
 
 /// A filter as the programs get it.
 struct Chosen<'a> {
@@ -180,6 +209,10 @@ struct Loaded {
     object: Cow<'static, [u8]>,
     programs: aya::Ebpf,
     kernel: kernel::Kernel,
+    /// How rules of nftables are seen; `None` when nftables is not traced.
+    witness: Option<u32>,
+    /// What is not traced, with the reason.
+    without: Vec<String>,
 }
 
 impl Loaded {
@@ -194,7 +227,10 @@ impl Loaded {
         let snapshot_pages = 2 * options.table_entries.div_ceil(PAGE_ENTRIES).next_power_of_two() + 16;
         let config = PodConfig(Config {
             per_cpu_offset: layout.counters.per_cpu_offset,
-            recseq: layout.counters.recseq.ok_or(Error::Kernel(kernel::Error::NoSequence))?,
+            recseq: match layout.counters.recseq {
+                None if kernel.symbols.has_legacy() => return Err(kernel::Error::NoSequence.into()),
+                recseq => recseq.unwrap_or(0),
+            },
             argument_order: layout.argument_order as u32,
             state_hook_bytes: layout.state_hook_bytes,
             netns: options.netns.unwrap_or(0),
@@ -207,18 +243,24 @@ impl Loaded {
             reserved_after_offsets: [0; Config::OFFSETS_PADDING],
             filter: *filter.program,
         });
+        let mut without = Vec::new();
+        let nft = nft_config(&kernel, options.nftables, &mut without);
+        let nft_config = PodNftConfig(nft.unwrap_or(NftConfig::UNRESOLVED));
         let programs = EbpfLoader::new()
             // The programs carry no relocations against the kernel's types: no need to read them all once more.
             .btf(None)
             .override_global("CONFIG", &config, true)
+            .override_global("NFT", &nft_config, true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .load(&filter.object)?;
-        Ok(Self { object: filter.object, programs, kernel })
+        let witness = nft.map(|nft| nft.witness);
+        Ok(Self { object: filter.object, programs, kernel, witness, without })
     }
 }
 
-/// Whether the kernel takes the programs that need no kprobes. Loads them for a trace of all packets, and places none.
+/// Whether the kernel takes the programs that need no kprobes. Loads them for a trace of all packets and of all rules,
+/// and places none.
 pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
     let options = Options {
         filter: everything,
@@ -226,22 +268,28 @@ pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
         ring_bytes: 1 << 16,
         table_entries: PAGE_ENTRIES,
         method: attach::Method::Fentry,
+        nftables: Nftables::Rules,
     };
-    let Loaded { object, programs, kernel } = Loaded::of(&options)?;
-    attach::try_typed(&object, &programs, &kernel).map_err(|error| Error::Attach(error.into()))
+    let Loaded { object, programs, kernel, witness, .. } = Loaded::of(&options)?;
+    Ok(attach::try_typed(&object, &programs, &kernel, witness)?)
 }
 
 impl Ebpf {
     /// Loads the programs and places the probes.
     pub fn attach(options: &Options<'_>) -> Result<Self, Error> {
-        let Loaded { object, mut programs, kernel } = Loaded::of(options)?;
-        let probes = attach::Probes::place(&object, &mut programs, &kernel, options.method)?;
+        let Loaded { object, mut programs, kernel, witness, mut without } = Loaded::of(options)?;
+        let probes = attach::Probes::place(&object, &mut programs, &kernel, options.method, witness)?;
+        without.extend(probes.without().iter().cloned());
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
         let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
         #[cfg(feature = "debug-log")]
         let messages = debug::Messages::of(&mut programs)?;
+        let commits = Rc::new(CommitCounts(take(&mut programs, "COMMITS", Array::try_from)?));
         Ok(Self {
+            without,
+            traces_nftables: witness.is_some(),
+            commits,
             ring,
             counters,
             replace_counts,
@@ -270,7 +318,17 @@ impl Ebpf {
 
     /// Families that cannot be traced, with the reason.
     pub fn without(&self) -> &[String] {
-        self.probes.without()
+        &self.without
+    }
+
+    /// Whether nftables is traced.
+    pub fn traces_nftables(&self) -> bool {
+        self.traces_nftables
+    }
+
+    /// How often rules of nftables have been committed; stays readable while records are being drained.
+    pub fn commits(&self) -> Rc<CommitCounts> {
+        Rc::clone(&self.commits)
     }
 
     /// Gives waiting records to `receive`, at most `limit` of them: the kernel may fill the ring as fast as it is
@@ -326,6 +384,38 @@ impl ReplaceCounts {
     fn slot(&self, slot: u32) -> u32 {
         // The map has exactly these slots, and reading an array element does not fail.
         self.0.get(&slot, 0).unwrap_or(0)
+    }
+}
+
+/// How often rules of nftables have been committed since the probes were placed.
+pub struct CommitCounts(Array<MapData, PodCommits>);
+
+impl CommitCounts {
+    /// The counters of all slots as they are now.
+    pub fn now(&self) -> [Commits; COMMIT_SLOTS as usize] {
+        let mut commits = [Commits::default(); COMMIT_SLOTS as usize];
+        for (slot, commits) in (0..).zip(&mut commits) {
+            // The map has exactly these slots, and reading an array element does not fail.
+            *commits = self.0.get(&slot, 0).map_or(Commits::default(), |PodCommits(commits)| commits);
+        }
+        commits
+    }
+}
+
+/// What the programs are told of nftables; `None` when it is not traced. Why not, where it should be, is added.
+fn nft_config(kernel: &kernel::Kernel, nftables: Nftables, without: &mut Vec<String>) -> Option<NftConfig> {
+    if matches!(nftables, Nftables::Absent) || !kernel.symbols.nft_do_chain {
+        return None;
+    }
+    match &kernel.layout.nft {
+        Ok(config) if matches!(nftables, Nftables::Ends) => {
+            Some(NftConfig { witness: Witness::Return as u32, ..*config })
+        }
+        Ok(config) => Some(*config),
+        Err(unresolved) => {
+            without.push(format!("nftables: {unresolved}"));
+            None
+        }
     }
 }
 

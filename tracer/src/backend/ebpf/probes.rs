@@ -2,6 +2,8 @@
 //! and a test holds it against the programs in the object.
 #![forbid(unsafe_code)]
 
+use tracer_common::nft::Witness;
+
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
@@ -34,6 +36,12 @@ pub enum Need {
     Always,
     /// Tracing a family; the text names it.
     Family(&'static str),
+    /// Tracing nftables.
+    Nftables,
+    /// Tracing its rules, where they are seen in this way.
+    NftRules(Witness),
+    /// Tracing its base chains without their rules.
+    NftEnds,
     /// Accounting for what else moves the shared sequence count; only needed where the function exists.
     IfPresent,
 }
@@ -95,5 +103,47 @@ pub const PROBES: &[Probe] = &[
         symbol: "ipt_do_table",
         point: Point::Entry,
         need: Need::Family("ip"),
+    },
+    Probe {
+        program: "commit_leave",
+        typed: None,
+        symbol: "nf_tables_commit",
+        point: Point::Return,
+        need: Need::Nftables,
+    },
+    Probe {
+        program: "commit_enter",
+        typed: None,
+        symbol: "nf_tables_commit",
+        point: Point::Entry,
+        need: Need::Nftables,
+    },
+    Probe {
+        program: "nft_leave",
+        typed: Some("nft_leave_typed"),
+        symbol: "nft_do_chain",
+        point: Point::Return,
+        need: Need::NftEnds,
+    },
+    Probe {
+        program: "nft_traced",
+        typed: Some("nft_traced_info_typed"),
+        symbol: "__nft_trace_packet",
+        point: Point::Entry,
+        need: Need::NftRules(Witness::TraceInfo),
+    },
+    Probe {
+        program: "nft_traced",
+        typed: Some("nft_traced_typed"),
+        symbol: "__nft_trace_packet",
+        point: Point::Entry,
+        need: Need::NftRules(Witness::TraceArguments),
+    },
+    Probe {
+        program: "nft_enter",
+        typed: Some("nft_enter_typed"),
+        symbol: "nft_do_chain",
+        point: Point::Entry,
+        need: Need::Nftables,
     },
 ];

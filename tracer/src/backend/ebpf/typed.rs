@@ -20,7 +20,7 @@ pub enum Error {
     #[error("the embedded object cannot be taken apart: {0}")]
     Object(String),
     /// The kernel describes no such function.
-    #[error("no BTF describes `{0}` with the arguments (table, skb, state)")]
+    #[error("no BTF describes `{0}` with the arguments that the program expects")]
     NotDescribed(&'static str),
     /// The kernel's BTF objects cannot be had.
     #[error("cannot get the BTF of module {module}: {source}")]

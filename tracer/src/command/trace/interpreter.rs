@@ -1,14 +1,18 @@
 //! From records to steps and paths. Knows neither the ring nor namespaces, so that it can be measured without them.
 
 use super::super::outlet::Outlet;
+use super::runs::{Ended, Heard, NftReading, Rules, Runs};
 use super::shown::Shown;
 use crate::backend::ebpf::decode::{Record, Seen};
 use crate::fetch::Fetched;
-use crate::history::{Counts, History, Unknown, Version};
+use crate::history::{Counts, History, Loaded, Unknown, Version};
 use crate::netfilter::{Family, Hook, Verdict};
+use crate::netlink::Message;
+use crate::nftables;
 use crate::packet::{Link, Owner, PacketView};
 use crate::path::attribute::{State, Views, attribute, attribute_unordered, same_bytes};
-use crate::path::track::{Part, Tracker};
+use crate::path::stands::Stands;
+use crate::path::track::{Part, Tracker, Visit};
 use crate::path::walk::{Walk, Walker};
 use crate::path::{Action, Certainty, Step};
 use crate::ruleset::{Table, Target};
@@ -20,6 +24,7 @@ use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tracer_common::legacy::{Match, SkbState, Traversal, doubt, fact};
+use tracer_common::nft::Run;
 
 /// A table that changes is read again at most this often, for the texts of its rules.
 const READ_AGAIN: Duration = Duration::from_millis(250);
@@ -35,6 +40,13 @@ pub enum NotRead {
     /// It cannot be had.
     Failed,
 }
+
+/// Reads the rules of nftables in a namespace again, with their texts or without; `None` when they cannot be had.
+pub type ReadNftables = Box<dyn FnMut(u32, bool) -> Option<NftReading>>;
+
+/// Gives what was announced of the rules of nftables in a namespace since the last time, each with the time
+/// (CLOCK_MONOTONIC) when it was heard.
+pub type HearChanges = Box<dyn FnMut(u32, &mut dyn FnMut(&Message<'_>, u64)) -> Heard>;
 
 /// A table as it was read.
 pub struct Reading {
@@ -65,11 +77,29 @@ pub struct Interpreter {
     seen_ns: u64,
     /// When tables that changed were last read again.
     last_read: HashMap<(u32, Family, String), Instant>,
+    runs: Runs,
+    rules: Rules,
+    /// What stands at the hooks of a namespace, as long as it stays the same.
+    stands: HashMap<(u32, Family), Standing>,
+}
+
+/// What stands at the hooks, with what it was made from.
+struct Standing {
+    loaded: Loaded,
+    version: Option<Rc<nftables::versions::Version>>,
+    stands: Rc<Stands>,
 }
 
 impl Interpreter {
     /// Nothing is known yet. `epoch_ns` is what to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
-    pub fn new(sink: Box<dyn Sink>, limit: Option<NonZeroU64>, epoch_ns: u64, read_again: ReadAgain) -> Self {
+    pub fn new(
+        sink: Box<dyn Sink>,
+        limit: Option<NonZeroU64>,
+        epoch_ns: u64,
+        read_again: ReadAgain,
+        read_nftables: ReadNftables,
+        hear_changes: HearChanges,
+    ) -> Self {
         Self {
             outlet: Outlet::new(sink, limit),
             read_again,
@@ -81,13 +111,31 @@ impl Interpreter {
             epoch_ns,
             seen_ns: 0,
             last_read: HashMap::new(),
+            runs: Runs::default(),
+            rules: Rules::new(read_nftables, hear_changes),
+            stands: HashMap::new(),
         }
+    }
+
+    /// Takes the rules of nftables in a namespace as they are now.
+    pub fn fetched_nftables(&mut self, netns: u32, reading: NftReading) {
+        self.rules.fetched(netns, reading);
     }
 
     /// Takes a table as it is now.
     pub fn fetched(&mut self, netns: u32, reading: Reading) {
         let Reading { fetched, before, after, read_ns } = reading;
         self.history.fetched(netns, fetched, before, after, read_ns);
+    }
+
+    /// Learns of the changes of the rules of nftables in a namespace.
+    pub(super) fn follow_nftables(&mut self, netns: u32) {
+        self.rules.follow(netns);
+    }
+
+    /// Something came that is not traced: from now on no path is complete.
+    pub(super) fn doubt_all(&mut self, why: &str) {
+        self.outlet.doubt_all(why);
     }
 
     /// Says that tracing has begun.
@@ -98,7 +146,19 @@ impl Interpreter {
     /// Takes a record.
     pub fn record(&mut self, record: Record<'_>) {
         match record {
-            Record::Traversal(seen) => self.traversal(seen),
+            Record::Traversal(seen) => {
+                self.leave(seen.traversal.packet);
+                self.traversal(seen);
+            }
+            Record::Run(run) => {
+                self.leave(run.packet);
+                self.runs.begin(run);
+            }
+            Record::Event(event) => {
+                if let Some(ended) = self.runs.event(event) {
+                    self.run(&ended);
+                }
+            }
             Record::Replaced(replaced) => self.history.replaced(replaced),
             Record::Chunk(chunk) => self.history.chunk(chunk),
         }
@@ -122,9 +182,10 @@ impl Interpreter {
         else {
             return;
         };
-        let number = self.tracker.number(traversal);
+        self.tracker.notice(traversal);
+        let visit = Visit::of_traversal(traversal, family);
+        let number = self.tracker.number(&visit);
         if self.outlet.is_beyond(number) {
-            self.tracker.notice(traversal);
             return;
         }
         let mut names = std::mem::take(&mut self.names);
@@ -142,9 +203,95 @@ impl Interpreter {
                 verdict: verdict_of(traversal),
             },
         };
-        let loaded = self.history.loaded(traversal.netns, family);
+        let version = self.rules.at(traversal.netns, traversal.entry_ns).cloned();
+        let stands = self.stands(traversal.netns, family, version);
         let Self { tracker, outlet, .. } = self;
-        tracker.add(traversal, family, part, loaded, &mut |path| outlet.path(&path));
+        tracker.add(&visit, part, &stands, &mut |path| outlet.path(&path));
+        self.names = names;
+    }
+
+    /// What stands at the hooks of a namespace, with these rules of nftables.
+    fn stands(
+        &mut self,
+        netns: u32,
+        family: Family,
+        version: Option<Rc<nftables::versions::Version>>,
+    ) -> Rc<Stands> {
+        let loaded = self.history.loaded(netns, family);
+        if let Some(standing) = self.stands.get(&(netns, family))
+            && standing.loaded == loaded
+            && standing.version.as_ref().map(Rc::as_ptr) == version.as_ref().map(Rc::as_ptr)
+        {
+            return Rc::clone(&standing.stands);
+        }
+        let ruleset = version.as_ref().map(|version| &version.ruleset);
+        let stands = Rc::new(Stands::of(loaded, family, ruleset));
+        let standing = Standing { loaded, version, stands: Rc::clone(&stands) };
+        self.stands.insert((netns, family), standing);
+        stands
+    }
+
+    /// A packet is seen somewhere else: a run of it that is open has ended, though its end was not seen.
+    fn leave(&mut self, packet: u64) {
+        if let Some(ended) = self.runs.of_packet(packet) {
+            self.run(&ended);
+        }
+    }
+
+    /// A run has ended, or will not be seen again.
+    fn run(&mut self, ended: &Ended) {
+        let Ended { run, events } = ended;
+        let (Some(family), Some(hook)) = (Family::from_nfproto(run.family), Hook::from_number(run.hook))
+        else {
+            return;
+        };
+        let visit = Visit::of_run(run, family);
+        let number = self.tracker.number(&visit);
+        if self.outlet.is_beyond(number) {
+            return;
+        }
+        let (version, mut why) = match self.rules.met_by(run) {
+            Ok(version) => (Some(version), None),
+            Err(newest) => {
+                (newest, Some("the version of nftables' rules that it met is not known".to_owned()))
+            }
+        };
+        let nothing = nftables::Ruleset::default();
+        let ruleset = version.as_ref().map_or(&nothing, |version| &version.ruleset);
+        let followed = nftables::run::follow(ruleset, run, events);
+        why = why.or(followed.doubt);
+        let mut names = std::mem::take(&mut self.names);
+        let mut mark = run.mark;
+        self.shown.forget();
+        for met in followed.met {
+            let Some(version) = &version else { break };
+            let name = version.name(&met.located);
+            mark = met.mark.unwrap_or(mark);
+            let step = Step {
+                packet: number,
+                time_ns: Some(self.epoch_ns.wrapping_add(run.entry_ns)),
+                hook: Some(hook),
+                rule: met.located.rule(),
+                name: &name,
+                action: Some(met.action),
+                view: view_of_run(run, family, mark),
+                view_doubt: None,
+                netns: Some(run.netns),
+            };
+            self.outlet.step(&step);
+            names.push(name);
+        }
+        let part = Part {
+            steps: &mut names,
+            certainty: if why.is_some() { Certainty::Inexact } else { Certainty::Complete },
+            why,
+            generation: version.as_ref().and_then(|version| version.tag(run.table)),
+            outcome: None,
+            verdict: followed.verdict,
+        };
+        let stands = self.stands(run.netns, family, version);
+        let Self { tracker, outlet, .. } = self;
+        tracker.add(&visit, part, &stands, &mut |path| outlet.path(&path));
         self.names = names;
     }
 
@@ -277,6 +424,9 @@ impl Interpreter {
 
     /// Gives out packets that have been silent for long.
     pub fn expire(&mut self, now_ns: u64) {
+        while let Some(ended) = self.runs.silent(now_ns) {
+            self.run(&ended);
+        }
         let Self { tracker, outlet, .. } = self;
         tracker.expire(now_ns, &mut |path| outlet.path(&path));
     }
@@ -288,6 +438,9 @@ impl Interpreter {
 
     /// Gives out the packets that are still on their way.
     pub(super) fn give_out_rest(&mut self) {
+        while let Some(ended) = self.runs.silent(u64::MAX) {
+            self.run(&ended);
+        }
         let Self { tracker, outlet, .. } = self;
         tracker.finish(crate::sys::clock::monotonic_ns(), &mut |path| outlet.path(&path));
     }
@@ -372,6 +525,28 @@ fn view<'a>(traversal: &'a Traversal, state: State<'a>) -> PacketView<'a> {
         bytes: state.bytes,
         mark: state.mark,
         owner: has(fact::OWNER).then_some(Owner { uid: traversal.uid, gid: traversal.gid }),
+    }
+}
+
+/// The packet as it entered the base chain, with the mark as it was later.
+fn view_of_run(run: &Run, family: Family, mark: u32) -> PacketView<'_> {
+    use tracer_common::nft::fact;
+    let has = |bit| run.facts & bit != 0;
+    let copied = usize::try_from(run.copied).unwrap_or(0).min(run.bytes.len());
+    PacketView {
+        family,
+        indev: has(fact::IN).then(|| trimmed(&run.indev)),
+        outdev: has(fact::OUT).then(|| trimmed(&run.outdev)),
+        link: Link {
+            dev_type: run.dev_type,
+            hard_header_len: run.hard_header_len,
+            header: has(fact::MAC).then(|| &run.mac[..usize::from(run.mac_len).min(run.mac.len())]),
+            ..Link::default()
+        },
+        len: run.len,
+        bytes: &run.bytes[..copied],
+        mark,
+        owner: has(fact::OWNER).then_some(Owner { uid: run.uid, gid: run.gid }),
     }
 }
 

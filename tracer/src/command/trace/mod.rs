@@ -10,6 +10,8 @@ mod nft;
 pub(super) mod plan;
 mod probes;
 mod rows;
+#[doc(hidden)]
+pub mod runs;
 mod shown;
 
 use crate::cli::trace::TraceConfig;

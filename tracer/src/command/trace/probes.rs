@@ -1,18 +1,25 @@
 //! Tracing with probes: the ring, the namespaces and the interpreter between them.
 
 use super::interpreter::{Interpreter, NotRead, Reading};
+use super::runs::{Heard, NftReading};
 use super::{Next, Session, Wish, buffer_bytes, say};
-use crate::backend::ebpf::{self, Ebpf, ReplaceCounts};
+use crate::backend::ebpf::{self, CommitCounts, Ebpf, ReplaceCounts};
+use crate::cli::trace::Mark;
 use crate::command;
 use crate::error::Failure;
 use crate::fetch;
-use crate::netfilter::Family;
+use crate::footprint::Key;
+use crate::netfilter::{Family, Hook, TableFamily};
+use crate::netlink::{Message, messages};
+use crate::nftables::{Ruleset, Table};
 use crate::sink::{Sink, Start};
+use crate::sys::netlink::{NETFILTER, Received, Socket};
 use crate::sys::privilege::{Capability, Privileges};
-use crate::sys::{clock, netns};
+use crate::sys::{clock, kernel, netns};
 use anyhow::Context as _;
 use std::fs::File;
 use std::num::NonZeroU64;
+use std::rc::Rc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracer_common::counter::Counter;
@@ -73,6 +80,26 @@ impl Namespaces {
 }
 
 impl Namespaces {
+    /// Whether any of them has base chains of nftables that see IP packets.
+    pub(super) fn have_base_chains(&self) -> bool {
+        let mut found = false;
+        self.each(|_, file| found |= has_base_chains(file));
+        found
+    }
+
+    /// The namespace that was asked for, or this process's own.
+    pub(super) fn home(&self) -> Result<File, netns::Error> {
+        match &self.only {
+            Some((_, file)) => Ok(file.try_clone().unwrap_or(netns::current()?)),
+            None => netns::current(),
+        }
+    }
+
+    /// Reads the rules of nftables again, with their texts if that is wanted.
+    fn read_nftables(&self, inode: u32, texts: bool, commits: &CommitCounts) -> Option<NftReading> {
+        self.with(inode, |file| read_nftables(file, texts, commits))?
+    }
+
     /// Reads a table again, if it is still the one that was met and its namespace can be found.
     fn read(
         &self,
@@ -93,9 +120,124 @@ impl Namespaces {
     }
 }
 
+/// Whether a namespace has base chains of nftables that see IP packets.
+fn has_base_chains(namespace: &File) -> bool {
+    let nftables = fetch::nft::Nftables::open(namespace).ok().flatten();
+    let ruleset = nftables.and_then(|mut nftables| nftables.structure().ok());
+    ruleset.is_some_and(|ruleset| ruleset.tables.iter().any(sees_packets))
+}
+
+/// The base chains that are not traced: those of bridges, ARP and devices.
+fn not_traced(ruleset: &Ruleset) -> Vec<String> {
+    let mut names = Vec::new();
+    for table in &ruleset.tables {
+        for chain in &table.chains {
+            let Some(base) = &chain.base else { continue };
+            let at_hook = base.hook.is_some_and(|hook| Hook::ALL.contains(&hook));
+            if !at_hook || !is_ip(table) {
+                names.push(format!("{} {}:{}", table.family.name(), table.name, chain.name));
+            }
+        }
+    }
+    names
+}
+
+fn is_ip(table: &Table) -> bool {
+    matches!(table.family, TableFamily::Ip | TableFamily::Ip6 | TableFamily::Inet)
+}
+
+fn sees_packets(table: &Table) -> bool {
+    is_ip(table) && table.chains.iter().any(|chain| chain.base.is_some())
+}
+
+/// Reads the rules of nftables in a namespace; `None` when there is no nftables.
+fn read_nftables(namespace: &File, texts: bool, commits: &CommitCounts) -> Option<NftReading> {
+    let mut nftables = fetch::nft::Nftables::open(namespace).ok().flatten()?;
+    let before = commits.now();
+    let ruleset = if texts { nftables.fetch().ok()?.ruleset } else { nftables.structure().ok()? };
+    Some(NftReading { ruleset, before, after: commits.now(), read_ns: clock::monotonic_ns() })
+}
+
 /// Opens a namespace, unless something else is behind its path by now.
 fn open(found: &netns::Namespace) -> Option<File> {
     found.open().ok().filter(|file| netns::inode(file).ok() == Some(found.inode))
+}
+
+/// Listens for changes of the rules of nftables in a namespace.
+struct Changes {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Changes {
+    /// `NFNLGRP_NFTABLES`
+    const GROUP: u32 = 7;
+    const BUFFER_BYTES: usize = 32 << 20;
+
+    /// `None` where that cannot be heard. To listen would load nftables: only where it is loaded.
+    fn of(namespace: &File) -> Option<Self> {
+        let socket =
+            kernel::has_nftables().then(|| Socket::open(Some(namespace), NETFILTER).ok()).flatten()?;
+        // Where that is refused, more is lost, and read again.
+        let _ = socket.set_receive_buffer(Self::BUFFER_BYTES);
+        socket.join_group(Self::GROUP).ok()?;
+        Some(Self { socket, buffer: Vec::new() })
+    }
+
+    /// Whether there were any since the last time.
+    fn any(&mut self) -> bool {
+        let mut any = false;
+        while !matches!(self.socket.recv(&mut self.buffer), Ok(Received::Empty) | Err(_)) {
+            any = true;
+        }
+        any
+    }
+
+    /// What was announced since the last time.
+    fn hear(&mut self, take: &mut dyn FnMut(&Message<'_>, u64)) -> Heard {
+        let mut heard = Heard::All;
+        loop {
+            match self.socket.recv(&mut self.buffer) {
+                Ok(Received::Datagram(bytes)) => {
+                    let now_ns = clock::monotonic_ns();
+                    messages(bytes).for_each(|message| take(&message, now_ns));
+                }
+                Ok(Received::Overrun) => heard = Heard::Some,
+                Ok(Received::Empty) => return heard,
+                Err(_) => return Heard::Some,
+            }
+        }
+    }
+}
+
+/// Looks for base chains of nftables that come while it is not traced.
+struct Watch {
+    namespace: File,
+    changes: Option<Changes>,
+    looks: u32,
+}
+
+impl Watch {
+    /// Whether nftables has been loaded is looked at every so many looks.
+    const LOOKS: u32 = 100;
+
+    fn new(namespace: File) -> Self {
+        Self { namespace, changes: None, looks: 0 }
+    }
+
+    /// Whether there are base chains now.
+    fn look(&mut self) -> bool {
+        let changed = match &mut self.changes {
+            Some(changes) => changes.any(),
+            None if self.looks.is_multiple_of(Self::LOOKS) => {
+                self.changes = Changes::of(&self.namespace);
+                self.changes.is_some()
+            }
+            None => false,
+        };
+        self.looks = self.looks.wrapping_add(1);
+        changed && has_base_chains(&self.namespace)
+    }
 }
 
 /// A trace with probes.
@@ -107,6 +249,12 @@ pub(super) struct Probing {
     looked_ns: u64,
     /// Looks since then that found nothing.
     idle_looks: u32,
+    /// Where nftables is not traced.
+    watch: Option<Watch>,
+    /// Where it is, and only one namespace, whose inode number this is.
+    follows: Option<u32>,
+    /// Goes after the probes.
+    _key: Option<Key>,
 }
 
 impl Probing {
@@ -127,7 +275,17 @@ impl Probing {
         let namespaces = Namespaces::new(namespace, netns);
         // Read once for its size, which the kernel programs must know before they are loaded.
         let largest = namespaces.largest_table();
+        let nftables = match config.mark {
+            _ if !namespaces.have_base_chains() => ebpf::Nftables::Absent,
+            Mark::None => ebpf::Nftables::Ends,
+            _ => ebpf::Nftables::Rules,
+        };
+        let key = match nftables {
+            ebpf::Nftables::Rules => Some(turn_key(&namespaces.home().map_err(Failure::running)?)?),
+            _ => None,
+        };
         let options = ebpf::Options {
+            nftables,
             filter: wish.filter,
             netns,
             ring_bytes: buffer_bytes(RING_BYTES),
@@ -140,9 +298,12 @@ impl Probing {
         if config.verbose {
             say(&format!("probes: {}", ebpf.method()));
         }
-        let footprint = ebpf.footprint().unwrap_or("none").to_owned();
+        let key = key.filter(|_| ebpf.traces_nftables());
+        let visible = [ebpf.footprint().map(str::to_owned), key.as_ref().map(Key::describe)];
+        let visible: Vec<String> = visible.into_iter().flatten().collect();
+        let footprint = if visible.is_empty() { "none".to_owned() } else { visible.join(", ") };
         let start = wish.start("ebpf", footprint, ebpf.log_style());
-        let session = Self::new(ebpf, namespaces, wish.sink()?, config.count)?;
+        let session = Self { _key: key, ..Self::new(ebpf, namespaces, wish.sink()?, config.count)? };
         Ok((session, start))
     }
 
@@ -163,19 +324,50 @@ impl Probing {
             let reading = |fetched| (inode, Reading { fetched, before, after, read_ns });
             found.extend(tables.into_iter().map(reading));
         });
+        let commits = ebpf.commits();
+        // Before they are read: then no change is unheard.
+        let changes = namespaces.only.as_ref().filter(|_| ebpf.traces_nftables());
+        let mut changes = changes.and_then(|(inode, file)| Some((*inode, Changes::of(file)?)));
+        let follows = changes.as_ref().map(|(inode, _)| *inode);
+        let mut rules = Vec::new();
+        if ebpf.traces_nftables() {
+            namespaces.each(|inode, file| {
+                rules.extend(read_nftables(file, true, &commits).map(|reading| (inode, reading)));
+            });
+        }
         for reason in ebpf.without() {
             say(&format!("not traced: {reason}"));
         }
-        let read_again =
-            move |met: &Traversal, family, name: &str| namespaces.read(met, family, name, &counts);
-        let mut interpreter = Interpreter::new(sink, limit, clock::epoch_ns(), Box::new(read_again));
+        let watch = if ebpf.traces_nftables() { None } else { namespaces.home().ok().map(Watch::new) };
+        let namespaces = Rc::new(namespaces);
+        let again = Rc::clone(&namespaces);
+        let read_again = move |met: &Traversal, family, name: &str| again.read(met, family, name, &counts);
+        let read_nftables = move |inode, texts| namespaces.read_nftables(inode, texts, &commits);
+        let hear_changes = move |inode, take: &mut dyn FnMut(&Message<'_>, u64)| match &mut changes {
+            Some((only, changes)) if *only == inode => changes.hear(take),
+            _ => Heard::Nothing,
+        };
+        let mut interpreter = Interpreter::new(
+            sink,
+            limit,
+            clock::epoch_ns(),
+            Box::new(read_again),
+            Box::new(read_nftables),
+            Box::new(hear_changes),
+        );
+        for (inode, reading) in rules {
+            for name in not_traced(&reading.ruleset) {
+                say(&format!("not traced: base chain {name}"));
+            }
+            interpreter.fetched_nftables(inode, reading);
+        }
         for (inode, reading) in found {
             complain(&reading.fetched);
             interpreter.fetched(inode, reading);
         }
         let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
             .context("cannot wait for the ring buffer")?;
-        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0 })
+        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0, watch, follows, _key: None })
     }
 }
 
@@ -193,6 +385,14 @@ impl Session for Probing {
 
     fn look(&mut self) -> Result<Next, Failure> {
         let interpreter = &mut self.interpreter;
+        if self.watch.as_mut().is_some_and(Watch::look) {
+            self.watch = None;
+            say("nftables has rules that are not traced: from here on no path is complete");
+            interpreter.doubt_all("nftables has rules that are not traced");
+        }
+        if let Some(netns) = self.follows {
+            interpreter.follow_nftables(netns);
+        }
         // Of what happened until now, everything is in the ring.
         let now_ns = clock::monotonic_ns();
         let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
@@ -224,6 +424,18 @@ impl Session for Probing {
         eprintln!("{totals}");
         Ok(())
     }
+}
+
+/// Makes the kernel tell of nftables' verdicts.
+fn turn_key(home: &File) -> Result<Key, Failure> {
+    Key::turn(home).map_err(|error| {
+        let (remedy, denied) = (error.remedy(), error.is_denied());
+        let failure = if denied { Failure::unusable(error) } else { Failure::running(error) };
+        match remedy {
+            Some(remedy) => failure.with_remedy(remedy),
+            None => failure,
+        }
+    })
 }
 
 fn refused(error: ebpf::Error) -> Failure {

@@ -4,6 +4,7 @@ use super::*;
 use crate::fetch::tests::Throwaway;
 use crate::fetch::{Engines, Loaded, engines};
 use crate::netlink::messages;
+use crate::nftables::follow::{Follower, Gap};
 use crate::nftables::trace;
 use crate::nftables::traversal::Assembler;
 use crate::sys::netlink::Received;
@@ -257,4 +258,69 @@ fn no_step_of_another_generation() {
         println!("{known} known, {unknown} unknown");
         assert!(known > 0);
     });
+}
+
+#[test]
+fn announced_changes_are_what_is_read() {
+    let Some(throwaway) = Throwaway::new() else { return };
+    let Some(()) = run(&throwaway, "nft list ruleset") else { return };
+    let socket = Socket::open(Some(&throwaway.namespace), NETFILTER).unwrap();
+    socket.join_group(decode::GROUP).unwrap();
+    let mut nftables = Nftables::open(&throwaway.namespace).unwrap().unwrap();
+    let (mut buffer, mut follower) = (Vec::new(), Follower::default());
+    let mut known = nftables.structure().unwrap();
+    // Each is one transaction, and whether its announcements tell all.
+    let transactions = [
+        ("add table inet t; add chain inet t in { type filter hook input priority 0; policy accept; }", true),
+        ("add rule inet t in counter comment \"a\"; add rule inet t in counter comment \"b\"", true),
+        (
+            "insert rule inet t in counter comment \"first\"; insert rule inet t in counter comment \"zeroth\"",
+            true,
+        ),
+        ("add rule inet t in index 1 counter comment \"second\"; insert rule inet t in index 4 drop", true),
+        ("add chain inet t one; add rule inet t one return; add rule inet t in jump one", true),
+        ("replace rule inet t in handle 4 counter comment \"replaced\"", true),
+        (
+            "flush chain inet t in; add rule inet t in meta mark set 1; add rule inet t in meta mark set 2",
+            true,
+        ),
+        (
+            "insert rule inet t in meta mark set 3; add rule inet t in meta mark set 4; delete chain inet t one",
+            true,
+        ),
+        (
+            "add map inet t m { type inet_service : verdict; elements = { 80 : drop }; }; add rule inet t in tcp dport vmap @m",
+            true,
+        ),
+        ("add rule inet t in ip saddr { 10.0.0.1, 10.0.0.2 } drop", true),
+        ("chain inet t in { policy drop; }", true),
+        (
+            "flush ruleset; add table ip x; add chain ip x a; add rule ip x a accept; add table inet t; add chain inet t in",
+            true,
+        ),
+        (
+            "delete table ip x; add table ip x; add chain ip x b; add rule ip x b drop; insert rule ip x b jump { counter; }",
+            false,
+        ),
+        ("insert rule ip x b accept", false),
+        ("add table netdev d; add chain netdev d i { type filter hook ingress device lo priority 0; }", true),
+        ("delete chain netdev d i", false),
+    ];
+    for (transaction, told) in transactions {
+        let lines = transaction.replace("; add ", "\nadd ").replace("; insert ", "\ninsert ");
+        let lines = lines.replace("; delete ", "\ndelete ");
+        run(&throwaway, &format!("nft -f - <<'R'\n{lines}\nR")).unwrap();
+        let mut announced = None;
+        while announced.is_none() {
+            for message in messages(received(&socket, &mut buffer)) {
+                announced = follower.take(&message, &known).or(announced);
+            }
+        }
+        let read = nftables.structure().unwrap();
+        match announced.unwrap() {
+            Ok(ruleset) => assert_eq!(ruleset, read, "{transaction}"),
+            Err(Gap) => assert!(!told, "{transaction}"),
+        }
+        known = read;
+    }
 }

@@ -2,10 +2,12 @@
 
 use crate::history::Loaded;
 use crate::netfilter::{Family, Hook, Verdict};
-use crate::path::track::{Part, Tracker};
+use crate::path::stands::Stands;
+use crate::path::track::{Part, Tracker, Visit};
 use crate::path::{Certainty, Path};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use tracer_common::legacy::{Traversal, fact, rank, table_class};
 use zerocopy::FromZeros as _;
 
@@ -46,6 +48,14 @@ fn class(name: &str) -> u8 {
     let mut first = [0; 4];
     first.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
     table_class(u32::from_ne_bytes(first))
+}
+
+fn stands(names: &str) -> Rc<Stands> {
+    Rc::new(Stands::of(loaded(names), Family::Ipv4, None))
+}
+
+fn visit(traversal: &Traversal) -> Visit {
+    Visit::of_traversal(traversal, Family::Ipv4)
 }
 
 fn loaded(names: &str) -> Loaded {
@@ -123,10 +133,9 @@ fn packet(tables: &str, met: &[Met<'_>]) -> (bool, Path) {
         if index == 0 {
             traversal.facts |= fact::FIRST;
         }
-        assert_eq!(tracker.number(&traversal), 1);
-        tracker.add(&traversal, Family::Ipv4, part(Some(verdict)), loaded(tables), &mut |path| {
-            paths.push(path);
-        });
+        assert_eq!(tracker.number(&visit(&traversal)), 1);
+        tracker.notice(&traversal);
+        tracker.add(&visit(&traversal), part(Some(verdict)), &stands(tables), &mut |path| paths.push(path));
     }
     let at_once = !paths.is_empty();
     tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
@@ -305,7 +314,8 @@ fn a_packet_is_cut_on_its_way_through_loopback() {
                 }
                 (traversal.entry.copied, traversal.exit.copied) = (48, 48);
                 let part = part(Some(verdict));
-                tracker.add(&traversal, family, part, loaded("nat"), &mut |path| paths.push(path));
+                let visit = Visit::of_traversal(&traversal, family);
+                tracker.add(&visit, part, &stands("nat"), &mut |path| paths.push(path));
             }
             tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
             let doubtful = paths.iter().filter(|path| path.certainty != Certainty::Complete).count();
@@ -331,7 +341,8 @@ fn what_was_missed_may_have_been_its_end() {
             let (mut traversal, verdict) = traversal(place, OLD, at);
             (traversal.packet, traversal.skb) = (packet, packet * 0x100);
             let part = part(Some(verdict));
-            tracker.add(&traversal, Family::Ipv4, part, loaded("mangle"), &mut |path| paths.push(path));
+            tracker.notice(&traversal);
+            tracker.add(&visit(&traversal), part, &stands("mangle"), &mut |path| paths.push(path));
             tracker.expire(at, &mut |path| paths.push(path));
         }
         tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
@@ -351,7 +362,7 @@ fn lost_records_may_have_been_its_end() {
     let mut tracker = Tracker::default();
     let mut paths = Vec::new();
     let (traversal, verdict) = traversal("mangle:PRE first", OLD, START);
-    tracker.add(&traversal, Family::Ipv4, part(Some(verdict)), loaded("mangle"), &mut |_| panic!());
+    tracker.add(&visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |_| panic!());
     tracker.lost(START, START + 10 * MS);
     tracker.expire(START + 300 * MS, &mut |path| paths.push(path));
     assert_eq!(paths[0].certainty, Certainty::Inexact);
@@ -362,9 +373,10 @@ fn a_table_that_may_have_come_is_waited_for() {
     let mut tracker = Tracker::default();
     let mut paths = Vec::new();
     let coming = Loaded { possible: loaded("filter nat").ranks, ..loaded("filter") };
+    let coming = Rc::new(Stands::of(coming, Family::Ipv4, None));
     for place in ["filter:OUT first", "nat:POST"] {
         let (traversal, verdict) = traversal(place, FRESH, START);
-        tracker.add(&traversal, Family::Ipv4, part(Some(verdict)), coming, &mut |path| paths.push(path));
+        tracker.add(&visit(&traversal), part(Some(verdict)), &coming, &mut |path| paths.push(path));
     }
     assert_eq!((paths.len(), paths[0].certainty, paths[0].steps.len()), (1, Certainty::Complete, 2));
 }
@@ -376,7 +388,7 @@ fn the_trace_ends() {
         let mut paths = Vec::new();
         let (traversal, verdict) = traversal(place, OLD, START);
         let part = part(Some(verdict));
-        tracker.add(&traversal, Family::Ipv4, part, loaded("mangle"), &mut |path| paths.push(path));
+        tracker.add(&visit(&traversal), part, &stands("mangle"), &mut |path| paths.push(path));
         tracker.finish(START + after_ns, &mut |path| paths.push(path));
         assert_eq!(paths.len(), 1);
         paths[0].certainty
@@ -395,7 +407,7 @@ fn two_halves_are_not_two_packets() {
         let (mut traversal, verdict) = traversal(place, DECIDED, START);
         traversal.packet = packet;
         let part = part(Some(verdict));
-        tracker.add(&traversal, Family::Ipv4, part, loaded("nat"), &mut |path| paths.push(path));
+        tracker.add(&visit(&traversal), part, &stands("nat"), &mut |path| paths.push(path));
     }
     tracker.finish(START + 60_000 * MS, &mut |path| paths.push(path));
     assert_eq!(paths.len(), 2);
@@ -410,7 +422,7 @@ fn silent_packets_come_out_in_order() {
         let place = if packet == 2 { "mangle:PRE first queue" } else { "mangle:PRE first" };
         let (mut traversal, verdict) = traversal(place, OLD, START + packet * MS);
         (traversal.packet, traversal.skb) = (packet, packet);
-        tracker.add(&traversal, Family::Ipv4, part(Some(verdict)), loaded("mangle"), &mut |_| panic!());
+        tracker.add(&visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |_| panic!());
     }
     let mut until = |ms| tracker.expire(START + ms * MS, &mut |path| numbers.push(path.packet));
     until(250);
@@ -462,9 +474,12 @@ proptest! {
             };
             let ranks = [tables; 5];
             let loaded = Loaded { ranks, possible: ranks.map(|ranks| ranks | info) };
-            *sent.entry(tracker.number(&traversal)).or_default() += 1;
             let family = if skb & 1 == 0 { Family::Ipv4 } else { Family::Ipv6 };
-            tracker.add(&traversal, family, part(verdict), loaded, &mut |path| paths.push(path));
+            let visit = Visit::of_traversal(&traversal, family);
+            *sent.entry(tracker.number(&visit)).or_default() += 1;
+            tracker.notice(&traversal);
+            let stands = Rc::new(Stands::of(loaded, family, None));
+            tracker.add(&visit, part(verdict), &stands, &mut |path| paths.push(path));
             if look == 0 {
                 tracker.expire(now_ns, &mut |path| paths.push(path));
             }

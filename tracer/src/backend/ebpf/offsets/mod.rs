@@ -9,8 +9,10 @@ use crate::btf::{self, Btf, Kind, Member, Prototype, TypeId};
 use std::collections::BTreeMap;
 use std::fmt;
 use tracer_common::config::ArgumentOrder;
+use tracer_common::nft::NftConfig;
 use tracer_common::offsets::{ABSENT, FIELDS, Field, Offsets};
 
+mod nft;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +29,8 @@ pub struct Layout {
     pub counters: Counters,
     /// Fields that this kernel does not have and that a trace can do without: connection and owner of a packet.
     pub absent: Vec<Reason>,
+    /// What is read of nftables, or why that cannot be.
+    pub nft: Result<NftConfig, Unresolved>,
 }
 
 /// Addresses of per-CPU data, from the kernel's symbols.
@@ -48,8 +52,8 @@ pub struct Kernel<'a> {
     pub version: &'a str,
     /// `/sys/kernel/btf/vmlinux`.
     pub vmlinux: &'a Btf<'a>,
-    /// `/sys/kernel/btf/MODULE` of `x_tables`, `ip_tables`, `ip6_tables`, `arp_tables`, `nf_conntrack`, those that
-    /// are there.
+    /// `/sys/kernel/btf/MODULE` of `x_tables`, `ip_tables`, `ip6_tables`, `arp_tables`, `nf_conntrack`, `nf_tables`,
+    /// those that are there.
     pub modules: &'a [Btf<'a>],
 }
 
@@ -76,6 +80,12 @@ pub struct Symbols {
     pub arpt_do_table: bool,
     /// `xt_copy_counters` exists.
     pub copy_counters: bool,
+    /// `nft_do_chain` exists: nf_tables is there.
+    pub nft_do_chain: bool,
+    /// `__nft_trace_packet` exists.
+    pub nft_trace_packet: bool,
+    /// `nf_tables_commit` exists.
+    pub nf_tables_commit: bool,
 }
 
 /// Something that this kernel does not tell.
@@ -117,6 +127,16 @@ pub enum Reason {
     /// Module BTF is missing, and so is a row for this kernel.
     #[error("no BTF has a prototype of ipt_do_table, and {release} ({version}) is not known without it")]
     UnknownKernel {
+        /// `uname -r`
+        release: String,
+        /// `uname -v`
+        version: String,
+    },
+    /// The same for nftables.
+    #[error(
+        "no BTF has a prototype of __nft_trace_packet, and {release} ({version}) is not known without it"
+    )]
+    UnknownNftables {
         /// `uname -r`
         release: String,
         /// `uname -v`
@@ -198,18 +218,20 @@ impl fmt::Display for Unresolved {
 pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresolved> {
     let mut missing = Vec::new();
     let mut absent = Vec::new();
-    let loaded = symbols.ipt_do_table || symbols.ip6t_do_table || symbols.arpt_do_table;
-    if !loaded {
+    let nft = nft::resolve(kernel);
+    let loaded = symbols.has_legacy() || symbols.arpt_do_table;
+    let only_nftables = !loaded && symbols.nft_do_chain && nft.is_ok();
+    if !loaded && !only_nftables {
         missing.push(Reason::NotLoaded);
     }
 
-    let definitions = kernel.definitions();
+    let definitions = kernel.definitions(FIELDS);
     let mut offsets = [ABSENT; FIELDS.len()];
     let mut state_hook_bytes = 0;
     for (field, offset) in FIELDS.iter().zip(&mut offsets) {
         match definitions
             .get(field.structure)
-            .map_or(Err(Reason::no_structure(field)), |all| place(all, field))
+            .map_or(Err(Reason::no_structure(field)), |all| place(all, field, widths(field)))
         {
             Ok(place) => {
                 *offset = place.offset;
@@ -227,6 +249,8 @@ pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresol
 
     let order = match argument_order(kernel) {
         Ok(None) if loaded => known_order(kernel).map_err(|reason| missing.push(reason)).ok(),
+        // Nothing asks for it.
+        Ok(None) if only_nftables => Some(ArgumentOrder::TableSkbState),
         Ok(order) => order,
         Err(reason) => {
             missing.push(reason);
@@ -237,7 +261,7 @@ pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresol
     match (order, counters) {
         (Some(argument_order), Some(counters)) if missing.is_empty() => {
             let offsets = zerocopy::transmute!(offsets);
-            Ok(Layout { offsets, argument_order, state_hook_bytes, counters, absent })
+            Ok(Layout { offsets, argument_order, state_hook_bytes, counters, absent, nft })
         }
         _ => Err(Unresolved(missing)),
     }
@@ -285,16 +309,18 @@ impl Counters {
 /// Structures of `x_tables`. Where it is a module only its own BTF describes them, except on 5.10.
 const LEGACY: [&str; 2] = ["xt_table", "xt_table_info"];
 
-/// What a packet's connection and owner are told from: kernels can be built without the one, and the other is an extra.
+/// What a packet's connection and owner are told from, and the rules' generation: kernels can be built without the
+/// first and the last, and the owner is an extra.
 fn optional(field: &Field) -> bool {
-    field.name == "skb_nfct" || matches!(field.structure, "nf_conn" | "sock" | "socket" | "file" | "cred")
+    matches!(field.name, "skb_nfct" | "net_gencursor")
+        || matches!(field.structure, "nf_conn" | "sock" | "socket" | "file" | "cred")
 }
 
-/// How many bytes a field may have. Pointers and kernel `long`s are the rest.
+/// How many bytes a field may have; none for any number. Pointers and kernel `long`s are the rest.
 fn widths(field: &Field) -> &'static [u32] {
     match field.name {
         "state_hook" => &[1, 4],
-        "state_pf" | "sock_state" | "table_af" => &[1],
+        "state_pf" | "sock_state" | "table_af" | "net_gencursor" => &[1],
         "skb_network_header" | "skb_mac_header" | "dev_type" | "dev_hard_header_len" => &[2],
         "skb_len" | "skb_data_len" | "skb_mark" | "net_inum" | "dev_ifindex" | "cred_fsuid"
         | "cred_fsgid" => &[4],
@@ -316,9 +342,9 @@ impl<'a> Kernel<'a> {
         std::iter::once(self.vmlinux).chain(self.modules)
     }
 
-    /// All structures of [`FIELDS`] that are described, those of vmlinux before those of modules.
-    fn definitions(&self) -> BTreeMap<&'static str, Definitions<'a>> {
-        let structures = FIELDS.chunk_by(|field, next| field.structure == next.structure);
+    /// All structures of these fields that are described, those of vmlinux before those of modules.
+    fn definitions(&self, fields: &'static [Field]) -> BTreeMap<&'static str, Definitions<'a>> {
+        let structures = fields.chunk_by(|field, next| field.structure == next.structure);
         let named = structures.filter_map(|fields| {
             let structure = fields.first()?.structure;
             let of = |btf: &'a Btf<'a>| -> Definitions<'a> {
@@ -339,7 +365,14 @@ struct Place {
 }
 
 /// The one place of a field in all definitions of its structure that have it.
-fn place(definitions: &Definitions<'_>, field: &Field) -> Result<Place, Reason> {
+fn place(definitions: &Definitions<'_>, field: &Field, widths: &'static [u32]) -> Result<Place, Reason> {
+    let member = member(definitions, field)?;
+    let cause = |cause| Reason::Field { structure: field.structure, path: field.path, cause };
+    in_bytes(&member, widths).map_err(cause)
+}
+
+/// A field as all definitions of its structure that have it describe it.
+fn member(definitions: &Definitions<'_>, field: &Field) -> Result<Member, Reason> {
     let cause = |cause| Reason::Field { structure: field.structure, path: field.path, cause };
     let mut members = Vec::new();
     let mut error = None;
@@ -353,7 +386,7 @@ fn place(definitions: &Definitions<'_>, field: &Field) -> Result<Place, Reason> 
         pair[0].offset_bits == pair[1].offset_bits && pair[0].size_bits == pair[1].size_bits
     };
     match (members.first(), error) {
-        (Some(member), _) if members.windows(2).all(same) => in_bytes(member, widths(field)).map_err(cause),
+        (Some(member), _) if members.windows(2).all(same) => Ok(*member),
         (Some(_), _) => Err(cause(Cause::Ambiguous)),
         (None, Some(error)) => Err(cause(error.into())),
         (None, None) => Err(Reason::no_structure(field)),
@@ -364,7 +397,7 @@ fn in_bytes(member: &Member, expected: &'static [u32]) -> Result<Place, Cause> {
     let (Some(offset), Some(bytes)) = (member.offset_bytes(), member.size_bytes()) else {
         return Err(Cause::BitField);
     };
-    match expected.contains(&bytes) {
+    match expected.contains(&bytes) || expected.is_empty() {
         true => Ok(Place { offset, bytes }),
         false => Err(Cause::Width { bytes, expected }),
     }
@@ -464,6 +497,11 @@ impl Fact {
 }
 
 impl Symbols {
+    /// Whether there are legacy tables of IPv4 or IPv6.
+    pub fn has_legacy(&self) -> bool {
+        self.ipt_do_table || self.ip6t_do_table
+    }
+
     /// Reads `/proc/kallsyms`, of which a line is `ffffffff81000000 T _text`, for modules followed by their name.
     pub fn parse(kallsyms: &[u8]) -> Self {
         let mut symbols = Self { hidden: true, ..Self::default() };
@@ -479,6 +517,9 @@ impl Symbols {
                 b"ip6t_do_table" => symbols.ip6t_do_table = true,
                 b"arpt_do_table" => symbols.arpt_do_table = true,
                 b"xt_copy_counters" => symbols.copy_counters = true,
+                b"nft_do_chain" => symbols.nft_do_chain = true,
+                b"__nft_trace_packet" => symbols.nft_trace_packet = true,
+                b"nf_tables_commit" => symbols.nf_tables_commit = true,
                 _ => {}
             }
         }

@@ -2,8 +2,10 @@
 
 use super::*;
 use expect_test::{expect, expect_file};
+use tracer_common::nft::{NFT_FIELDS, Witness};
 
 const MODULES: [&str; 4] = ["x_tables", "ip_tables", "ip6_tables", "arp_tables"];
+const WITH_NFTABLES: [&str; 5] = ["x_tables", "ip_tables", "ip6_tables", "arp_tables", "nf_tables"];
 const DEBIAN_11: (&str, &str) = ("5.10.0-46-cloud-amd64", "#1 SMP Debian 5.10.262-1 (2026-10-01)");
 const OTHER: (&str, &str) = ("6.1.0", "#1 SMP");
 
@@ -18,6 +20,9 @@ const SYMBOLS: Symbols = Symbols {
     ip6t_do_table: true,
     arpt_do_table: false,
     copy_counters: true,
+    nft_do_chain: true,
+    nft_trace_packet: true,
+    nf_tables_commit: true,
 };
 
 fn path(kernel: &str, file: &str) -> String {
@@ -48,8 +53,27 @@ fn check_layout(kernel: &str, uname: (&str, &str), modules: &[&str]) -> Layout {
     for (field, offset) in FIELDS.iter().zip(offsets) {
         text += &format!("{offset:>5} {}.{}\n", field.structure, field.path);
     }
+    match &layout.nft {
+        Ok(nft) => {
+            let witness = if nft.witness == Witness::TraceInfo as u32 { "info" } else { "arguments" };
+            text +=
+                &format!("traced by {witness}, handle from bit {} at {}\n", nft.rule_shift, nft.rule_word);
+            let offsets: [u32; NFT_FIELDS.len()] = zerocopy::transmute!(nft.offsets);
+            for (field, offset) in NFT_FIELDS.iter().zip(offsets).filter(|(_, offset)| *offset != ABSENT) {
+                text += &format!("{offset:>5} {}.{}\n", field.structure, field.path);
+            }
+        }
+        Err(unresolved) => text += &format!("without nftables: {unresolved}\n"),
+    }
     expect_file![path(kernel, "offsets.txt")].assert_eq(&text);
-    assert_eq!(layout.absent, [], "{kernel}");
+    let absent: Vec<_> = layout.absent.iter().map(Reason::to_string).collect();
+    // What was kept of 6.18 has nothing of nftables.
+    let expected: &[_] = if kernel == "6.18" {
+        &["struct net, field nft.gencursor: struct net has no field nft"]
+    } else {
+        &[]
+    };
+    assert_eq!(absent, expected, "{kernel}");
     layout
 }
 
@@ -61,12 +85,13 @@ fn check_reasons(resolved: Result<Layout, Unresolved>, expected: expect_test::Ex
 
 #[test]
 fn each_kernel_of_the_matrix_resolves() {
-    let kernels = ["6.1", "6.12", "6.18", "7.3"].map(|kernel| check_layout(kernel, OTHER, &MODULES));
+    let kernels = ["6.1", "6.12", "7.3"].map(|kernel| check_layout(kernel, OTHER, &WITH_NFTABLES));
+    let kernels = kernels.into_iter().chain([check_layout("6.18", OTHER, &MODULES)]);
     let old = check_layout("5.10", DEBIAN_11, &[]);
     assert_eq!(old.state_hook_bytes, 4);
     assert_eq!(old.argument_order, ArgumentOrder::SkbStateTable);
     assert_eq!((old.offsets.table_private, old.offsets.table_af, old.offsets.table_name), (24, 40, 56));
-    for layout in &kernels {
+    for layout in kernels {
         assert_eq!(layout.state_hook_bytes, 1);
         assert_eq!(layout.argument_order, ArgumentOrder::TableSkbState);
         assert_eq!(
@@ -153,7 +178,9 @@ fn symbols_are_read_from_kallsyms() {
         ffffffffc0500000 t ipt_do_table\t[ip_tables]\n\
         ffffffffc0500800 t ip6t_do_table.cold\t[ip6_tables]\n\
         short line\n";
-    let expected = Symbols { ip6t_do_table: false, ..SYMBOLS };
+    let without =
+        Symbols { nft_do_chain: false, nft_trace_packet: false, nf_tables_commit: false, ..SYMBOLS };
+    let expected = Symbols { ip6t_do_table: false, ..without };
     assert_eq!(Symbols::parse(text), expected);
     let hidden = b"0000000000000000 T _text\n0000000000000000 D __per_cpu_offset\n";
     assert_eq!(Symbols::parse(hidden), Symbols { hidden: true, ..Symbols::default() });
@@ -182,8 +209,8 @@ fn structures_of_one_name_have_to_agree() {
         ["6.1", "6.12"].map(|kernel| std::fs::read(path(kernel, "vmlinux.btf")).expect("is readable"));
     let [one, other] = bytes.each_ref().map(|bytes| Btf::parse(bytes).expect("parses"));
     let [first, second] = [&one, &other].map(|btf| (btf, btf.find(Kind::Struct, "net").expect("is there")));
-    assert_eq!(place(&vec![first, first], field), Ok(Place { offset: 144, bytes: 4 }));
-    let reason = place(&vec![first, second], field).expect_err("is doubtful");
+    assert_eq!(place(&vec![first, first], field, widths(field)), Ok(Place { offset: 144, bytes: 4 }));
+    let reason = place(&vec![first, second], field, widths(field)).expect_err("is doubtful");
     expect!["struct net, field ns.inum: it is in several places: different structures have that name"]
         .assert_eq(&reason.to_string());
 }

@@ -2,10 +2,8 @@
 
 use crate::netfilter::Hook;
 use crate::path::group::place::Table;
+use tracer_common::place;
 
-/// NAT is at these priorities, whatever those of the chains are (`NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`).
-const NAT_DESTINATION: i32 = -100;
-const NAT_SOURCE: i32 = 100;
 /// Where tables of ours mark packets: after fragments have been put together (-400), before the raw table (-300).
 pub const MARK: i32 = -350;
 
@@ -68,25 +66,23 @@ impl At {
 
     /// Whether NAT may change where the packet goes on the way from here to another place.
     pub(super) fn crosses_destination_nat(self, to: Self) -> bool {
-        self.crosses(to, [Hook::Prerouting, Hook::Output], NAT_DESTINATION)
+        self.crosses(to, [Hook::Prerouting, Hook::Output])
     }
 
     /// Whether NAT may change where the packet says that it comes from.
     pub(super) fn crosses_source_nat(self, to: Self) -> bool {
         let leaves = self.leaves() && (to.comes_in() || to.hook == Hook::Egress);
-        leaves || self.crosses(to, [Hook::Postrouting, Hook::Input], NAT_SOURCE)
+        leaves || self.crosses(to, [Hook::Postrouting, Hook::Input])
     }
 
-    fn crosses(self, to: Self, hooks: [Hook; 2], priority: i32) -> bool {
+    fn crosses(self, to: Self, hooks: [Hook; 2]) -> bool {
+        let priority = nat_priority(hooks[0]);
         let before = hooks.contains(&self.hook) && self.priority <= priority;
         before && (to.hook != self.hook || to.priority >= priority)
     }
 }
 
-/// The turn of NAT at a hook.
+/// The turn of NAT at a hook, whatever the priorities of its chains are (`NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`).
 pub fn nat_priority(hook: Hook) -> i32 {
-    match hook {
-        Hook::Prerouting | Hook::Output => NAT_DESTINATION,
-        _ => NAT_SOURCE,
-    }
+    place::nat_priority(hook as u8)
 }

@@ -1,0 +1,344 @@
+//! nftracer against the kernel's own trace of nftables, packet by packet.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nftracer_tests::compare::{Verdict, compare, is_finished, is_settled};
+use nftracer_tests::lab::{Family, Lab, Spread, addresses};
+use nftracer_tests::nft_rules::{HANDWRITTEN, generate};
+use nftracer_tests::nftrace::{Listener, MARKER};
+use nftracer_tests::ruleset::TABLES;
+use nftracer_tests::tracer::{Certainty, Step, Trace, Tracer};
+use nftracer_tests::traffic::{OPEN, Planner, Senders, Server, Shot, connection};
+use nftracer_tests::{netns, wait};
+use rustix::process::Signal;
+
+use crate::{Options, Outcome, Test, check};
+
+pub(crate) const TESTS: &[Test] = &[
+    Test { name: "nft_oracle_handwritten", run: handwritten },
+    Test { name: "nft_oracle_generated", run: generated },
+    Test { name: "nft_oracle_iptables", run: iptables },
+    Test { name: "nft_oracle_edited", run: edited },
+];
+
+/// What iptables-nft loads, with compat matches and targets.
+const IPTABLES: &str = "\
+*mangle
+:PREROUTING ACCEPT
+:INPUT ACCEPT
+:FORWARD ACCEPT
+:OUTPUT ACCEPT
+:POSTROUTING ACCEPT
+-A PREROUTING -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x7/0xffffffff
+COMMIT
+*filter
+:INPUT ACCEPT
+:FORWARD DROP
+:OUTPUT ACCEPT
+:IN_public -
+:IN_deny -
+-A INPUT -j IN_public
+-A INPUT -p udp -m length --length 100:65535 -j ACCEPT
+-A IN_public -j IN_deny
+-A IN_public -p udp -m multiport --dports 53,443,5000:6000 -g IN_deny
+-A IN_public -m comment --comment \"what is left\" -j RETURN
+-A IN_deny -p udp -m udp --dport 53 -j DROP
+-A IN_deny -m conntrack --ctstate INVALID -j DROP
+-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -p tcp -m tcp --dport 80 -m mark --mark 0x7 -j ACCEPT
+-A FORWARD -p udp -m udp --dport 53 -j ACCEPT
+-A FORWARD -m statistic --mode nth --every 2 --packet 0 -j ACCEPT
+COMMIT
+";
+
+/// Packets of one family that share a ruleset.
+const SHOTS: usize = 40;
+/// Generated rulesets that one run of the tracer sees.
+const RULESETS_PER_RUN: usize = 20;
+const SETTLES_WITHIN: Duration = Duration::from_secs(180);
+/// Looks without a change: enough when both sides agree, and enough for what never comes.
+const SILENCE: [u32; 2] = [60, 200];
+
+struct Session {
+    lab: Lab,
+    senders: Senders,
+    tracer: Option<Tracer>,
+    /// There are legacy tables, with policies alone.
+    legacy: bool,
+    _servers: Vec<Server>,
+}
+
+impl Session {
+    fn new() -> Result<Self> {
+        let session = Self::without_legacy()?;
+        for netns in session.lab.all() {
+            netns.clear_rules()?;
+        }
+        Ok(Self { legacy: true, ..session })
+    }
+
+    fn without_legacy() -> Result<Self> {
+        crate::load_modules();
+        let lab = Lab::build("nft", Spread::SameCpu)?;
+        let (senders, servers) = (Senders::open(&lab)?, Server::everywhere(&lab)?);
+        Ok(Self { senders, _servers: servers, lab, tracer: None, legacy: false })
+    }
+
+    /// Replaces all rules of the router but those of a running tracer.
+    fn load(&self, text: &str) -> Result<()> {
+        let tables = self.lab.r.command("nft", &["list", "tables"], "")?;
+        let ours = tables.lines().filter(|line| !line.contains("nftracer_"));
+        let mut all: String = ours.map(|line| format!("delete {line}\n")).collect();
+        all += MARKER;
+        all += text;
+        self.lab.r.command("nft", &["-f", "-"], &all).with_context(|| format!("ruleset:\n{all}"))?;
+        Ok(())
+    }
+
+    /// So many packets of each family. Where IPv6 comes in pieces, the kernel's trace does not tell what they carry.
+    fn shots(planner: &mut Planner, count: usize) -> Vec<Shot> {
+        let mut shots: Vec<Shot> =
+            Family::ALL.iter().flat_map(|family| planner.shots(*family, count)).collect();
+        shots.retain(|shot| shot.packet.fragment.is_none() || shot.packet.dst.is_ipv4());
+        shots
+    }
+
+    fn trace(&mut self) -> Result<()> {
+        let name = self.lab.r.name().to_owned();
+        self.tracer = Some(Tracer::start(&["--backend", "ebpf", "--netns", &name, "-o", "json"], &[])?);
+        Ok(())
+    }
+
+    fn fire(&self, shots: &[Shot]) {
+        shots.iter().for_each(|shot| self.senders.fire(shot));
+    }
+
+    /// Sends and compares.
+    fn judge(&self, send: impl FnOnce(&Self) -> Result<()>) -> Result<Verdict> {
+        self.judge_traced(send).map(|(verdict, _)| verdict)
+    }
+
+    /// The same, with what nftracer told.
+    fn judge_traced(&self, send: impl FnOnce(&Self) -> Result<()>) -> Result<(Verdict, Trace)> {
+        let Some(tracer) = &self.tracer else { bail!("no tracer runs") };
+        wait::until_steady(SETTLES_WITHIN, 2, || tracer.seen());
+        tracer.take();
+        let listener = Listener::start(&self.lab.r)?;
+        send(self)?;
+        let (mut rows, mut trace) = (Vec::new(), Trace::default());
+        let mut silence = SILENCE[0];
+        wait::until(SETTLES_WITHIN, || {
+            let looks = std::mem::replace(&mut silence, SILENCE[1]);
+            wait::until_steady(SETTLES_WITHIN, looks, || (listener.waiting(), tracer.seen()));
+            rows.extend(listener.take());
+            trace.append(tracer.take());
+            // Legacy tables are there as well, and have an oracle of their own.
+            trace.keep(|table| !self.legacy || TABLES.iter().all(|(legacy, _)| *legacy != table));
+            let silent = looks == SILENCE[1] && is_finished(&trace);
+            // Either side may be the slower one.
+            let agreed = || {
+                !rows.is_empty() && is_settled(&rows, &trace) && compare(&rows, &trace, 0).wrong.is_empty()
+            };
+            (silent || agreed()).then_some(())
+        });
+        let verdict = compare(&rows, &trace, listener.lost());
+        Ok((verdict, trace))
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let ended = self.tracer.take().context("a tracer runs")?.stop(Signal::TERM)?;
+        check(ended.status.code() == Some(0), format!("ended with {}: {:?}", ended.status, ended.errors))?;
+        check(ended.trace.odd.is_empty(), format!("rows that cannot be read: {:#?}", ended.trace.odd))
+    }
+}
+
+fn handwritten(options: &Options) -> Result<Outcome> {
+    let mut session = Session::new()?;
+    let mut planner = Planner::new(options.seed, 0, 1);
+    let mut total = Verdict::default();
+    for ruleset in HANDWRITTEN {
+        session.load(ruleset.text)?;
+        session.trace()?;
+        let shots = Session::shots(&mut planner, SHOTS);
+        let mut verdict = session.judge(|session| {
+            session.fire(&shots);
+            Ok(())
+        })?;
+        verdict.add(session.judge(|session| {
+            for at in Family::ALL.map(addresses) {
+                for (to, port) in [(at.b, OPEN), (at.r, OPEN), (at.r_dnat, 80)] {
+                    connection(&session.lab.a, to, port)?;
+                }
+                connection(&session.lab.r, at.lo, OPEN)?;
+            }
+            Ok(())
+        })?);
+        session.end()?;
+        if options.verbose {
+            println!(
+                "  {}: {} {:?}, unseen such as {:?}",
+                ruleset.name, verdict.figures, verdict.reasons, verdict.unseen_example
+            );
+        }
+        examine(&verdict, ruleset.name, ruleset.text)?;
+        total.add(verdict);
+    }
+    conclude(&total)
+}
+
+fn generated(options: &Options) -> Result<Outcome> {
+    let mut session = Session::new()?;
+    let mut planner = Planner::new(options.seed, 0, 1);
+    let (mut total, mut refused) = (Verdict::default(), 0);
+    let each = options.packets.div_ceil(2 * options.rulesets.max(1));
+    for number in 0..options.rulesets {
+        let seed = options.seed.wrapping_mul(1_000_003).wrapping_add(u64::try_from(number)?);
+        let text = generate(seed);
+        session.load(&text)?;
+        if number % RULESETS_PER_RUN == 0 {
+            session.trace()?;
+        }
+        let shots = Session::shots(&mut planner, each);
+        let verdict = session.judge(|session| {
+            session.fire(&shots);
+            Ok(())
+        })?;
+        if options.verbose {
+            println!("  seed {seed}: {} {:?}", verdict.figures, verdict.reasons);
+        }
+        examine(&verdict, &format!("seed {seed}"), &text)?;
+        refused += u64::from(verdict.figures.traversals == 0);
+        total.add(verdict);
+        if (number + 1) % RULESETS_PER_RUN == 0 || number + 1 == options.rulesets {
+            session.end()?;
+        }
+    }
+    check(total.figures.packets >= u64::try_from(options.packets / 2)?, "too few packets")?;
+    let Outcome::Passed(figures) = conclude(&total)? else { bail!("concluded otherwise") };
+    Ok(Outcome::Passed(format!("{} rulesets, {refused} without packets; {figures}", options.rulesets)))
+}
+
+/// Rules of iptables-nft: steps, numbers and texts as iptables-nft has them.
+fn iptables(options: &Options) -> Result<Outcome> {
+    let mut session = Session::without_legacy()?;
+    let mut planner = Planner::new(options.seed, 0, 1);
+    session.load("")?;
+    for restore in ["iptables-nft-restore", "ip6tables-nft-restore"] {
+        session.lab.r.command(restore, &[], IPTABLES)?;
+    }
+    let saved = session.lab.r.command("iptables-nft-save", &[], "")?;
+    session.trace()?;
+    let shots = Session::shots(&mut planner, 4 * SHOTS);
+    let (verdict, trace) = session.judge_traced(|session| {
+        session.fire(&shots);
+        Ok(())
+    })?;
+    session.end()?;
+    examine(&verdict, "iptables-nft", IPTABLES)?;
+    let mut texts = 0;
+    for step in &trace.steps {
+        let Some(place) = text_of(step).and_then(|text| place_in(&saved, text)) else { continue };
+        check(step.step.ends_with(&place), format!("{} is shown as {:?}", step.step, step.text))?;
+        texts += 1;
+    }
+    check(texts > 100, format!("{texts} texts"))?;
+    let Outcome::Passed(figures) = conclude(&verdict)? else { bail!("concluded otherwise") };
+    Ok(Outcome::Passed(format!("{texts} texts as iptables-nft-save has them; {figures}")))
+}
+
+/// The text of a rule that nftables holds.
+fn text_of(step: &Step) -> Option<&str> {
+    step.text.as_deref().filter(|_| step.nft.is_some())
+}
+
+/// Where a rule is: `CHAIN:rule:NUMBER`, counted as `iptables -L --line-numbers` does.
+fn place_in(saved: &str, text: &str) -> Option<String> {
+    let chain = text.strip_prefix("-A ")?.split(' ').next()?;
+    let mut rules = saved.lines().filter(|line| line.split(' ').nth(1) == Some(chain));
+    let number = rules.position(|line| line == text)? + 1;
+    Some(format!(":{chain}:rule:{number}"))
+}
+
+/// A rule that is replaced all the time sets the mark to the number of its version: text and mark have to agree.
+fn edited(options: &Options) -> Result<Outcome> {
+    let mut session = Session::new()?;
+    session.load(
+        "table inet t {\n chain in { type filter hook prerouting priority -150; policy accept; }\n}\n",
+    )?;
+    session.trace()?;
+    let mut planner = Planner::new(options.seed, 0, 1);
+    let (stop, netns) = (AtomicBool::new(false), session.lab.r.name().to_owned());
+    let mut trace = Trace::default();
+    let edits = thread::scope(|scope| -> Result<u32> {
+        let editor = scope.spawn(|| edit(&netns, &stop));
+        let end = Instant::now() + Duration::from_secs(options.seconds);
+        while Instant::now() < end {
+            session.fire(&planner.shots(Family::Ipv4, SHOTS));
+            trace.append(session.tracer.as_ref().context("a tracer runs")?.take());
+        }
+        stop.store(true, Ordering::Relaxed);
+        editor.join().unwrap_or_else(|_| bail!("the editor failed"))
+    })?;
+    let ended = session.tracer.take().context("a tracer runs")?.stop(Signal::TERM)?;
+    trace.append(ended.trace);
+    let (mut right, mut complete) = (0, 0);
+    for step in trace.steps.iter().filter(|step| step.step.starts_with("t:in:rule:")) {
+        let certainty = trace.packets.get(&step.packet).map(|packet| packet.certainty);
+        complete += u64::from(certainty == Some(Certainty::Complete));
+        let Some(text) = text_of(step) else { continue };
+        let said = text.split("set 0x").nth(1).and_then(|rest| rest.get(..8));
+        let said =
+            said.and_then(|digits| u32::from_str_radix(digits, 16).ok()).with_context(|| text.to_owned())?;
+        check(
+            said == step.mark || certainty != Some(Certainty::Complete),
+            format!("a rule is shown as {text:?}, but set the mark to {:#x}", step.mark),
+        )?;
+        right += u64::from(said == step.mark);
+    }
+    check(edits > 2 && complete > 100, format!("{edits} edits, {complete} complete steps"))?;
+    let inexact = trace.packets.values().filter(|packet| packet.certainty == Certainty::Inexact).count();
+    let packets = trace.packets.len();
+    Ok(Outcome::Passed(format!(
+        "{edits} edits, {packets} packets, {inexact} inexact, {complete} steps of complete ones, {right} with the right text"
+    )))
+}
+
+/// Adds the rule, replaces it under its handle, and takes it away, twenty times a second.
+fn edit(netns: &str, stop: &AtomicBool) -> Result<u32> {
+    netns::move_here(netns)?;
+    let mut version = 0;
+    while !stop.load(Ordering::Relaxed) {
+        version += 1;
+        let text = match version % 4 {
+            1 => format!("flush chain inet t in\nadd rule inet t in meta mark set {version} counter\n"),
+            _ => {
+                let listed = netns::run("nft", &["-a", "list", "chain", "inet", "t", "in"], "")?;
+                let handle =
+                    listed.lines().find_map(|line| line.split_once("counter")?.1.split("handle ").nth(1));
+                let handle = handle.with_context(|| listed.clone())?;
+                format!("replace rule inet t in handle {handle} meta mark set {version} counter\n")
+            }
+        };
+        netns::run("nft", &["-f", "-"], &text)?;
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(version)
+}
+
+/// Fails when a complete path is not the kernel's.
+fn examine(verdict: &Verdict, place: &str, text: &str) -> Result<()> {
+    let Some(wrong) = verdict.wrong.first() else { return Ok(()) };
+    bail!("{place}: {} wrong, the first: {wrong}\n{text}", verdict.wrong.len())
+}
+
+fn conclude(total: &Verdict) -> Result<Outcome> {
+    let figures = total.figures;
+    check(figures.traversals > 100, format!("the kernel told of {} traversals only", figures.traversals))?;
+    check(figures.inexact * 100 <= figures.packets, format!("{figures}: {:?}", total.reasons))?;
+    let unseen = format!("{figures}, such as {:?}", total.unseen_example);
+    check(figures.unseen * 100 <= figures.traversals, unseen)?;
+    Ok(Outcome::Passed(format!("{figures} {:?}", total.reasons)))
+}

@@ -1,0 +1,169 @@
+//! What stands at the hooks that packets of one family pass: legacy tables and base chains of nftables.
+#![forbid(unsafe_code)]
+
+use crate::history::Loaded;
+use crate::netfilter::{Family, Hook};
+use crate::nftables::Ruleset;
+use std::rc::Rc;
+use tracer_common::place::legacy_priority;
+
+/// Classes of the legacy tables, see [`tracer_common::legacy::table_class`], by [`tracer_common::legacy::rank`].
+const CLASSES: [u8; 8] = [0, 1, 2, 3, 4, 5, 3, 7];
+const TABLES: [&str; 8] = ["?", "raw", "mangle", "nat", "filter", "security", "nat", "?"];
+/// Stands at one hook that are kept track of.
+const MOST: usize = 64;
+
+/// Something that a packet meets at a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// A legacy table.
+    Legacy {
+        /// Its [`tracer_common::legacy::rank`].
+        rank: u8,
+    },
+    /// A base chain of nftables.
+    Nft {
+        /// Handle of its table.
+        table: u64,
+        /// Its own handle.
+        chain: u64,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Stand {
+    key: Key,
+    /// At the hook; for what translates addresses that of the translation.
+    priority: i32,
+    /// Among what translates addresses.
+    order: i32,
+    name: Rc<str>,
+    /// Consulted for connections only.
+    nat: bool,
+    /// There for certain; otherwise it may have come.
+    sure: bool,
+}
+
+/// What stands at one hook, in the order of the priorities; the bits stand for its places.
+#[derive(Clone, Debug, Default)]
+struct AtHook {
+    stands: Vec<Stand>,
+    sure: u64,
+    nat: u64,
+}
+
+/// What stands at each hook.
+#[derive(Clone, Debug, Default)]
+pub struct Stands {
+    hooks: [AtHook; 5],
+    legacy: bool,
+}
+
+impl Stands {
+    /// The legacy tables of a family, and the base chains that see its packets.
+    pub fn of(loaded: Loaded, family: Family, ruleset: Option<&Ruleset>) -> Self {
+        let mut stands = Self::default();
+        for hook in Hook::ALL {
+            let (sure, possible) = (loaded.ranks[hook as usize], loaded.possible[hook as usize]);
+            stands.legacy |= sure != 0;
+            for rank in (1..=7_u8).filter(|rank| (sure | possible) & 1 << rank != 0) {
+                let priority = legacy_priority(hook as u8, CLASSES[usize::from(rank)]);
+                stands.add(
+                    hook,
+                    Stand {
+                        key: Key::Legacy { rank },
+                        priority,
+                        order: priority,
+                        name: format!("{}:{}", TABLES[usize::from(rank)], hook.chain()).into(),
+                        nat: matches!(rank, 3 | 6),
+                        sure: sure & 1 << rank != 0,
+                    },
+                );
+            }
+        }
+        for (table, chain, base, at) in ruleset.into_iter().flat_map(Ruleset::standing) {
+            if Hook::ALL.contains(&at.hook) && table.family.sees(family, at.hook) {
+                stands.add(
+                    at.hook,
+                    Stand {
+                        key: Key::Nft { table: table.handle, chain: chain.handle },
+                        priority: at.priority,
+                        order: base.priority,
+                        name: format!("{} {}:{}", table.family.name(), table.name, chain.name).into(),
+                        nat: base.is_nat(),
+                        sure: true,
+                    },
+                );
+            }
+        }
+        stands.index();
+        stands
+    }
+
+    fn add(&mut self, hook: Hook, stand: Stand) {
+        self.hooks[hook as usize].stands.push(stand);
+    }
+
+    fn index(&mut self) {
+        for at in &mut self.hooks {
+            at.stands.sort_by_key(|stand| (stand.priority, stand.order));
+            at.stands.truncate(MOST);
+            let bits = |is: fn(&Stand) -> bool| {
+                at.stands
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, stand)| is(stand))
+                    .fold(0, |bits, (at, _)| bits | 1 << at)
+            };
+            (at.sure, at.nat) = (bits(|stand| stand.sure), bits(|stand| stand.nat));
+        }
+    }
+
+    fn at(&self, hook: u8) -> &AtHook {
+        &self.hooks[usize::from(hook.min(4))]
+    }
+
+    /// The bit of one of them; 0 for one that is not known.
+    pub(super) fn bit(&self, hook: u8, key: Key) -> u64 {
+        let found = self.at(hook).stands.iter().position(|stand| stand.key == key);
+        found.map_or(0, |at| 1 << at)
+    }
+
+    /// Those that see a packet before something of this priority.
+    pub(super) fn before(&self, hook: u8, priority: i32) -> u64 {
+        let count = self.at(hook).stands.partition_point(|stand| stand.priority < priority);
+        u64::MAX.checked_shl(count as u32).map_or(u64::MAX, |above| !above)
+    }
+
+    /// Those that are there for certain.
+    pub(super) fn sure(&self, hook: u8) -> u64 {
+        self.at(hook).sure
+    }
+
+    /// Those that are consulted for connections only.
+    pub(super) fn nat(&self, hook: u8) -> u64 {
+        self.at(hook).nat
+    }
+
+    /// All that are there, or may have come.
+    pub(super) fn all(&self, hook: u8) -> u64 {
+        u64::MAX.checked_shl(self.at(hook).stands.len() as u32).map_or(u64::MAX, |above| !above)
+    }
+
+    /// Whether there are legacy tables, whose shared sequence count shows what probes have missed.
+    pub(super) fn has_witness(&self) -> bool {
+        self.legacy
+    }
+
+    /// The names of those with these bits.
+    pub(super) fn names(&self, hook: u8, bits: u64) -> impl Iterator<Item = &Rc<str>> {
+        let stands = self.at(hook).stands.iter().enumerate();
+        stands.filter(move |(at, _)| bits & 1 << at != 0).map(|(_, stand)| &stand.name)
+    }
+
+    /// What bits of another version are here.
+    pub(super) fn translate(&self, other: &Self, hook: u8, bits: u64) -> u64 {
+        let keys = other.at(hook).stands.iter().enumerate().filter(|(at, _)| bits & 1 << at != 0);
+        keys.fold(0, |bits, (_, stand)| bits | self.bit(hook, stand.key))
+    }
+}
