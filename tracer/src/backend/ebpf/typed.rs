@@ -85,16 +85,21 @@ impl Programs {
         Ok(Self { object, btf })
     }
 
-    /// Runs a program at a function until the result is dropped.
+    /// Runs a program at a function until the first of the results, the link, is dropped. The second one is the program.
     pub fn attach(
         &self,
         program: &'static str,
         symbol: &'static str,
         point: Point,
         target: &TypedTarget,
-    ) -> Result<OwnedFd, Error> {
+    ) -> Result<(OwnedFd, OwnedFd), Error> {
         let loaded = self.load(program, symbol, point, target)?;
-        bpf::attach_tracing(loaded.as_fd()).map_err(|source| Error::Attach { program, symbol, source })
+        let link = bpf::attach_tracing(loaded.as_fd()).map_err(|source| Error::Attach {
+            program,
+            symbol,
+            source,
+        })?;
+        Ok((link, loaded))
     }
 
     /// Has the kernel look at a program for a function.
