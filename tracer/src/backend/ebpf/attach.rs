@@ -163,7 +163,7 @@ impl Probes {
             }
             entries = kprobe_entries(programs, &present);
         }
-        for (probe, (link, program)) in placed {
+        for (probe, typed::Running { link, program }) in placed {
             typed.push(link);
             entries.extend(probe.begins().map(|begins| (begins, program)));
         }
@@ -259,7 +259,7 @@ fn place_typed(
     programs: &aya::Ebpf,
     kernel: &Kernel,
     present: &[&'static Probe],
-) -> Result<Vec<(&'static Probe, (OwnedFd, OwnedFd))>, typed::Error> {
+) -> Result<Vec<(&'static Probe, typed::Running)>, typed::Error> {
     each_typed(object, programs, kernel, present, typed::Programs::attach)
 }
 
