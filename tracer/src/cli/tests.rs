@@ -52,6 +52,7 @@ fn help() {
         ("rules", expect_file!["snapshots/rules.txt"]),
         ("doctor", expect_file!["snapshots/doctor.txt"]),
         ("diff", expect_file!["snapshots/diff.txt"]),
+        ("bench", expect_file!["snapshots/bench.txt"]),
     ] {
         let line = if name == "nftracer" { vec![name, "--help"] } else { vec!["nftracer", name, "--help"] };
         let help = Cli::try_parse_from(line).expect_err("help is shown");
@@ -82,7 +83,8 @@ fn filter_words_are_joined() {
 #[test]
 fn options() {
     check_trace(
-        "nftracer trace --backend ebpf --mark none --netns blue --count 1 --for 2m30s -o json -w FILE -v udp",
+        "nftracer trace --backend ebpf --mark none --netns blue --count 1 --for 2m30s --buffer 8M -o json -w FILE -v \
+         udp",
         TraceConfig {
             filter: "udp".to_owned(),
             mark: Mark::None,
@@ -92,6 +94,7 @@ fn options() {
             netns: Netns::Name("blue".to_owned()),
             count: NonZeroU64::new(1),
             duration: Some(Duration::from_secs(150)),
+            buffer: Some(8 << 20),
             output: Output::Json,
             write: Some("FILE".into()),
             verbose: true,
@@ -121,6 +124,26 @@ fn backends_and_marks() {
         "nftracer trace --backend netlink --log-file x",
         expect!["--log-file x: only --backend log reads a file"],
     );
+}
+
+#[test]
+fn sizes() {
+    for (text, expected) in [
+        ("4096", 4096),
+        ("5000", 8192),
+        ("64k", 1 << 16),
+        ("3M", 4 << 20),
+        ("512M", 1 << 29),
+        ("1G", 1 << 30),
+    ] {
+        check_trace(
+            &format!("nftracer trace --buffer {text}"),
+            TraceConfig { buffer: Some(expected), ..TraceConfig::default() },
+        );
+    }
+    for text in ["", "K", "0", "1K", "2G", "4097G", "-4M", "1.5M", "4MB", "4µ"] {
+        check_refused(&format!("nftracer trace --buffer={text}"), ErrorKind::ValueValidation);
+    }
 }
 
 #[test]
@@ -195,7 +218,6 @@ fn reading() {
 #[test]
 fn what_is_reserved_says_so() {
     check_usage_error("nftracer why tcp port 80", expect!["why: not in this version"]);
-    check_usage_error("nftracer bench --help", expect!["bench: not in this version"]);
 }
 
 #[test]
