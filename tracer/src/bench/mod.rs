@@ -9,7 +9,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use statistics::{Figures, Round, median};
+pub use statistics::{Figures, Round, lower_quartile};
 
 use crate::doctor::Obstacle;
 use crate::netfilter::Engine;

@@ -74,7 +74,7 @@ fn rank(sorted: &[u64], percent: usize) -> Option<u64> {
     sorted.get((sorted.len() * percent).div_ceil(100).checked_sub(1)?).copied()
 }
 
-/// The middle of some times: those during which something else ran are far from it.
-pub fn median(values: Vec<f64>) -> Option<f64> {
-    quantile(&sorted(values), 0.5)
+/// What a quarter of some times does not exceed: on a busy host, something else ran during many of the others.
+pub fn lower_quartile(values: Vec<f64>) -> Option<f64> {
+    quantile(&sorted(values), 0.25)
 }

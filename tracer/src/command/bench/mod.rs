@@ -30,9 +30,9 @@ use traffic::{Effort, PAYLOAD, Sent};
 use world::{World, because, obstacle};
 
 /// What is sent for a row. A packet may cost hundreds of times what it costs without tracing: the time is the limit.
-const USUAL: Effort = Effort { singles: 400, time: Duration::from_millis(80), batches: 4096 };
+const USUAL: Effort = Effort { singles: 400, time: Duration::from_millis(80), batches: 8192 };
 /// What is sent where each packet leaves lines in the kernel's log.
-const FEW: Effort = Effort { singles: 60, time: Duration::from_millis(80), batches: 8 };
+const FEW: Effort = Effort { singles: 50, time: Duration::from_millis(80), batches: 16 };
 /// Rounds at most: more say nothing new.
 const ROUNDS: usize = 15;
 /// A reader that runs less than this in a window has caught up.
