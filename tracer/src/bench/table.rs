@@ -75,7 +75,7 @@ pub(super) fn not_measured(report: &Report) -> String {
     let mut reasons: Vec<(&Obstacle, Vec<String>)> = Vec::new();
     for row in &report.rows {
         let Err(obstacle) = &row.result else { continue };
-        let name = format!("{}: {}", title(row.engine), row.title);
+        let name = format!("{} with {}", row.title, title(row.engine));
         match reasons.iter_mut().find(|(known, _)| *known == obstacle) {
             Some((_, names)) => names.push(name),
             None => reasons.push((obstacle, vec![name])),
@@ -83,7 +83,7 @@ pub(super) fn not_measured(report: &Report) -> String {
     }
     let mut text = String::new();
     for (Obstacle { reason, remedy }, names) in reasons {
-        let _ = writeln!(text, "\nnot measured\n  {}\n  because {}", names.join("\n  "), escape(reason));
+        let _ = writeln!(text, "\nnot measured: {}\n  {}", names.join("; "), escape(reason));
         if let Some(remedy) = remedy {
             let _ = writeln!(text, "  remedy: {}", escape(remedy));
         }

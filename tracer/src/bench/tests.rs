@@ -52,9 +52,8 @@ fn the_text_has_a_table_bars_and_what_is_not_measured() {
         nothing            ████████████████████████████████████████ 100.0 %
         nftracer, netlink  ████████████████████ 50.0 %
 
-        not measured
-          nftables: nft monitor trace
-          because nft is not\ninstalled
+        not measured: nft monitor trace with nftables
+          nft is not\ninstalled
           remedy: install nftables
     "#]].assert_eq(&report().to_text());
 }
