@@ -12,10 +12,10 @@ use crate::bench::{self, Figures, Report, Round};
 use crate::cli::bench::BenchConfig;
 use crate::doctor::Obstacle;
 use crate::error::Failure;
-use crate::footprint::Footprint;
+use crate::footprint::{self, Footprint, RAW_MODULES};
 use crate::netfilter::{Engine, Family};
 use crate::sys::kernel::online_cpus;
-use crate::sys::netns;
+use crate::sys::{module, netns};
 use anyhow::{Context as _, anyhow};
 use rows::{ROWS, Row, Way};
 use std::fs::File;
@@ -67,9 +67,8 @@ pub(super) fn run(config: &BenchConfig) -> Result<(), Failure> {
     let mut measured: Vec<Measured> =
         rows.into_iter().map(|row| Measured { row, rounds: Vec::new(), obstacle: None }).collect();
     let here = netns::current().map_err(Failure::running)?;
-    netns::scratch().map_err(|error| Failure::unusable(error).with_remedy("run it as root"))?;
+    let scratch = [netns::scratch().map_err(|error| Failure::unusable(error).with_remedy("run it as root"))?];
     // Where the initial namespace is out of reach, the rows that need it say so.
-    let scratch = [netns::scratch().map_err(Failure::running)?];
     let initial = initial_namespace(&scratch, Plan::Log(Marking::Rule));
     drop(scratch);
     let touched = initial.as_ref().ok().and_then(Option::as_ref).unwrap_or(&here);
@@ -96,9 +95,14 @@ pub(super) fn run(config: &BenchConfig) -> Result<(), Failure> {
     Ok(())
 }
 
-fn refused(error: crate::footprint::Error) -> Failure {
+fn refused(error: footprint::Error) -> Failure {
     let remedy = error.remedy();
     remedy.into_iter().fold(Failure::unusable(error), Failure::with_remedy)
+}
+
+fn not_changed(error: footprint::Error) -> Obstacle {
+    let remedy = error.remedy();
+    Obstacle { remedy, ..obstacle(error) }
 }
 
 /// Turns true when this process is told to end.
@@ -134,7 +138,8 @@ fn prepare(
     footprint: &mut Footprint,
 ) -> Option<Worlds> {
     if let Err(error) = footprint.module(&["veth"]) {
-        measured.iter_mut().for_each(|row| row.obstacle = Some(because(error.to_string())));
+        let reason = not_changed(error);
+        measured.iter_mut().for_each(|row| row.obstacle = Some(reason.clone()));
         return None;
     }
     let wanted = |engine| measured.iter().any(|measured| measured.row.engine == engine);
@@ -166,22 +171,22 @@ fn bring(
     initial: Result<&Option<File>, &Failure>,
     footprint: &mut Footprint,
 ) -> Result<(), Obstacle> {
-    let Way::Rule { table, module, .. } = way else { return Ok(()) };
-    if table == "raw" && !crate::sys::module::is_there(crate::footprint::RAW_MODULES[0]) {
-        let remedy = Some(format!("`modprobe {}`", crate::footprint::RAW_MODULES[0]));
+    let Way::Rule { table, module: target, .. } = way else { return Ok(()) };
+    if table == "raw" && !module::is_there(RAW_MODULES[0]) {
+        let remedy = Some(format!("`modprobe {}`", RAW_MODULES[0]));
         return Err(Obstacle { reason: "this kernel has no table raw loaded".to_owned(), remedy });
     }
-    footprint.module(&[module]).map_err(obstacle)?;
+    footprint.module(&[target]).map_err(not_changed)?;
     let logger =
         if way.fills_log() { log::modules(Family::Ipv4).to_vec() } else { netlink::MODULES.to_vec() };
-    footprint.module(&logger).map_err(obstacle)?;
+    footprint.module(&logger).map_err(not_changed)?;
     if way.fills_log() {
         match initial {
             Err(failure) => {
                 let remedy = failure.remedy().map(str::to_owned);
                 return Err(Obstacle { reason: failure.reason(), remedy });
             }
-            Ok(Some(initial)) => footprint.set(initial, log::ALL_NETNS, "1", &[]).map_err(obstacle)?,
+            Ok(Some(initial)) => footprint.set(initial, log::ALL_NETNS, "1", &[]).map_err(not_changed)?,
             Ok(None) => {}
         }
     }
