@@ -95,13 +95,13 @@ impl<'a> Tracing<'a> {
                 Ok(lost)
             }
             Self::Rules { reader, log, .. } => {
-                let (shown, lost) = match (reader, log) {
-                    (Some(reader), _) => reader.end(),
-                    (_, Some(log)) => of_log(log)?,
-                    (None, None) => (0, 0),
-                };
-                check(shown, lost, packets)?;
-                Ok(lost)
+                if let Some(log) = log {
+                    // What was overwritten was so because nobody read it in time, and nobody had to.
+                    let (shown, overwritten) = of_log(log)?;
+                    return check(shown, overwritten, packets).map(|()| 0);
+                }
+                let (shown, lost) = reader.map(Reader::end).unwrap_or_default();
+                check(shown, lost, packets).map(|()| lost)
             }
             Self::Monitor { mut running, .. } => {
                 let lost = listening(running.child().id()).map_or(0, |(_, drops)| drops);
