@@ -15,7 +15,9 @@ const MODULES: [&str; 4] = ["iptable_raw", "iptable_mangle", "iptable_filter", "
 
 fn measures_with_probes(_: &Options) -> Result<Outcome> {
     check(Command::new("modprobe").arg("-a").args(MODULES).status()?.success(), "no modules")?;
-    let output = Command::new(tracer::program()).args(["bench", "--for", "1s", "-o", "json"]).output()?;
+    let output = Command::new(tracer::program())
+        .args(["bench", "--for", "5m", "--rounds", "1", "-o", "json"])
+        .output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     check(output.status.success(), format!("{}: {said}", output.status))?;
     let report: Value = serde_json::from_slice(&output.stdout)?;

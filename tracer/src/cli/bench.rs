@@ -22,6 +22,10 @@ pub(super) struct BenchArgs {
     #[arg(long = "for", value_name = "DURATION", default_value = "40s", value_parser = parse_duration)]
     duration: Duration,
 
+    /// Measure each way so many times at most
+    #[arg(long, value_name = "N", default_value_t = 15)]
+    rounds: u32,
+
     /// Only this way of tracing, by its name in JSON; can be given several times
     #[arg(long = "row", value_name = "NAME")]
     rows: Vec<String>,
@@ -46,6 +50,8 @@ enum OutputArg {
 pub struct BenchConfig {
     /// How long to begin rounds.
     pub duration: Duration,
+    /// Rounds at most.
+    pub rounds: u32,
     /// The names of what is to be measured; all when there are none.
     pub rows: Vec<String>,
     /// Whether lines may be written to the kernel's log.
@@ -61,8 +67,13 @@ impl BenchArgs {
             let (value, reason) = (format!("{:?}", self.duration), "an hour at most");
             return Err(UsageError::Value { option: "--for", value, reason });
         }
+        if self.rounds == 0 {
+            let reason = "at least one round";
+            return Err(UsageError::Value { option: "--rounds", value: "0".to_owned(), reason });
+        }
         Ok(BenchConfig {
             duration: self.duration,
+            rounds: self.rounds,
             rows: self.rows,
             fill_log: !self.no_kernel_log,
             json: matches!(self.output, OutputArg::Json),

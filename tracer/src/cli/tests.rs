@@ -4,6 +4,7 @@ use super::netns::Netns;
 use super::trace::{Backend, Mark, TraceConfig};
 use super::{Cli, Request, UsageError};
 use crate::backend::ebpf::attach::Method;
+use crate::cli::bench::BenchConfig;
 use crate::cli::doctor::DoctorConfig;
 use crate::cli::read::ReadConfig;
 use crate::cli::rules::RulesConfig;
@@ -192,6 +193,31 @@ fn other_commands() {
     assert_eq!(request("nftracer doctor"), Ok(Request::Doctor(DoctorConfig::List)));
     assert_eq!(request("nftracer doctor --json"), Ok(Request::Doctor(DoctorConfig::Json)));
     assert_eq!(request("nftracer doctor --clean"), Ok(Request::Doctor(DoctorConfig::Clean)));
+}
+
+#[test]
+fn measuring() {
+    let usual = BenchConfig {
+        duration: Duration::from_secs(40),
+        rounds: 15,
+        rows: Vec::new(),
+        fill_log: true,
+        json: false,
+    };
+    assert_eq!(request("nftracer bench"), Ok(Request::Bench(usual)));
+    let rows = ["log", "netlink"].map(str::to_owned).to_vec();
+    assert_eq!(
+        request("nftracer bench --for 1m --rounds 2 --row log --row netlink --no-kernel-log -o json"),
+        Ok(Request::Bench(BenchConfig {
+            duration: Duration::from_secs(60),
+            rounds: 2,
+            rows,
+            fill_log: false,
+            json: true,
+        }))
+    );
+    check_usage_error("nftracer bench --rounds 0", expect!["--rounds 0: at least one round"]);
+    check_usage_error("nftracer bench --for 2h", expect!["--for 7200s: an hour at most"]);
 }
 
 #[test]

@@ -33,8 +33,8 @@ use world::{World, because, obstacle};
 const USUAL: Effort = Effort { singles: 400, time: Duration::from_millis(80), batches: 8192 };
 /// What is sent where each packet leaves lines in the kernel's log.
 const FEW: Effort = Effort { singles: 50, time: Duration::from_millis(80), batches: 16 };
-/// Rounds at most: more say nothing new.
-const ROUNDS: usize = 15;
+/// A first round that takes longer than all that was asked for is broken off, unless it ends by then.
+const ROUND_WITHIN: Duration = Duration::from_secs(50);
 /// A reader that runs less than this in a window has caught up.
 const WINDOW: Duration = Duration::from_millis(10);
 const QUIET: Duration = Duration::from_millis(1);
@@ -199,18 +199,22 @@ fn announcement(config: &BenchConfig, measured: &[Measured], footprint: &Footpri
     let in_log = if measured.iter().any(lines) { ", lines in the kernel's log" } else { "" };
     let footprint = footprint.describe();
     format!(
-        "measuring for about {:.0} s in namespaces of its own, footprint: {footprint}{in_log}",
-        config.duration.as_secs_f64()
+        "measuring for at most {:.0} s in namespaces of its own, footprint: {footprint}{in_log}",
+        config.duration.max(ROUND_WITHIN).as_secs_f64()
     )
 }
 
 /// Row after row, and that again as long as there is time: what changes slowly on this host spreads over all rows.
 fn rounds(config: &BenchConfig, measured: &mut [Measured], worlds: &Worlds, stop: &AtomicBool) {
     let began = Instant::now();
-    for _ in 0..ROUNDS {
+    let limit = config.duration.max(ROUND_WITHIN);
+    for _ in 0..config.rounds {
         let round = Instant::now();
         for Measured { row, rounds, obstacle } in measured.iter_mut().filter(|row| row.obstacle.is_none()) {
             let Ok(world) = world_of(row.engine, worlds) else { continue };
+            if began.elapsed() > limit {
+                return;
+            }
             match round_of(*row, world, stop) {
                 Ok(found) => rounds.extend(found),
                 Err(reason) => *obstacle = Some(reason),
