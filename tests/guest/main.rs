@@ -2,6 +2,7 @@
 
 mod agree;
 mod bad_input;
+mod bench;
 mod classic;
 mod doctor;
 mod filters;
@@ -79,6 +80,7 @@ const TESTS: &[&[Test]] = &[
     filters::TESTS,
     usage::TESTS,
     bad_input::TESTS,
+    bench::TESTS,
 ];
 
 fn main() -> ExitCode {

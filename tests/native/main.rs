@@ -1,6 +1,7 @@
 //! The tests that run on this machine's own kernel, as root, in network namespaces of their own: those ways of tracing
 //! that need no probes.
 
+mod bench;
 mod crash;
 mod everywhere;
 mod flood;
@@ -46,6 +47,7 @@ const TESTS: &[&[Test]] = &[
     marks::TESTS,
     flood::TESTS,
     crash::TESTS,
+    bench::TESTS,
 ];
 
 const DOCTOR: &[Test] =

@@ -38,6 +38,7 @@ pub mod fetch;
 pub mod footprint;
 pub mod sink;
 pub mod recording;
+pub mod bench;
 pub mod doctor;
 pub mod sys;
 pub mod error;

@@ -4,6 +4,7 @@
 //! configuration, the only thing that the rest of the program sees.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod diff;
 pub mod doctor;
 pub mod netns;
@@ -49,8 +50,7 @@ enum Command {
         /// Numbers of open namespaces
         namespaces: Vec<u32>,
     },
-    #[command(hide = true)]
-    Bench(ReservedArgs),
+    Bench(bench::BenchArgs),
     #[command(hide = true)]
     Why(ReservedArgs),
     Diff(diff::DiffArgs),
@@ -77,6 +77,8 @@ pub enum Request {
     Doctor(doctor::DoctorConfig),
     /// Show where two recordings part.
     Diff(diff::DiffConfig),
+    /// Measure what tracing costs here.
+    Bench(bench::BenchConfig),
     /// Clear up after a process when it ends.
     Guard {
         /// The process.
@@ -119,7 +121,7 @@ impl Cli {
             Command::Rules(args) => args.config().map(Request::Rules),
             Command::Doctor(args) => Ok(Request::Doctor(args.config())),
             Command::Guard { process, namespaces } => Ok(Request::Guard { process, namespaces }),
-            Command::Bench(_) => reserved("bench"),
+            Command::Bench(args) => args.config().map(Request::Bench),
             Command::Why(_) => reserved("why"),
             Command::Diff(args) => Ok(Request::Diff(args.config())),
         }

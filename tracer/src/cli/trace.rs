@@ -60,6 +60,11 @@ pub(super) struct TraceArgs {
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     duration: Option<Duration>,
 
+    /// Room for what the kernel has told and nobody has taken yet: 4M, 1G; by default what suits the memory and the
+    /// CPUs. What finds no room is counted as lost
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    buffer: Option<u32>,
+
     /// A block for each packet, the lines of the TRACE target, or JSON Lines
     #[arg(short, long, value_name = "OUTPUT", default_value = "pretty")]
     output: OutputArg,
@@ -150,6 +155,8 @@ pub struct TraceConfig {
     pub count: Option<NonZeroU64>,
     /// Stop after this time.
     pub duration: Option<Duration>,
+    /// Bytes of the buffer between the kernel and us, a power of two.
+    pub buffer: Option<u32>,
     /// In which form packets are shown.
     pub output: Output,
     /// Where to record it as well.
@@ -184,6 +191,7 @@ impl TraceArgs {
             netns: if self.all_netns { Netns::All } else { Netns::from_option(self.netns.as_deref())? },
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,
+            buffer: self.buffer,
             output: self.output.into(),
             write: self.write,
             verbose: self.verbose,
@@ -243,7 +251,22 @@ fn checked_count(count: u64) -> Result<NonZeroU64, UsageError> {
     NonZeroU64::new(count).ok_or(UsageError::Value { option: "--count", value: count.to_string(), reason })
 }
 
-fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+/// A number of bytes, with K, M or G for the powers of 1024; rounded up to a power of two, as the ring has to be.
+fn parse_size(text: &str) -> Result<u32, &'static str> {
+    const WRONG: &str = "not a size from 4K to 1G; write it as 512K, 64M or 1G";
+    const SIZES: std::ops::RangeInclusive<u32> = 4096..=1 << 30;
+    let (digits, shift) = match text.as_bytes().last().map(u8::to_ascii_uppercase) {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number: u32 = digits.parse().map_err(|_| WRONG)?;
+    let bytes = number.checked_mul(1 << shift).and_then(u32::checked_next_power_of_two);
+    bytes.filter(|bytes| SIZES.contains(bytes)).ok_or(WRONG)
+}
+
+pub(super) fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     const WRONG: &str = "not a duration; write it as 30s, 2m30s or 500ms";
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|_| WRONG);

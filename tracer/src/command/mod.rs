@@ -1,6 +1,7 @@
 //! One module per subcommand; the only place that knows all layers.
 #![forbid(unsafe_code)]
 
+mod bench;
 pub mod diff;
 pub mod doctor;
 pub mod guard;
@@ -29,6 +30,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Request::Read(config) => read::run(config),
         Request::Rules(config) => rules::run(config),
         Request::Doctor(config) => doctor::run(config),
+        Request::Bench(config) => bench::run(&config),
         Request::Diff(config) => diff::run(&config),
         Request::Guard { process, namespaces } => guard::run(process, &namespaces),
     }

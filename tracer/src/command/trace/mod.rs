@@ -1,6 +1,7 @@
 //! `nftracer trace`
 
 mod both;
+mod buffer;
 #[doc(hidden)]
 pub mod interpreter;
 mod kept;
@@ -123,14 +124,6 @@ fn nothing_works(mut refused: Vec<Failure>) -> Failure {
         Some(remedy) => failure.with_remedy(remedy),
         None => failure,
     }
-}
-
-/// The size of a buffer between the kernel and us; the environment variable is for tests of what happens when it is
-/// full.
-fn buffer_bytes(usual: u32) -> u32 {
-    let wanted = std::env::var("NFTRACER_RING_BYTES").ok().and_then(|bytes| bytes.parse::<u32>().ok());
-    let wanted = wanted.and_then(u32::checked_next_power_of_two);
-    wanted.map_or(usual, |bytes| bytes.max(4096))
 }
 
 /// Says something beside the output.
