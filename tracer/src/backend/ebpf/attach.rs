@@ -13,7 +13,7 @@ use super::offsets::Symbols;
 use super::probes::{Need, PROBES, Point, Probe};
 use super::{PRIVILEGES, not_permitted, system_code, typed};
 use crate::sys::guard::Guard;
-use crate::sys::kernel::LOAD_TABLES;
+use crate::sys::kernel::LOAD_RULES;
 use crate::sys::perf;
 use crate::sys::process::Process;
 use crate::sys::tracefs::{self, Event, Tracefs};
@@ -48,8 +48,8 @@ pub enum Error {
     /// A function that every trace needs is not there.
     #[error("the kernel has no function `{0}`")]
     NoFunction(&'static str),
-    /// Neither family's tables are there.
-    #[error("the kernel has no legacy tables: neither `ipt_do_table` nor `ip6t_do_table` exists")]
+    /// Nothing that could have rules is there.
+    #[error("the kernel has neither legacy tables nor nftables that could be traced")]
     NoTables,
     /// Return probes with enough slots need tracefs.
     #[error("tracefs is not mounted, and without it this kernel loses returns of probed functions")]
@@ -89,7 +89,7 @@ impl Error {
     /// What can be done about it.
     pub fn remedy(&self) -> Option<String> {
         let remedy = match self {
-            Self::NoTables => LOAD_TABLES,
+            Self::NoTables => LOAD_RULES,
             Self::NoTracefs => "`mount -t tracefs tracefs /sys/kernel/tracing`",
             // EACCES is the verifier's.
             Self::Load { source, .. } if system_code(source) == Some(libc::EPERM) => PRIVILEGES,

@@ -276,7 +276,9 @@ impl Probing {
         // Read once for its size, which the kernel programs must know before they are loaded.
         let largest = namespaces.largest_table();
         let nftables = match config.mark {
-            _ if !namespaces.have_base_chains() => ebpf::Nftables::Absent,
+            _ if !kernel::has_nftables() => ebpf::Nftables::Absent,
+            // Where there is nothing else, base chains may come.
+            _ if kernel::has_legacy_tables() && !namespaces.have_base_chains() => ebpf::Nftables::Absent,
             Mark::None => ebpf::Nftables::Ends,
             _ => ebpf::Nftables::Rules,
         };
