@@ -1,5 +1,6 @@
 //! nftracer against the kernel's own trace of nftables, packet by packet.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -299,10 +300,13 @@ fn edited(options: &Options) -> Result<Outcome> {
         right += u64::from(said == step.mark);
     }
     check(edits > 2 && complete > 100, format!("{edits} edits, {complete} complete steps"))?;
-    let inexact = trace.packets.values().filter(|packet| packet.certainty == Certainty::Inexact).count();
-    let packets = trace.packets.len();
+    let mut reasons: BTreeMap<&str, u64> = BTreeMap::new();
+    for packet in trace.packets.values().filter(|packet| packet.certainty == Certainty::Inexact) {
+        *reasons.entry(&packet.why).or_default() += 1;
+    }
+    let (packets, inexact) = (trace.packets.len(), reasons.values().sum::<u64>());
     Ok(Outcome::Passed(format!(
-        "{edits} edits, {packets} packets, {inexact} inexact, {complete} steps of complete ones, {right} with the right text"
+        "{edits} edits, {packets} packets, {inexact} inexact {reasons:?}, {complete} steps of complete ones, {right} with the right text"
     )))
 }
 

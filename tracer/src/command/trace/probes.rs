@@ -20,6 +20,8 @@ use anyhow::Context as _;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::rc::Rc;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracer_common::counter::Counter;
@@ -95,9 +97,24 @@ impl Namespaces {
         }
     }
 
-    /// Reads the rules of nftables again, with their texts if that is wanted.
-    fn read_nftables(&self, inode: u32, texts: bool, commits: &CommitCounts) -> Option<NftReading> {
-        self.with(inode, |file| read_nftables(file, texts, commits))?
+    /// Reads the rules of nftables again, without their texts.
+    fn read_nftables(&self, inode: u32, commits: &CommitCounts) -> Option<NftReading> {
+        self.with(inode, |file| read_nftables(file, false, commits))?
+    }
+
+    /// Has the rules of nftables printed: that takes longer than rules may stay the same.
+    fn print_nftables(&self, inode: u32) -> Option<Receiver<Ruleset>> {
+        let namespace = self.with(inode, |file| file.try_clone().ok())??;
+        let (sender, receiver) = mpsc::channel();
+        let print = move || {
+            let nftables = fetch::nft::Nftables::open(&namespace).ok().flatten();
+            if let Some(fetched) = nftables.and_then(|mut nftables| nftables.fetch().ok()) {
+                // Who asked may have ended.
+                let _ = sender.send(fetched.ruleset);
+            }
+        };
+        thread::Builder::new().name("print".to_owned()).spawn(print).ok()?;
+        Some(receiver)
     }
 
     /// Reads a table again, if it is still the one that was met and its namespace can be found.
@@ -344,7 +361,9 @@ impl Probing {
         let namespaces = Rc::new(namespaces);
         let again = Rc::clone(&namespaces);
         let read_again = move |met: &Traversal, family, name: &str| again.read(met, family, name, &counts);
-        let read_nftables = move |inode, texts| namespaces.read_nftables(inode, texts, &commits);
+        let to_print = Rc::clone(&namespaces);
+        let print_nftables = move |inode| to_print.print_nftables(inode);
+        let read_nftables = move |inode| namespaces.read_nftables(inode, &commits);
         let hear_changes = move |inode, take: &mut dyn FnMut(&Message<'_>, u64)| match &mut changes {
             Some((only, changes)) if *only == inode => changes.hear(take),
             _ => Heard::Nothing,
@@ -355,6 +374,7 @@ impl Probing {
             clock::epoch_ns(),
             Box::new(read_again),
             Box::new(read_nftables),
+            Box::new(print_nftables),
             Box::new(hear_changes),
         );
         for (inode, reading) in rules {
