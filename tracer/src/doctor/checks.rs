@@ -2,7 +2,8 @@
 
 use super::{Finding, Status};
 use crate::sys::kernel::{
-    Answer, CHAIN_FUNCTION, Fentry, Host, LOAD_RULES, PER_CPU_OFFSET, SEQUENCE, TABLE_FUNCTIONS, TABLE_MODULES,
+    Answer, CHAIN_FUNCTION, Fentry, Host, LOAD_RULES, PER_CPU_OFFSET, SEQUENCE, TABLE_FUNCTIONS,
+    TABLE_MODULES,
 };
 use crate::sys::privilege::Capability;
 

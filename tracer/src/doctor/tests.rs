@@ -222,10 +222,13 @@ fn nothing_but_nftables() {
         }
     };
     check(only(&["nft_do_chain", "__per_cpu_offset"]), expect!["backend ebpf: usable"]);
-    check(only(&["nft_do_chain"]), expect![[r#"
+    check(
+        only(&["nft_do_chain"]),
+        expect![[r#"
         fail: symbols: __per_cpu_offset not in /proc/kallsyms
           remedy: use a kernel with CONFIG_KALLSYMS_ALL
-        backend ebpf: not usable: symbols: __per_cpu_offset not in /proc/kallsyms"#]]);
+        backend ebpf: not usable: symbols: __per_cpu_offset not in /proc/kallsyms"#]],
+    );
     check(
         Host { modules: strings(&[]), module_btf: strings(&[]), nft_rules: Vec::new(), ..only(&[]) },
         expect![[r#"

@@ -2,11 +2,13 @@
 //! between, and knows when it is done.
 #![forbid(unsafe_code)]
 
+use super::established::Established;
 use super::stands::{Key, Stands};
 use super::{Certainty, Path};
 use crate::hash::KernelMap;
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::ip::{Ipv4, Ipv6};
+use crate::packet::{Link, PacketView};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use tracer_common::legacy::{ENTRY_BYTES, EXIT_BYTES, Traversal, fact, rank, table_class};
@@ -85,6 +87,9 @@ struct Open {
     stands: Rc<Stands>,
     /// Which of them it has met at the hook where it was last.
     met: u64,
+    established: Option<Established>,
+    /// A nat table stands at a hook where it was.
+    has_nat: bool,
 }
 
 /// What a packet waits for.
@@ -191,6 +196,7 @@ pub struct Visit {
     family: Family,
     entry: Option<Header>,
     exit: Option<Header>,
+    established: Option<Established>,
 }
 
 /// Where a packet was, and what conntrack said then.
@@ -237,6 +243,9 @@ impl Visit {
         let name = [0, 1, 2, 3].map(|index| traversal.table_name[index]);
         let class = table_class(u32::from_ne_bytes(name));
         let entry = Header::of(family, traversal.entry.copied, &traversal.entry_bytes);
+        let priority = legacy_priority(hook, class);
+        let conntrack = (traversal.ctinfo, traversal.ct_status);
+        let view = || first_view(family, &traversal.indev, (traversal.entry.copied, &traversal.entry_bytes));
         Self {
             packet: traversal.packet,
             skb: traversal.skb,
@@ -246,14 +255,16 @@ impl Visit {
             place: Place {
                 hook,
                 key: Key::Legacy { rank: rank(hook, class) },
-                priority: legacy_priority(hook, class),
-                connection: has(fact::CONNTRACK)
-                    .then(|| Connection::of(family, (traversal.ctinfo, traversal.ct_status), entry)),
+                priority,
+                connection: has(fact::CONNTRACK).then(|| Connection::of(family, conntrack, entry)),
                 loopback: has(fact::OUT) && traversal.outdev.starts_with(LOOPBACK),
             },
             family,
             entry,
             exit: if has(fact::EXIT) { Header::at_exit(family, entry, traversal) } else { None },
+            established: has(fact::CONNTRACK)
+                .then(|| Established::of(conntrack, (hook, priority), view))
+                .flatten(),
         }
     }
 
@@ -262,6 +273,8 @@ impl Visit {
         use tracer_common::nft::fact;
         let has = |bit| run.facts & bit != 0;
         let header = Header::of(family, run.copied, &run.bytes);
+        let conntrack = (run.ctinfo, run.ct_status);
+        let view = || first_view(family, &run.indev, (run.copied, &run.bytes));
         Self {
             packet: run.packet,
             skb: run.skb,
@@ -272,14 +285,32 @@ impl Visit {
                 hook: run.hook.min(4),
                 key: Key::Nft { table: run.table, chain: run.chain },
                 priority: run.priority,
-                connection: has(fact::CONNTRACK)
-                    .then(|| Connection::of(family, (run.ctinfo, run.ct_status), header)),
+                connection: has(fact::CONNTRACK).then(|| Connection::of(family, conntrack, header)),
                 loopback: has(fact::OUT) && run.outdev.starts_with(LOOPBACK),
             },
             family,
             entry: header,
             exit: header,
+            established: has(fact::CONNTRACK)
+                .then(|| Established::of(conntrack, (run.hook, run.priority), view))
+                .flatten(),
         }
+    }
+}
+
+/// A packet as far as it tells its addresses and ports, and the device that it came from.
+fn first_view<'a>(family: Family, indev: &'a [u8], (copied, bytes): (u32, &'a [u8])) -> PacketView<'a> {
+    let copied = usize::try_from(copied).unwrap_or(0).min(bytes.len());
+    let end = indev.iter().position(|byte| *byte == 0).unwrap_or(indev.len());
+    PacketView {
+        family,
+        indev: Some(&indev[..end]),
+        outdev: None,
+        link: Link::default(),
+        len: copied as u32,
+        bytes: &bytes[..copied],
+        mark: 0,
+        owner: None,
     }
 }
 
@@ -468,11 +499,13 @@ impl Open {
             certainty: Certainty::Complete,
             why: Vec::new(),
             outcome: None,
+            note: None,
             generation: Vec::with_capacity(USUAL_STEPS),
             netns: Some(visit.netns),
         };
         let (last, skb, exit_ns) = (visit.place, visit.skb, visit.entry_ns);
-        Self { path, last, skb, exit_ns, header: None, stands, met: 0 }
+        let (established, has_nat) = (None, false);
+        Self { path, last, skb, exit_ns, header: None, stands, met: 0, established, has_nat }
     }
 
     fn doubt(&mut self, why: String) {
@@ -598,6 +631,11 @@ impl Open {
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }
+        self.established = match (self.established, visit.established) {
+            (Some(earlier), Some(later)) => Some(earlier.then(later)),
+            (earlier, later) => later.or(earlier),
+        };
+        self.has_nat |= self.stands.nat(place.hook) & self.stands.sure(place.hook) != 0;
         self.header = visit.exit;
         self.last = place;
         self.met |= self.stands.bit(place.hook, place.key);
@@ -689,6 +727,7 @@ impl Open {
                 self.doubt(format!("it was not seen after {chain}, when some traversals were missed"));
             }
         }
+        self.path.note = self.established.and_then(|established| established.text(self.has_nat));
         self.path
     }
 }
