@@ -208,6 +208,9 @@ struct Place {
     /// `None` without a conntrack entry.
     connection: Option<Connection>,
     loopback: bool,
+    /// Names of devices, with zeros behind; nothing but zeros for none.
+    indev: [u8; 16],
+    outdev: [u8; 16],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -258,6 +261,8 @@ impl Visit {
                 priority,
                 connection: has(fact::CONNTRACK).then(|| Connection::of(family, conntrack, entry)),
                 loopback: has(fact::OUT) && traversal.outdev.starts_with(LOOPBACK),
+                indev: traversal.indev,
+                outdev: traversal.outdev,
             },
             family,
             entry,
@@ -287,6 +292,8 @@ impl Visit {
                 priority: run.priority,
                 connection: has(fact::CONNTRACK).then(|| Connection::of(family, conntrack, header)),
                 loopback: has(fact::OUT) && run.outdev.starts_with(LOOPBACK),
+                indev: run.indev,
+                outdev: run.outdev,
             },
             family,
             entry: header,
@@ -298,13 +305,17 @@ impl Visit {
     }
 }
 
+/// A device's name without the zeros behind it.
+fn trimmed(name: &[u8]) -> &[u8] {
+    name.iter().position(|byte| *byte == 0).map_or(name, |end| &name[..end])
+}
+
 /// A packet as far as it tells its addresses and ports, and the device that it came from.
 fn first_view<'a>(family: Family, indev: &'a [u8], (copied, bytes): (u32, &'a [u8])) -> PacketView<'a> {
     let copied = usize::try_from(copied).unwrap_or(0).min(bytes.len());
-    let end = indev.iter().position(|byte| *byte == 0).unwrap_or(indev.len());
     PacketView {
         family,
-        indev: Some(&indev[..end]),
+        indev: Some(trimmed(indev)),
         outdev: None,
         link: Link::default(),
         len: copied as u32,
@@ -636,6 +647,7 @@ impl Open {
             (earlier, later) => later.or(earlier),
         };
         self.has_nat |= self.stands.nat(place.hook) & self.stands.sure(place.hook) != 0;
+        self.meets_untraced(Hook::Ingress, &place.indev);
         self.header = visit.exit;
         self.last = place;
         self.met |= self.stands.bit(place.hook, place.key);
@@ -650,6 +662,14 @@ impl Open {
             self.path.why.push(why);
         }
         self.path.generation.extend(part.generation);
+    }
+
+    /// A device where it was, or went, can have base chains that are not traced.
+    fn meets_untraced(&mut self, hook: Hook, device: &[u8]) {
+        let stands = Rc::clone(&self.stands);
+        for name in stands.untraced(hook, trimmed(device)) {
+            self.doubt(format!("{name} is not traced"));
+        }
     }
 
     /// What can still come at the hook where the packet was last.
@@ -726,6 +746,10 @@ impl Open {
                 let chain = Hook::ALL[usize::from(self.last.hook)].chain();
                 self.doubt(format!("it was not seen after {chain}, when some traversals were missed"));
             }
+        }
+        if self.path.verdict == Some(Verdict::Accept) {
+            let device = self.last.outdev;
+            self.meets_untraced(Hook::Egress, &device);
         }
         self.path.note = self.established.and_then(|established| established.text(self.has_nat));
         self.path

@@ -144,7 +144,7 @@ fn has_base_chains(namespace: &File) -> bool {
     ruleset.is_some_and(|ruleset| ruleset.tables.iter().any(sees_packets))
 }
 
-/// The base chains that are not traced: those of bridges, ARP and devices.
+/// What is not traced: base chains of bridges, ARP and devices, and what flowtables take past all hooks.
 fn not_traced(ruleset: &Ruleset) -> Vec<String> {
     let mut names = Vec::new();
     for table in &ruleset.tables {
@@ -152,9 +152,15 @@ fn not_traced(ruleset: &Ruleset) -> Vec<String> {
             let Some(base) = &chain.base else { continue };
             let at_hook = base.hook.is_some_and(|hook| Hook::ALL.contains(&hook));
             if !at_hook || !is_ip(table) {
-                names.push(format!("{} {}:{}", table.family.name(), table.name, chain.name));
+                let name = format!("{} {}:{}", table.family.name(), table.name, chain.name);
+                names.push(format!("base chain {name}"));
             }
         }
+        let flowtables = table.flowtables.iter().map(|flowtable| {
+            let name = format!("{} {}:{}", table.family.name(), table.name, flowtable.name);
+            format!("packets that flowtable {name} forwards")
+        });
+        names.extend(flowtables);
     }
     names
 }
@@ -163,8 +169,10 @@ fn is_ip(table: &Table) -> bool {
     matches!(table.family, TableFamily::Ip | TableFamily::Ip6 | TableFamily::Inet)
 }
 
+/// Those at devices are not traced, but what packets have met of them has to be known.
 fn sees_packets(table: &Table) -> bool {
-    is_ip(table) && table.chains.iter().any(|chain| chain.base.is_some())
+    (is_ip(table) || table.family == TableFamily::Netdev)
+        && table.chains.iter().any(|chain| chain.base.is_some())
 }
 
 /// Reads the rules of nftables in a namespace; `None` when there is no nftables.
@@ -379,7 +387,7 @@ impl Probing {
         );
         for (inode, reading) in rules {
             for name in not_traced(&reading.ruleset) {
-                say(&format!("not traced: base chain {name}"));
+                say(&format!("not traced: {name}"));
             }
             interpreter.fetched_nftables(inode, reading);
         }
