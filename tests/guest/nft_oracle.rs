@@ -13,7 +13,7 @@ use nftracer_tests::nftrace::{Listener, MARKER};
 use nftracer_tests::ruleset::TABLES;
 use nftracer_tests::tracer::{Certainty, Step, Trace, Tracer};
 use nftracer_tests::traffic::{OPEN, Planner, Senders, Server, Shot, connection};
-use nftracer_tests::{netns, wait};
+use nftracer_tests::{monitored, netns, wait};
 use rustix::process::Signal;
 
 use crate::{Options, Outcome, Test, check};
@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_oracle_generated", run: generated },
     Test { name: "nft_oracle_iptables", run: iptables },
     Test { name: "nft_oracle_edited", run: edited },
+    Test { name: "nft_oracle_netlink", run: netlink },
 ];
 
 /// What iptables-nft loads, with compat matches and targets.
@@ -59,6 +60,8 @@ COMMIT
 const SHOTS: usize = 40;
 /// Generated rulesets that one run of the tracer sees.
 const RULESETS_PER_RUN: usize = 20;
+/// Generated rulesets that are traced without probes.
+const NETLINK_RULESETS: u64 = 4;
 const SETTLES_WITHIN: Duration = Duration::from_secs(180);
 /// Looks without a change: enough when both sides agree, and enough for what never comes.
 const SILENCE: [u32; 2] = [60, 200];
@@ -308,6 +311,12 @@ fn edited(options: &Options) -> Result<Outcome> {
     Ok(Outcome::Passed(format!(
         "{edits} edits, {packets} packets, {inexact} inexact {reasons:?}, {complete} steps of complete ones, {right} with the right text"
     )))
+}
+
+/// Without probes: against the programs that users have. One packet after the other, so there are few.
+fn netlink(_: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    Ok(Outcome::Passed(monitored::generated(NETLINK_RULESETS)?))
 }
 
 /// Adds the rule, replaces it under its handle, and takes it away, twenty times a second.

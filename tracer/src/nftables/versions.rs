@@ -137,7 +137,11 @@ impl Versions {
         if let Some(last) = known.versions.back() {
             inherit_texts(&mut ruleset, &last.ruleset);
         }
-        known.read.push_back((ruleset.generation, stable(before, after)));
+        let read = (ruleset.generation, stable(before, after));
+        // Rules can be read often without a change.
+        if known.read.back() != Some(&read) {
+            known.read.push_back(read);
+        }
         while known.read.len() > KEPT {
             known.read.pop_front();
         }

@@ -57,17 +57,16 @@ impl Established {
             let end = |address: Option<IpAddr>, port| Some(End { address: address?, port });
             let (src, dst) = (end(headers.src, headers.sport), end(headers.dst, headers.dport));
             // What a loopback device brings in has been translated on its way out already.
-            let has_shown = view.indev == Some(b"lo") || priority == nat_priority(hook);
-            let at = |destination: bool| {
-                let is_here = destination == (hook == Hook::Prerouting as u8 || hook == Hook::Output as u8);
-                // Sources are translated at the hooks that come last.
-                if is_here { priority > nat_priority(hook) } else { destination }
-            };
-            if !has_shown {
+            let hides = view.indev == Some(b"lo") || priority == nat_priority(hook);
+            let is_destination = hook == Hook::Prerouting as u8 || hook == Hook::Output as u8;
+            let is_source = hook == Hook::Input as u8 || hook == Hook::Postrouting as u8;
+            let is_later = priority > nat_priority(hook);
+            let (destination_done, source_done) = (!is_destination || is_later, is_source && is_later);
+            if !hides {
                 // A reply comes from where the first packet was sent to, and goes to where that one seemed to be from.
                 (established.destination, established.source) = match is_reply {
-                    true => (src.filter(|_| !at(false)), dst.filter(|_| !at(true))),
-                    false => (dst.filter(|_| at(true)), src.filter(|_| at(false))),
+                    true => (src.filter(|_| !source_done), dst.filter(|_| !destination_done)),
+                    false => (dst.filter(|_| destination_done), src.filter(|_| source_done)),
                 };
             }
         }
@@ -162,6 +161,7 @@ mod tests {
         check((0, DNAT), "eth0", &there[..1], &said("DNAT was"));
         check((0, DNAT), "eth0", &[(Prerouting, -100)], &said("DNAT was"));
         check((0, SNAT), "eth0", there, &said("SNAT was"));
+        check((0, SNAT), "eth0", &[(Forward, 200)], &said("SNAT was"));
         check((0, SNAT), "eth0", &[(Postrouting, 200)], &said("SNAT to 10.0.0.1:1000 was"));
         check((3, DNAT), "eth0", there, &said("DNAT to 10.0.0.1:1000 was"));
         check((3, SNAT), "eth0", there, &said("SNAT to 10.0.0.2:2000 was"));

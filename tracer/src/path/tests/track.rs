@@ -307,7 +307,7 @@ fn chains_at_devices_are_not_traced() {
         netdev edge:first is not traced
         netdev edge:both is not traced
     "#]]
-        .assert_eq(&["lo", "left", "leftover"].map(|device| why("raw:PRE", device.as_bytes())).join("\n"));
+    .assert_eq(&["lo", "left", "leftover"].map(|device| why("raw:PRE", device.as_bytes())).join("\n"));
 }
 
 #[test]
