@@ -258,7 +258,9 @@ impl Interpreter {
         }
         let (version, mut why) = match self.rules.met_by(run) {
             Ok(version) => (Some(version), None),
-            Err(newest) => (newest, Some("the version of nftables' rules that it met is not known".to_owned())),
+            Err(newest) => {
+                (newest, Some("the version of nftables' rules that it met is not known".to_owned()))
+            }
         };
         let nothing = nftables::Ruleset::default();
         let ruleset = version.as_ref().map_or(&nothing, |version| &version.ruleset);
