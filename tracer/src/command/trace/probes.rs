@@ -29,6 +29,9 @@ use tracer_common::legacy::Traversal;
 
 /// Records taken before signals and time are looked at again.
 const BATCH: usize = 4096;
+/// Records taken before it is asked whether rules of nftables have changed: on kernels whose announcements leave something
+/// open they have to be read before they change again.
+const PART: usize = 512;
 
 /// Asking how many records were lost is a system call. Where none come, few are lost: it is asked every so many looks.
 const LOOKS_PER_COUNT: u32 = 10;
@@ -420,12 +423,19 @@ impl Session for Probing {
             say("nftables has rules that are not traced: from here on no path is complete");
             interpreter.doubt_all("nftables has rules that are not traced");
         }
-        if let Some(netns) = self.follows {
-            interpreter.follow_nftables(netns);
-        }
         // Of what happened until now, everything is in the ring.
         let now_ns = clock::monotonic_ns();
-        let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
+        let mut records = 0;
+        while records < BATCH {
+            if let Some(netns) = self.follows {
+                interpreter.follow_nftables(netns);
+            }
+            let taken = self.ebpf.get_mut().drain(PART, |record| interpreter.record(record));
+            records += taken;
+            if taken < PART {
+                break;
+            }
+        }
         self.idle_looks = if records == 0 { self.idle_looks + 1 } else { LOOKS_PER_COUNT };
         if self.idle_looks >= LOOKS_PER_COUNT {
             let lost = self.ebpf.get_ref().counter(Counter::Lost).map_err(Failure::running)?;
