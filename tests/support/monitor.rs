@@ -27,6 +27,9 @@ pub struct Traversal {
     pub steps: Vec<String>,
 }
 
+/// What nft says of a rule that returns, where the kernel tells of it as of the end of a chain: older ones do.
+const RETURN: &str = "verdict return";
+
 /// Which of the two programs, as they differ in what they say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -167,7 +170,8 @@ fn of_nft(lines: &[String]) -> Option<Vec<Traversal>> {
         }
         // After a policy the mark may follow.
         let what = what.split(" meta mark ").next().filter(|_| what.starts_with("policy ")).unwrap_or(what);
-        if let Some(at) = open.get(id).filter(|_| !what.starts_with("verdict ")) {
+        let says_nothing = what.starts_with("verdict ") && what != RETURN;
+        if let Some(at) = open.get(id).filter(|_| !says_nothing) {
             all[*at].steps.push(format!("{chain} {}", without_counts(what)));
         }
     }
@@ -283,8 +287,9 @@ fn of_xtables(lines: &[String]) -> Vec<Traversal> {
     all
 }
 
-/// What nftracer said, as one of the programs would say it, with the number of the packet.
-pub fn of_nftracer(program: Program, trace: &Trace) -> Vec<(u64, Traversal)> {
+/// What nftracer said, as one of the programs would say it, with the number of the packet. `returns` says whether the kernel
+/// tells of rules that return as of others.
+pub fn of_nftracer(program: Program, trace: &Trace, returns: bool) -> Vec<(u64, Traversal)> {
     let mut open: HashMap<u64, usize> = HashMap::new();
     let mut all: Vec<(u64, Traversal)> = Vec::new();
     for step in &trace.steps {
@@ -305,6 +310,9 @@ pub fn of_nftracer(program: Program, trace: &Trace) -> Vec<(u64, Traversal)> {
         let said = match (kind, program) {
             // Neither shows the end of a chain.
             ("return", _) => None,
+            ("rule", _) if !returns && nft.verdict == "return" => {
+                (program == Program::Nft).then(|| RETURN.to_owned())
+            }
             ("rule", Program::Nft) => {
                 Some(format!("rule {} (verdict {})", without_counts(text), nft.verdict))
             }

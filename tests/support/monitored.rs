@@ -268,12 +268,16 @@ fn compare(program: Program, trace: &Trace, told: Vec<Traversal>) -> Result<usiz
         trace.packets.get(packet).is_some_and(|packet| packet.certainty == Certainty::Complete)
     };
     let (mut right, mut doubtful) = (0, 0);
-    for (packet, traversal) in of_nftracer(program, trace) {
+    // Older kernels tell less of rules that return.
+    let less = of_nftracer(program, trace, false).into_iter().map(|(_, traversal)| traversal);
+    for ((packet, traversal), less) in of_nftracer(program, trace, true).into_iter().zip(less) {
         // What has no words for a monitor: an empty chain's end.
         if !knows(&traversal) {
             continue;
         }
-        match left.get_mut(&traversal).filter(|count| **count > 0) {
+        let is_left = |traversal: &Traversal| left.get(traversal).is_some_and(|count| *count > 0);
+        let told = if is_left(&traversal) { &traversal } else { &less };
+        match left.get_mut(told).filter(|count| **count > 0) {
             Some(count) => {
                 *count -= 1;
                 right += 1;
