@@ -11,7 +11,7 @@ use nftracer_tests::lab::{Family, Lab, Spread, addresses};
 use nftracer_tests::nft_rules::{HANDWRITTEN, generate};
 use nftracer_tests::nftrace::{Listener, MARKER};
 use nftracer_tests::ruleset::TABLES;
-use nftracer_tests::tracer::{Certainty, Step, Trace, Tracer};
+use nftracer_tests::tracer::{Certainty, Packet, Step, Trace, Tracer};
 use nftracer_tests::traffic::{OPEN, Planner, Senders, Server, Shot, connection};
 use nftracer_tests::{monitored, netns, wait};
 use rustix::process::Signal;
@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_oracle_iptables", run: iptables },
     Test { name: "nft_oracle_edited", run: edited },
     Test { name: "nft_oracle_netlink", run: netlink },
+    Test { name: "nft_oracle_nat", run: nat },
 ];
 
 /// What iptables-nft loads, with compat matches and targets.
@@ -317,6 +318,36 @@ fn edited(options: &Options) -> Result<Outcome> {
 fn netlink(_: &Options) -> Result<Outcome> {
     crate::load_modules();
     Ok(Outcome::Passed(monitored::generated(NETLINK_RULESETS)?))
+}
+
+/// The first packet of a connection has its address translated; those after it say so, in both directions.
+fn nat(_: &Options) -> Result<Outcome> {
+    let mut session = Session::without_legacy()?;
+    let at = addresses(Family::Ipv4);
+    session.load(&format!(
+        "table ip t {{\n chain mid {{ type filter hook prerouting priority -150; }}\n \
+         chain pre {{ type nat hook prerouting priority -100; ip daddr {} tcp dport 80 dnat to {}:{OPEN}; }}\n \
+         chain pass {{ type filter hook forward priority 0; counter; }}\n}}\n",
+        at.r_dnat, at.b,
+    ))?;
+    session.trace()?;
+    connection(&session.lab.a, at.r_dnat, 80)?;
+    let tracer = session.tracer.take().context("a tracer runs")?;
+    wait::until_steady(SETTLES_WITHIN, SILENCE[0], || tracer.seen());
+    let ended = tracer.stop(Signal::TERM)?;
+    let passed = |packet: &&Packet| packet.path.iter().any(|step| step.starts_with("t:pass:"));
+    let (first, later): (Vec<&Packet>, Vec<&Packet>) = ended
+        .trace
+        .packets
+        .values()
+        .filter(passed)
+        .partition(|packet| packet.path.iter().any(|step| step.starts_with("t:pre:")));
+    let note =
+        format!("nat: established, not consulted; DNAT to {}:{OPEN} was chosen at its first packet", at.b);
+    check(first.iter().all(|packet| packet.note.is_none()), format!("{first:?}"))?;
+    check(later.iter().all(|packet| packet.note.as_ref() == Some(&note)), format!("{later:?}"))?;
+    check(first.len() == 1 && later.len() > 2, format!("{} and {}", first.len(), later.len()))?;
+    Ok(Outcome::Passed(format!("{} packets after the first: {note}", later.len())))
 }
 
 /// Adds the rule, replaces it under its handle, and takes it away, twenty times a second.
