@@ -666,8 +666,8 @@ impl Open {
 
     /// A device where it was, or went, can have base chains that are not traced.
     fn meets_untraced(&mut self, hook: Hook, device: &[u8]) {
-        let stands = Rc::clone(&self.stands);
-        for name in stands.untraced(hook, trimmed(device)) {
+        let (stands, device) = (Rc::clone(&self.stands), trimmed(device));
+        for name in stands.untraced(hook, device).filter(|_| !device.is_empty()) {
             self.doubt(format!("{name} is not traced"));
         }
     }

@@ -37,7 +37,6 @@ pub enum Error {
 
 /// What a recording holds, in the order it was written.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "an event is looked at when it is read, and not kept")]
 pub enum Event<'a> {
     /// Tracing began.
     Start(Start),
