@@ -419,7 +419,7 @@ mod tests {
         }
         let error = refused(libc::ENOENT);
         assert_eq!((error.unusable(), error.remedy()), (false, None), "{error}");
-        assert!(Error::NoTables.remedy().is_some_and(|remedy| remedy.contains("modprobe")));
+        assert!(Error::NoTables.remedy().is_some_and(|remedy| remedy.contains("load rules")));
     }
 
     #[test]
