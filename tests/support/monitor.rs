@@ -168,8 +168,9 @@ fn of_nft(lines: &[String]) -> Option<Vec<Traversal>> {
             all.push(Traversal { packet: packet_of_nft(packet), table, steps: Vec::new() });
             continue;
         }
-        // After a policy the mark may follow.
-        let what = what.split(" meta mark ").next().filter(|_| what.starts_with("policy ")).unwrap_or(what);
+        // After the end of a chain the mark may follow.
+        let is_end = what.starts_with("policy ") || what.starts_with("verdict ");
+        let what = what.split(" meta mark ").next().filter(|_| is_end).unwrap_or(what);
         let says_nothing = what.starts_with("verdict ") && what != RETURN;
         if let Some(at) = open.get(id).filter(|_| !says_nothing) {
             all[*at].steps.push(format!("{chain} {}", without_counts(what)));
