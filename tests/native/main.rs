@@ -6,7 +6,6 @@ mod crash;
 mod everywhere;
 mod flood;
 mod marks;
-mod monitor;
 mod nft_changes;
 mod nft_corpus;
 mod nft_oracle;

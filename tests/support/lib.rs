@@ -17,6 +17,8 @@ pub mod doctor;
 pub mod generate;
 pub mod kmsg;
 pub mod lab;
+pub mod monitor;
+pub mod monitored;
 pub mod netns;
 pub mod nflog;
 pub mod nft_rules;

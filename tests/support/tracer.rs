@@ -81,6 +81,8 @@ pub struct Packet {
     pub path: Vec<String>,
     /// What the last table decided; empty where that is not known.
     pub verdict: String,
+    /// What else is worth knowing.
+    pub note: Option<String>,
 }
 
 /// The totals of a run.
@@ -348,9 +350,9 @@ impl Trace {
                 }
                 None => self.odd.push(line.to_owned()),
             },
-            Row::Packet { packet, path, certainty, why, verdict } => {
+            Row::Packet { packet, path, certainty, why, verdict, note } => {
                 let (why, verdict) = (why.unwrap_or_default(), verdict.unwrap_or_default());
-                self.packets.insert(packet, Packet { certainty, why, path, verdict });
+                self.packets.insert(packet, Packet { certainty, why, path, verdict, note });
             }
             Row::End(totals) => self.end = Some(totals),
             Row::Other => {}
@@ -370,6 +372,7 @@ enum Row<'a> {
         certainty: Certainty,
         why: Option<String>,
         verdict: Option<String>,
+        note: Option<String>,
     },
     End(Totals),
     #[serde(other)]

@@ -122,6 +122,9 @@ impl<W: Write> Sink for Json<W> {
         if let Some(outcome) = &path.outcome {
             row.text("outcome", outcome);
         }
+        if let Some(note) = &path.note {
+            row.text("note", note);
+        }
         row.text("family", path.family.name());
         row.texts("generation", &path.generation);
         if let Some(netns) = path.netns {

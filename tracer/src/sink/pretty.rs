@@ -117,6 +117,9 @@ impl<W: Write> Sink for Pretty<W> {
             Some(block) => block.write(&mut self.out, &self.styles)?,
             None => write_bare(&mut self.out, path, &self.styles)?,
         }
+        if let Some(note) = &path.note {
+            writeln!(self.out, "  {}", Escaped(note))?;
+        }
         write_outcome(&mut self.out, path, &self.styles)
     }
 

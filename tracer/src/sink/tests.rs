@@ -75,6 +75,7 @@ fn path(packet: u64, verdict: Option<Verdict>, certainty: Certainty, why: &[&str
         certainty,
         why: why.iter().map(|&why| why.to_owned()).collect(),
         outcome: None,
+        note: None,
         generation: vec!["raw@1".into(), "filter@7".into()],
         netns: Some(NETNS),
     }
@@ -112,7 +113,11 @@ pub(crate) fn play(sink: &mut dyn Sink) -> io::Result<()> {
     let rule = Rule { owner: Some("firewalld zone public"), ..doubtful.rule };
     sink.step(&Step { rule, view_doubt: Some("which rule set the mark is not known"), ..doubtful })?;
     sink.path(&path(1, Some(Verdict::Drop), Certainty::Complete, &[]))?;
-    sink.path(&path(2, Some(Verdict::Accept), Certainty::Inexact, &["table replaced", "probe missed"]))?;
+    let doubts = ["table replaced", "probe missed"];
+    sink.path(&Path {
+        note: Some("nat: established, not consulted".into()),
+        ..path(2, Some(Verdict::Accept), Certainty::Inexact, &doubts)
+    })?;
     sink.path(&path(3, None, Certainty::Unordered, &["a chain was entered more than once"]))?;
     sink.finish(&TOTALS)
 }
