@@ -10,6 +10,7 @@ pub mod netns;
 pub mod read;
 pub mod rules;
 pub mod trace;
+mod why;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ Examples:
   nftracer trace icmp                     show the rules that each ping meets
   nftracer trace -c 5 tcp port 22         the next five packets from or to port 22
   nftracer trace --netns blue -o json     everything in a namespace, for a script
+  nftracer why tcp port 443               wait until a packet is dropped, and say what did it
   nftracer read /var/log/messages         the same from the lines of the TRACE target in a log
   nftracer doctor                         what works on this host, and what to do where it does not
 
@@ -39,6 +41,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Trace(trace::TraceArgs),
+    Why(why::WhyArgs),
     Read(read::ReadArgs),
     Rules(rules::RulesArgs),
     Doctor(doctor::DoctorArgs),
@@ -51,8 +54,6 @@ enum Command {
     },
     #[command(hide = true)]
     Bench(ReservedArgs),
-    #[command(hide = true)]
-    Why(ReservedArgs),
     Diff(diff::DiffArgs),
 }
 
@@ -69,6 +70,8 @@ struct ReservedArgs {
 pub enum Request {
     /// Trace packets.
     Trace(trace::TraceConfig),
+    /// Say why a packet is dropped.
+    Why(trace::TraceConfig),
     /// Show packets of a log or a recording.
     Read(read::ReadConfig),
     /// Show the loaded rules.
@@ -120,7 +123,7 @@ impl Cli {
             Command::Doctor(args) => Ok(Request::Doctor(args.config())),
             Command::Guard { process, namespaces } => Ok(Request::Guard { process, namespaces }),
             Command::Bench(_) => reserved("bench"),
-            Command::Why(_) => reserved("why"),
+            Command::Why(args) => args.config().map(Request::Why),
             Command::Diff(args) => Ok(Request::Diff(args.config())),
         }
     }

@@ -48,6 +48,7 @@ fn help() {
     for (name, expected) in [
         ("nftracer", expect_file!["snapshots/help.txt"]),
         ("trace", expect_file!["snapshots/trace.txt"]),
+        ("why", expect_file!["snapshots/why.txt"]),
         ("read", expect_file!["snapshots/read.txt"]),
         ("rules", expect_file!["snapshots/rules.txt"]),
         ("doctor", expect_file!["snapshots/doctor.txt"]),
@@ -124,6 +125,26 @@ fn backends_and_marks() {
 }
 
 #[test]
+fn why() {
+    let config = TraceConfig {
+        filter: "tcp port 80".to_owned(),
+        backend: Backend::Netlink,
+        netns: Netns::Name("blue".to_owned()),
+        duration: Some(Duration::from_secs(5)),
+        output: Output::Json,
+        ..TraceConfig::default()
+    };
+    let line = "nftracer why --backend netlink --netns blue --for 5s -o json tcp port 80";
+    assert_eq!(request(line), Ok(Request::Why(config)));
+    check_refused("nftracer why -o trace", ErrorKind::InvalidValue);
+    check_refused("nftracer why -c 5", ErrorKind::UnknownArgument);
+    check_usage_error(
+        "nftracer why --backend ebpf --mark rule",
+        expect!["--mark rule: the ebpf backend needs no mark; --backend netlink and log do"],
+    );
+}
+
+#[test]
 fn durations() {
     for (text, expected) in
         [("30s", 30_000), ("500ms", 500), ("2m30s", 150_000), ("7", 7_000), ("1.5", 1_500), ("1h", 3_600_000)]
@@ -194,7 +215,6 @@ fn reading() {
 
 #[test]
 fn what_is_reserved_says_so() {
-    check_usage_error("nftracer why tcp port 80", expect!["why: not in this version"]);
     check_usage_error("nftracer bench --help", expect!["bench: not in this version"]);
 }
 

@@ -27,6 +27,33 @@ pub(super) struct TraceArgs {
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,
 
+    #[command(flatten)]
+    source: SourceArgs,
+
+    /// Stop after this many packets
+    #[arg(short, long, value_name = "N")]
+    count: Option<u64>,
+
+    /// Stop after this time: 30s, 2m30s, 500ms; a plain number is seconds
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    duration: Option<Duration>,
+
+    /// A block for each packet, the lines of the TRACE target, or JSON Lines
+    #[arg(short, long, value_name = "OUTPUT", default_value = "pretty")]
+    output: OutputArg,
+
+    /// Also record everything in a file, for `nftracer read`, or for Wireshark when it ends in .pcapng
+    #[arg(short, long, value_name = "FILE")]
+    write: Option<PathBuf>,
+
+    /// Say more on standard error
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// Where packets are looked for, and how.
+#[derive(Args, Debug)]
+pub(super) struct SourceArgs {
     /// Where steps come from; auto takes the best that works here
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     backend: BackendArg,
@@ -51,26 +78,6 @@ pub(super) struct TraceArgs {
     /// All network namespaces
     #[arg(long)]
     all_netns: bool,
-
-    /// Stop after this many packets
-    #[arg(short, long, value_name = "N")]
-    count: Option<u64>,
-
-    /// Stop after this time: 30s, 2m30s, 500ms; a plain number is seconds
-    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
-    duration: Option<Duration>,
-
-    /// A block for each packet, the lines of the TRACE target, or JSON Lines
-    #[arg(short, long, value_name = "OUTPUT", default_value = "pretty")]
-    output: OutputArg,
-
-    /// Also record everything in a file, for `nftracer read`, or for Wireshark when it ends in .pcapng
-    #[arg(short, long, value_name = "FILE")]
-    write: Option<PathBuf>,
-
-    /// Say more on standard error
-    #[arg(short, long)]
-    verbose: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -160,6 +167,21 @@ pub struct TraceConfig {
 
 impl TraceArgs {
     pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
+        Ok(TraceConfig {
+            filter: self.filter.join(" ").trim().to_owned(),
+            count: self.count.map(checked_count).transpose()?,
+            duration: self.duration,
+            output: self.output.into(),
+            write: self.write,
+            verbose: self.verbose,
+            ..self.source.config()?
+        })
+    }
+}
+
+impl SourceArgs {
+    /// Everything else is as it is when nothing is said of it.
+    pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
         let (backend, mark) = (self.backend.into(), self.mark.into());
         if backend == Backend::Ebpf && matches!(mark, Mark::Nft | Mark::Rule) {
             let reason = "the ebpf backend needs no mark; --backend netlink and log do";
@@ -176,17 +198,12 @@ impl TraceArgs {
             });
         }
         Ok(TraceConfig {
-            filter: self.filter.join(" ").trim().to_owned(),
             backend: if self.log_file.is_some() { Backend::Log } else { backend },
             mark,
             attach: self.attach.into(),
             log_file: self.log_file,
             netns: if self.all_netns { Netns::All } else { Netns::from_option(self.netns.as_deref())? },
-            count: self.count.map(checked_count).transpose()?,
-            duration: self.duration,
-            output: self.output.into(),
-            write: self.write,
-            verbose: self.verbose,
+            ..TraceConfig::default()
         })
     }
 }
@@ -243,7 +260,7 @@ fn checked_count(count: u64) -> Result<NonZeroU64, UsageError> {
     NonZeroU64::new(count).ok_or(UsageError::Value { option: "--count", value: count.to_string(), reason })
 }
 
-fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     const WRONG: &str = "not a duration; write it as 30s, 2m30s or 500ms";
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|_| WRONG);

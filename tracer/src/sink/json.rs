@@ -1,5 +1,7 @@
 //! JSON Lines. The wire form is apart from the model: its field names and their order are stable.
 
+mod why;
+
 use super::buffer::Buffer;
 use super::{Sink, Start, Totals};
 use crate::netfilter::Verdict;
@@ -9,6 +11,7 @@ use crate::path::group::Logged;
 use crate::path::{Action, Path, Step};
 use crate::text;
 use crate::trace_line::text::push_decimal;
+use crate::why::Why;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::ser::Formatter;
@@ -16,6 +19,7 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::rc::Rc;
+use why::{NothingRow, WhyRow};
 
 /// Writes JSON Lines.
 ///
@@ -129,6 +133,13 @@ impl<W: Write> Sink for Json<W> {
         }
         row.end();
         self.out.end_row()
+    }
+
+    fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
+        match why {
+            Some(why) => self.write_row(&WhyRow::of(why)),
+            None => self.write_row(&NothingRow { fate: "none", packets }),
+        }
     }
 
     fn finish(&mut self, totals: &Totals) -> io::Result<()> {

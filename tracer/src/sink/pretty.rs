@@ -1,11 +1,13 @@
 //! For people: one block for each packet, given out when the packet is done.
 
+use super::why::{write_nothing, write_why};
 use super::{BUFFER_BYTES, Sink, Start, Totals, mac};
 use crate::netfilter::{Hook, Verdict};
 use crate::packet::{Fragment, Headers, PacketView, Tcp, headers, protocol_name, quoted, tcp};
 use crate::path::group::Logged;
 use crate::path::{Action, Certainty, Path, Step};
 use crate::text::{Escaped, escape, lossy};
+use crate::why::Why;
 use anstyle::{AnsiColor, Style};
 use jiff::{Timestamp, tz::TimeZone};
 use std::collections::BTreeMap;
@@ -118,6 +120,16 @@ impl<W: Write> Sink for Pretty<W> {
             None => write_bare(&mut self.out, path, &self.styles)?,
         }
         write_outcome(&mut self.out, path, &self.styles)
+    }
+
+    fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
+        let Some(why) = why else { return write_nothing(&mut self.out, packets) };
+        if let Some((at, packet)) = why.at.as_ref().zip(why.packet()) {
+            let time = at.time_ns.map_or(String::new(), |time_ns| clock_time(time_ns, &self.zone) + " ");
+            let (shown, header) = (packet_line(&packet.view()), self.styles.header);
+            writeln!(self.out, "{header}{time}{} {shown}{header:#}", why.path.family)?;
+        }
+        write_why(&mut self.out, &self.styles, why)
     }
 
     fn finish(&mut self, _totals: &Totals) -> io::Result<()> {
@@ -374,13 +386,13 @@ impl fmt::Display for End {
 
 /// Colours by meaning; all plain where there is to be no colour.
 #[derive(Clone, Copy, Debug, Default)]
-struct Styles {
+pub(super) struct Styles {
     header: Style,
-    note: Style,
+    pub(super) note: Style,
     accept: Style,
-    drop: Style,
+    pub(super) drop: Style,
     other: Style,
-    doubt: Style,
+    pub(super) doubt: Style,
 }
 
 impl Styles {

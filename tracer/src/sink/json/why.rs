@@ -1,0 +1,128 @@
+//! What became of a packet, as a row.
+
+use super::{DeviceFields, HeaderFields};
+use crate::why::{Close, Why};
+use serde::Serialize;
+
+/// `{"type":"why",…}`
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "why")]
+pub(super) struct WhyRow<'a> {
+    packet: u64,
+    fate: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<AtRow<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<&'a str>,
+    close: Vec<CloseRow<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    look: Option<&'a str>,
+    path: Vec<&'a str>,
+    certainty: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u32>,
+}
+
+/// The step that ended the packet, or the last one.
+#[derive(Serialize)]
+struct AtRow<'a> {
+    step: &'a str,
+    /// Whether this is what ended it.
+    certain: bool,
+    family: &'static str,
+    engine: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hook: Option<&'static str>,
+    table: &'a str,
+    chain: &'a str,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handle: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<&'a str>,
+    #[serde(flatten)]
+    devices: DeviceFields<'a>,
+    #[serde(flatten)]
+    headers: HeaderFields,
+}
+
+#[derive(Serialize)]
+struct CloseRow<'a> {
+    step: &'a str,
+    text: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<&'a str>,
+    behind: bool,
+    failed: Vec<FailedRow<'a>>,
+    unknown: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct FailedRow<'a> {
+    condition: &'a str,
+    value: &'a str,
+}
+
+impl<'a> WhyRow<'a> {
+    pub(super) fn of(why: &'a Why) -> Self {
+        let Why { path, fate, at, .. } = why;
+        Self {
+            packet: path.packet,
+            fate: fate.name(),
+            at: at.as_ref().map(|at| {
+                let view = at.packet.view();
+                AtRow {
+                    step: &at.name,
+                    certain: why.is_certain,
+                    family: at.family.name(),
+                    engine: at.engine.name(),
+                    hook: at.hook.map(|hook| hook.name()),
+                    table: &at.table,
+                    chain: &at.chain,
+                    kind: at.kind.name(),
+                    rule: at.number,
+                    handle: at.handle,
+                    text: at.text.as_deref(),
+                    owner: at.owner.as_deref(),
+                    devices: DeviceFields::of(&view),
+                    headers: HeaderFields::of(&view),
+                }
+            }),
+            outcome: path.outcome.as_deref(),
+            close: why.close.iter().map(CloseRow::of).collect(),
+            look: why.look.as_deref(),
+            path: path.steps.iter().map(|step| &**step).collect(),
+            certainty: path.certainty.to_string(),
+            why: (!path.why.is_empty()).then(|| path.why.join("; ")),
+            netns: path.netns,
+        }
+    }
+}
+
+impl<'a> CloseRow<'a> {
+    fn of(close: &'a Close) -> Self {
+        let failed = close.failed().map(|(condition, value)| FailedRow { condition, value });
+        Self {
+            step: &close.name,
+            text: &close.text,
+            owner: close.owner.as_deref(),
+            behind: close.behind,
+            failed: failed.collect(),
+            unknown: close.unknown().collect(),
+        }
+    }
+}
+
+/// What is said when no packet was dropped.
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "why")]
+pub(super) struct NothingRow {
+    pub(super) fate: &'static str,
+    pub(super) packets: u64,
+}
