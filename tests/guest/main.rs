@@ -15,6 +15,7 @@ mod old_tools;
 mod oracle;
 mod session;
 mod usage;
+mod why;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -78,6 +79,7 @@ const TESTS: &[&[Test]] = &[
     footprint::TESTS,
     filters::TESTS,
     usage::TESTS,
+    why::TESTS,
     bad_input::TESTS,
 ];
 
