@@ -129,7 +129,7 @@ pub const FAULTS: &[Fault] = &[
         ],
         packet: (Place::A, "10.0.9.9", B, Udp(80)),
         fate: "last seen",
-        step: ("legacy", "nat:PREROUTING:policy:1"),
+        step: ("legacy", "mangle:PREROUTING:policy:1"),
         look: "ip route get 10.0.2.2 from 10.0.9.9 iif ra",
         ..USUAL
     },
@@ -137,7 +137,7 @@ pub const FAULTS: &[Fault] = &[
         name: "there is no route",
         packet: (Place::A, A, "10.99.0.1", Udp(80)),
         fate: "last seen",
-        step: ("legacy", "nat:PREROUTING:policy:1"),
+        step: ("legacy", "mangle:PREROUTING:policy:1"),
         look: "ip route get 10.99.0.1 from 10.0.1.2 iif ra",
         ..USUAL
     },
@@ -145,7 +145,7 @@ pub const FAULTS: &[Fault] = &[
         name: "forwarding is off",
         script: ["echo 0 > /proc/sys/net/ipv4/ip_forward", "echo 1 > /proc/sys/net/ipv4/ip_forward"],
         fate: "last seen",
-        step: ("legacy", "nat:PREROUTING:policy:1"),
+        step: ("legacy", "mangle:PREROUTING:policy:1"),
         look: "ip route get 10.0.2.2 from 10.0.1.2 iif ra",
         ..USUAL
     },
@@ -215,7 +215,7 @@ pub const FAULTS: &[Fault] = &[
         name: "legacy tables accept and nftables drops",
         legacy: &[(Family::Ipv4, "*filter\n-A FORWARD -p udp -m udp --dport 80 -j ACCEPT\nCOMMIT\n")],
         nft: "table inet fw { chain forward { type filter hook forward priority 10; policy accept; \
-              tcp dport 80 accept; udp dport 80 drop; } }",
+              tcp dport 80 accept; udp dport 80 drop; }\n}",
         step: ("nft", "fw:forward:rule:2"),
         close: Some(("fw:forward:rule:1", "tcp", "udp")),
         look: "nft -a list chain inet fw forward",
@@ -224,7 +224,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "the policy of nftables drops",
         nft: "table inet fw { chain input { type filter hook input priority 0; policy drop; \
-              iifname \"lo\" accept; tcp dport { 22, 443 } accept; } }",
+              iifname \"lo\" accept; tcp dport { 22, 443 } accept; }\n}",
         packet: (Place::A, A, R, Syn(80)),
         filter: "tcp dst port 80",
         step: ("nft", "fw:input:policy:3"),
@@ -235,7 +235,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "its address is in a set",
         nft: "table ip fw { set bad { type ipv4_addr; elements = { 10.0.1.2, 10.0.1.9 } }\n\
-              chain pre { type filter hook prerouting priority 0; policy accept; ip saddr @bad drop; } }",
+              chain pre { type filter hook prerouting priority 0; policy accept; ip saddr @bad drop; }\n}",
         step: ("nft", "fw:pre:rule:1"),
         look: "nft -a list chain ip fw pre",
         ..USUAL
