@@ -8,6 +8,10 @@ pub enum Counter {
     Lost,
     /// Traversals that no probe saw, as far as the sequence count of x_tables tells.
     Missed,
+    /// Traversals left out because their program interrupted another one at work on its CPU; none of them is `Missed`.
+    LeftOut,
+    /// Runs of nftables left out for the same reason.
+    RunsLeftOut,
     /// Frames thrown away because more traversals were open on one CPU than there are frames.
     Overflowed,
     /// Exits that belong to no open frame of the CPU they happened on.
@@ -16,5 +20,6 @@ pub enum Counter {
 
 impl Counter {
     /// All counters, by index.
-    pub const ALL: [Self; 4] = [Self::Lost, Self::Missed, Self::Overflowed, Self::OrphanExits];
+    pub const ALL: [Self; 6] =
+        [Self::Lost, Self::Missed, Self::LeftOut, Self::RunsLeftOut, Self::Overflowed, Self::OrphanExits];
 }

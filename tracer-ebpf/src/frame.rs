@@ -63,6 +63,8 @@ pub struct Cpu {
     pub checkpoint_ns: Cell<u64>,
     /// What to add to a per-CPU address, 0 when not asked for yet.
     pub per_cpu_offset: Cell<u64>,
+    /// Traversals left out since the checkpoint.
+    pub left_out: Shared,
 }
 
 const _: () = assert!(size_of::<Cpu>() == 64);
@@ -167,8 +169,7 @@ unsafe impl Sync for Cpu {}
 unsafe impl Sync for State {}
 
 impl Cpu {
-    /// Does something as the only program at work on this CPU. What cannot be done now is found missing by the next
-    /// checkpoint, where it is of a table. Returns whether it could be done.
+    /// Does something as the only program at work on this CPU. Returns whether it could be done.
     #[inline(always)]
     pub fn alone(&self, work: impl FnOnce()) -> bool {
         let inside = self.inside.get();

@@ -60,7 +60,7 @@ pub struct End {
 #[inline(always)]
 pub fn enter<A: Access>(call: &Call) {
     let cpu = cpu();
-    cpu.alone(|| {
+    let alone = cpu.alone(|| {
         if cpu.depth.get() == 0 && Question::of::<A>(call).is_some_and(|question| question.is_untraced()) {
             drop_none(pass(cpu));
         } else {
@@ -69,6 +69,23 @@ pub fn enter<A: Access>(call: &Call) {
             follow::<A>(&call);
         }
     });
+    if !alone {
+        leave_out();
+    }
+}
+
+/// A traversal that is not looked at, because another program is at work here. What it does to the sequence count is
+/// accounted for, so that [`checkpoint`] does not find it once more; those inside it do nothing to it, and nobody else
+/// would find them missing.
+#[inline(never)]
+fn leave_out() {
+    let cpu = cpu();
+    count(Counter::LeftOut, 1);
+    cpu.left_out.add(1);
+    let sequence = kernel::per_cpu_offset(cpu).and_then(kernel::recseq);
+    if sequence.is_some_and(|sequence| sequence & 1 == 0) {
+        cpu.outermost.add(1);
+    }
 }
 
 /// The way of a packet that is traced, has to be judged, or comes while another one is followed. Apart from the short
@@ -88,7 +105,11 @@ fn follow<A: Access>(call: &Call) {
 #[inline(always)]
 pub fn enter_unselected<A: Access>(call: &Call) {
     let cpu = cpu();
-    cpu.alone(|| drop_none(if cpu.depth.get() == 0 { pass(cpu) } else { push::<A>(cpu, call, None) }));
+    let alone =
+        cpu.alone(|| drop_none(if cpu.depth.get() == 0 { pass(cpu) } else { push::<A>(cpu, call, None) }));
+    if !alone {
+        leave_out();
+    }
 }
 
 /// What could not be done is found missing later.
@@ -115,7 +136,7 @@ pub fn counters_added() {
 
 /// An outermost traversal begins: compares how far `xt_recseq` moved with the traversals seen since the last time. The
 /// rest was missed. One that was seen and has not moved it yet stays in the account.
-/// Returns the number missed and the time of the checkpoint before.
+/// Returns the number missed or left out and the time of the checkpoint before.
 #[inline(always)]
 fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
     let seen = cpu.outermost.get();
@@ -138,7 +159,11 @@ fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
     if missed != 0 {
         count(Counter::Missed, u64::from(missed));
     }
-    (missed, since_ns)
+    let left_out = cpu.left_out.get();
+    if left_out != 0 {
+        cpu.left_out.add(left_out.wrapping_neg());
+    }
+    (missed.wrapping_add(left_out as u32), since_ns)
 }
 
 /// Gives up the frame at `depth`, whose exit will not come. A global function to the verifier, like those of

@@ -100,8 +100,7 @@ pub fn key(pkt: u64, stack: u64) -> u64 {
 pub fn enter<A: Access>(start: &Start, number_of: impl FnOnce(u64) -> u64) {
     let alone = cpu().alone(|| drop_none(look::<A>(start, number_of)));
     if !alone {
-        // Nothing else finds it missing.
-        count(Counter::Missed, 1);
+        count(Counter::RunsLeftOut, 1);
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The attributes are prefixes of `union bpf_attr` in `include/uapi/linux/bpf.h`; the kernel takes the rest as zero.
 
+use aya_obj::generated::bpf_prog_info;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
@@ -208,6 +209,27 @@ pub fn attach_tracing(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         reserved: u32,
     }
     descriptor(RAW_TRACEPOINT_OPEN, &mut Attributes { name: 0, program: program.as_raw_fd(), reserved: 0 })
+}
+
+/// How often the kernel left a program out because the same one, or for kprobes any other one, was at work on that CPU.
+/// 0 on kernels that do not count it, from before 5.12.
+pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    #[repr(C)]
+    struct Attributes {
+        fd: i32,
+        info_bytes: u32,
+        info: u64,
+    }
+    #[expect(unsafe_code, reason = "the generated structure has no default")]
+    // SAFETY: numbers only, for which all zeros are valid.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attributes = Attributes {
+        fd: program.as_raw_fd(),
+        info_bytes: size_of::<bpf_prog_info>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    call(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info.recursion_misses)
 }
 
 fn descriptor<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {

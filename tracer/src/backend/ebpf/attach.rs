@@ -10,8 +10,9 @@
 
 use super::kernel::{self, Kernel};
 use super::offsets::Symbols;
-use super::probes::{Need, PROBES, Point, Probe};
+use super::probes::{Begins, Need, PROBES, Point, Probe};
 use super::{PRIVILEGES, not_permitted, system_code, typed};
+use crate::sys::bpf;
 use crate::sys::guard::Guard;
 use crate::sys::kernel::LOAD_TABLES;
 use crate::sys::perf;
@@ -122,6 +123,8 @@ pub struct Probes {
     typed: Vec<OwnedFd>,
     /// Why there are none, if there could be.
     reason: Option<typed::Error>,
+    /// The programs that see something begin.
+    entries: Vec<(Begins, OwnedFd)>,
 }
 
 impl Probes {
@@ -147,18 +150,31 @@ impl Probes {
             Method::Kprobe => None,
             Method::Auto | Method::Fentry => Some(place_typed(object, programs, kernel, &present)),
         };
-        let (typed, reason) = match placed {
-            Some(Ok(links)) => (links, None),
+        let (placed, reason) = match placed {
+            Some(Ok(placed)) => (placed, None),
             Some(Err(error)) if method == Method::Fentry => return Err(error.into()),
             Some(Err(error)) => (Vec::new(), Some(error)),
             None => (Vec::new(), None),
         };
-        if typed.is_empty() {
-            for probe in present {
+        let (mut typed, mut entries) = (Vec::new(), Vec::new());
+        if placed.is_empty() {
+            for probe in &present {
                 place(programs, probe, &mut returns)?;
             }
+            entries = kprobe_entries(programs, &present);
         }
-        Ok(Self { without, returns: returns.made, typed, reason })
+        for (probe, typed::Running { link, program }) in placed {
+            typed.push(link);
+            entries.extend(probe.begins().map(|begins| (begins, program)));
+        }
+        Ok(Self { without, returns: returns.made, typed, reason, entries })
+    }
+
+    /// How often the kernel left out a program that would have seen something begin: it does so while the program is at
+    /// work on that CPU already.
+    pub fn left_out(&self, begins: Begins) -> io::Result<u64> {
+        let programs = self.entries.iter().filter(|(it, _)| *it == begins);
+        programs.map(|(_, program)| bpf::recursion_misses(program.as_fd())).sum()
     }
 
     /// How the table functions are probed, in words.
@@ -225,32 +241,39 @@ pub fn try_typed(
     Ok(())
 }
 
+/// The kprobe programs that see something begin; each of them once, at however many functions it runs.
+fn kprobe_entries(programs: &aya::Ebpf, present: &[&Probe]) -> Vec<(Begins, OwnedFd)> {
+    let mut begins: Vec<_> =
+        present.iter().filter_map(|probe| Some((probe.program, probe.begins()?))).collect();
+    begins.dedup();
+    let found = begins.into_iter().filter_map(|(name, begins)| {
+        let program: &KProbe = programs.program(name)?.try_into().ok()?;
+        Some((begins, program.fd().ok()?.as_fd().try_clone_to_owned().ok()?))
+    });
+    found.collect()
+}
+
 /// Places the programs that need no kprobe; all of them, or none.
 fn place_typed(
     object: &[u8],
     programs: &aya::Ebpf,
     kernel: &Kernel,
-    present: &[&Probe],
-) -> Result<Vec<OwnedFd>, typed::Error> {
+    present: &[&'static Probe],
+) -> Result<Vec<(&'static Probe, typed::Running)>, typed::Error> {
     each_typed(object, programs, kernel, present, typed::Programs::attach)
 }
 
-type Work = fn(
-    &typed::Programs,
-    &'static str,
-    &'static str,
-    Point,
-    &kernel::TypedTarget,
-) -> Result<OwnedFd, typed::Error>;
+type Work<T> =
+    fn(&typed::Programs, &'static str, &'static str, Point, &kernel::TypedTarget) -> Result<T, typed::Error>;
 
-fn each_typed(
+fn each_typed<T>(
     object: &[u8],
     programs: &aya::Ebpf,
     kernel: &Kernel,
-    present: &[&Probe],
-    work: Work,
-) -> Result<Vec<OwnedFd>, typed::Error> {
-    let wanted: Vec<(&Probe, &'static str, &kernel::TypedTarget)> = present
+    present: &[&'static Probe],
+    work: Work<T>,
+) -> Result<Vec<(&'static Probe, T)>, typed::Error> {
+    let wanted: Vec<(&'static Probe, &'static str, &kernel::TypedTarget)> = present
         .iter()
         .filter_map(|probe| Some((*probe, probe.typed?)))
         .map(|(probe, program)| match kernel.typed.get(probe.symbol) {
@@ -261,7 +284,9 @@ fn each_typed(
     let typed = typed::Programs::of(object, programs)?;
     wanted
         .into_iter()
-        .map(|(probe, program, target)| work(&typed, program, probe.symbol, probe.point, target))
+        .map(|(probe, program, target)| {
+            Ok((probe, work(&typed, program, probe.symbol, probe.point, target)?))
+        })
         .collect()
 }
 

@@ -15,6 +15,7 @@ use crate::trace_line::LogStyle;
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::{EbpfLoader, Pod};
 use decode::Record;
+use probes::Begins;
 use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -66,6 +67,9 @@ pub enum Error {
     /// A program was refused or a probe could not be placed.
     #[error(transparent)]
     Attach(#[from] attach::Error),
+    /// A program that runs cannot be asked about.
+    #[error("cannot ask the kernel about its programs: {0}")]
+    Program(io::Error),
 }
 
 impl Error {
@@ -73,7 +77,7 @@ impl Error {
     pub fn unusable(&self) -> bool {
         match self {
             Self::NoObject => true,
-            Self::NoRoom => false,
+            Self::NoRoom | Self::Program(_) => false,
             Self::Kernel(error) => error.unusable(),
             Self::Attach(error) => error.unusable(),
             Self::Load(error) => not_permitted(error),
@@ -86,7 +90,7 @@ impl Error {
     /// What can be done about it.
     pub fn remedy(&self) -> Option<String> {
         match self {
-            Self::NoObject | Self::NoRoom => None,
+            Self::NoObject | Self::NoRoom | Self::Program(_) => None,
             Self::Kernel(error) => error.remedy(),
             Self::Attach(error) => error.remedy(),
             Self::Load(_) | Self::Map { .. } => not_permitted(self).then(|| PRIVILEGES.to_owned()),
@@ -348,8 +352,26 @@ impl Ebpf {
         records
     }
 
+    /// What was lost so that no later record tells of it: records that did not fit into the ring, and runs of nftables
+    /// that no program saw.
+    pub fn lost(&self) -> Result<Lost, Error> {
+        let missed_runs = self.counter(Counter::RunsLeftOut)? + self.left_out(Begins::Run)?;
+        Ok(Lost { records: self.counter(Counter::Lost)?, missed_runs })
+    }
+
+    /// Traversals of tables that no program saw. The sequence count does not tell of those that one target starts inside
+    /// another traversal, and the kernel does not tell of those that found none of our probes in place.
+    pub fn missed_traversals(&self) -> Result<u64, Error> {
+        let missed = self.counter(Counter::Missed)?.max(self.left_out(Begins::Traversal)?);
+        Ok(self.counter(Counter::LeftOut)? + missed)
+    }
+
+    fn left_out(&self, begins: Begins) -> Result<u64, Error> {
+        self.probes.left_out(begins).map_err(Error::Program)
+    }
+
     /// Sum of a counter over all CPUs.
-    pub fn counter(&self, counter: Counter) -> Result<u64, Error> {
+    fn counter(&self, counter: Counter) -> Result<u64, Error> {
         let values = self
             .counters
             .get(&(counter as u32), 0)
@@ -417,6 +439,15 @@ fn nft_config(kernel: &kernel::Kernel, nftables: Nftables, without: &mut Vec<Str
             None
         }
     }
+}
+
+/// What was lost, since the probes were placed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Records.
+    pub records: u64,
+    /// Runs of nftables.
+    pub missed_runs: u64,
 }
 
 impl AsRawFd for Ebpf {

@@ -29,6 +29,26 @@ pub struct Probe {
     pub need: Need,
 }
 
+/// What begins where an entry probe sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begins {
+    /// A traversal of a legacy table.
+    Traversal,
+    /// A run through a base chain of nftables.
+    Run,
+}
+
+impl Probe {
+    /// What begins where it sits.
+    pub fn begins(&self) -> Option<Begins> {
+        match (self.point, self.symbol) {
+            (Point::Entry, "ipt_do_table" | "ip6t_do_table" | "arpt_do_table") => Some(Begins::Traversal),
+            (Point::Entry, "nft_do_chain") => Some(Begins::Run),
+            _ => None,
+        }
+    }
+}
+
 /// What a probe is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {

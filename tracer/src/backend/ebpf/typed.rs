@@ -55,6 +55,14 @@ pub enum Error {
     },
 }
 
+/// A program at its function.
+pub struct Running {
+    /// It runs until this is dropped.
+    pub link: OwnedFd,
+    /// The program.
+    pub program: OwnedFd,
+}
+
 /// The programs of the object, on the maps that aya has made.
 pub struct Programs {
     object: Object,
@@ -85,16 +93,21 @@ impl Programs {
         Ok(Self { object, btf })
     }
 
-    /// Runs a program at a function until the result is dropped.
+    /// Runs a program at a function.
     pub fn attach(
         &self,
         program: &'static str,
         symbol: &'static str,
         point: Point,
         target: &TypedTarget,
-    ) -> Result<OwnedFd, Error> {
+    ) -> Result<Running, Error> {
         let loaded = self.load(program, symbol, point, target)?;
-        bpf::attach_tracing(loaded.as_fd()).map_err(|source| Error::Attach { program, symbol, source })
+        let link = bpf::attach_tracing(loaded.as_fd()).map_err(|source| Error::Attach {
+            program,
+            symbol,
+            source,
+        })?;
+        Ok(Running { link, program: loaded })
     }
 
     /// Has the kernel look at a program for a function.

@@ -22,7 +22,6 @@ use std::num::NonZeroU64;
 use std::rc::Rc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tracer_common::counter::Counter;
 use tracer_common::legacy::Traversal;
 
 /// Records taken before signals and time are looked at again.
@@ -245,7 +244,7 @@ pub(super) struct Probing {
     ebpf: AsyncFd<Ebpf>,
     interpreter: Interpreter,
     /// Records lost until the last look, and when that was.
-    lost: u64,
+    lost: ebpf::Lost,
     looked_ns: u64,
     /// Looks since then that found nothing.
     idle_looks: u32,
@@ -367,7 +366,16 @@ impl Probing {
         }
         let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
             .context("cannot wait for the ring buffer")?;
-        Ok(Self { ebpf, interpreter, lost: 0, looked_ns: 0, idle_looks: 0, watch, follows, _key: None })
+        Ok(Self {
+            ebpf,
+            interpreter,
+            lost: ebpf::Lost::default(),
+            looked_ns: 0,
+            idle_looks: 0,
+            watch,
+            follows,
+            _key: None,
+        })
     }
 }
 
@@ -398,7 +406,7 @@ impl Session for Probing {
         let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
         self.idle_looks = if records == 0 { self.idle_looks + 1 } else { LOOKS_PER_COUNT };
         if self.idle_looks >= LOOKS_PER_COUNT {
-            let lost = self.ebpf.get_ref().counter(Counter::Lost).map_err(Failure::running)?;
+            let lost = self.ebpf.get_ref().lost().map_err(Failure::running)?;
             if lost != self.lost {
                 interpreter.lost(self.looked_ns, clock::monotonic_ns());
             }
@@ -418,9 +426,9 @@ impl Session for Probing {
         let interpreter = &mut self.interpreter;
         interpreter.give_out_rest();
         let ebpf = self.ebpf.get_ref();
-        let lost = ebpf.counter(Counter::Lost).map_err(Failure::running)?;
-        let missed = ebpf.counter(Counter::Missed).map_err(Failure::running)?;
-        let totals = interpreter.finish(lost, missed).context("cannot write")?;
+        let lost = ebpf.lost().map_err(Failure::running)?;
+        let missed = ebpf.missed_traversals().map_err(Failure::running)? + lost.missed_runs;
+        let totals = interpreter.finish(lost.records, missed).context("cannot write")?;
         eprintln!("{totals}");
         Ok(())
     }
