@@ -73,14 +73,16 @@ pub fn close(steps: &[Met], at: usize, rules: &mut dyn FnMut(&Met) -> Option<Vec
             let close = passed.explain(rule, behind)?;
             let unknown = close.unknown().count();
             let failed = close.failed().count();
+            let held = close.checks.len() - unknown - failed;
             let wanted = match close.behind {
                 true => failed == 0 && unknown == 0,
                 false => failed <= 1 && failed + unknown > 0,
             };
-            wanted.then_some(((Reverse(failed), unknown, distance, Reverse(rule.number)), close))
+            wanted
+                .then_some(((Reverse(failed), unknown, Reverse(held), distance, Reverse(rule.number)), close))
         }));
     }
-    // Where one condition is known to have failed it says most; then what is nearest.
+    // One condition that is known to have failed says most, and more so where others held; then what is nearest.
     found.sort_by_key(|(key, _)| *key);
     found.into_iter().map(|(_, close)| close).take(MOST).collect()
 }

@@ -11,6 +11,7 @@ pub use close::{Close, Listed, close};
 
 use crate::explain::{Leads, leads};
 use crate::netfilter::{Engine, Hook, StepKind, TableFamily, Verdict};
+use crate::owner::{self, Place};
 use crate::packet::{Packet, headers};
 use crate::path::{Action, Certainty, Path, Step};
 use std::net::IpAddr;
@@ -81,6 +82,12 @@ impl From<&Step<'_>> for Met {
 }
 
 impl Met {
+    /// With its owner, which not every backend looks for.
+    fn owned(&self) -> Self {
+        let place = Place { table: &self.table, chain: &self.chain, text: self.text.as_deref() };
+        Self { owner: self.owner.clone().or_else(|| owner::of(place)), ..self.clone() }
+    }
+
     /// Whether a user wrote it: not the policy, nor the end of a chain.
     pub fn is_rule(&self) -> bool {
         self.kind == StepKind::Rule || self.text.is_some()
@@ -203,7 +210,7 @@ impl Why {
         Self {
             path: path.clone(),
             fate,
-            at: place.map(|place| steps[place].clone()),
+            at: place.map(|place| steps[place].owned()),
             is_certain: at.is_some(),
             way: before.iter().filter(same).map(|step| step.name.clone()).collect(),
             close: at.filter(|_| certain).map(|at| close(steps, at, rules)).unwrap_or_default(),
