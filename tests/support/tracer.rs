@@ -299,8 +299,10 @@ fn read_stdout(stdout: ChildStdout, output: &Mutex<Output>) {
     while reader.read_until(b'\n', &mut bytes).is_ok_and(|length| length > 0) {
         let line = String::from_utf8_lossy(&bytes);
         let line = line.trim_end_matches('\n');
-        // What `why` says is read by those who ask for it.
-        let is_row = line.starts_with('{') && !line.starts_with(r#"{"type":"why","#);
+        // What only some ask for is read by them.
+        let is_extra =
+            [r#"{"type":"why","#, r#"{"type":"passed","#].iter().any(|word| line.starts_with(word));
+        let is_row = line.starts_with('{') && !is_extra;
         let row = is_row.then(|| parse(line));
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         output.seen += u64::try_from(bytes.len()).unwrap_or(0);

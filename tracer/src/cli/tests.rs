@@ -1,7 +1,7 @@
 //! Command lines and what they mean; the help as it is shown.
 
 use super::netns::Netns;
-use super::trace::{Backend, Mark, TraceConfig};
+use super::trace::{Backend, Mark, RuleName, TraceConfig};
 use super::{Cli, Request, UsageError};
 use crate::backend::ebpf::attach::Method;
 use crate::cli::doctor::DoctorConfig;
@@ -93,6 +93,7 @@ fn options() {
             netns: Netns::Name("blue".to_owned()),
             count: NonZeroU64::new(1),
             duration: Some(Duration::from_secs(150)),
+            explain: None,
             output: Output::Json,
             write: Some("FILE".into()),
             verbose: true,
@@ -121,6 +122,28 @@ fn backends_and_marks() {
     check_usage_error(
         "nftracer trace --backend netlink --log-file x",
         expect!["--log-file x: only --backend log reads a file"],
+    );
+}
+
+#[test]
+fn explain() {
+    let rule = |table: &str, chain: &str, number| {
+        let (table, chain) = (table.to_owned(), chain.to_owned());
+        TraceConfig { explain: Some(RuleName { table, chain, number }), ..TraceConfig::default() }
+    };
+    check_trace("nftracer trace --explain filter:FORWARD:3", rule("filter", "FORWARD", 3));
+    check_trace("nftracer trace --explain filter:FORWARD:rule:3", rule("filter", "FORWARD", 3));
+    check_trace("nftracer trace --explain fw:a:b:12", rule("fw", "a:b", 12));
+    for name in
+        ["filter", "filter:FORWARD", "filter:FORWARD:x", "filter:FORWARD:0", ":FORWARD:1", "filter::1"]
+    {
+        check_refused(&format!("nftracer trace --explain {name}"), ErrorKind::ValueValidation);
+    }
+    check_usage_error(
+        "nftracer trace --explain filter:FORWARD:3 -o trace",
+        expect![[
+            "--explain filter:FORWARD:rule:3: it needs one namespace, and an output that has room for it: pretty or json"
+        ]],
     );
 }
 

@@ -5,8 +5,10 @@ use crate::backend::ebpf::attach::Method;
 use crate::sink::Output;
 use clap::{Args, ValueEnum};
 use jiff::SignedDuration;
+use std::fmt;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
@@ -37,6 +39,11 @@ pub(super) struct TraceArgs {
     /// Stop after this time: 30s, 2m30s, 500ms; a plain number is seconds
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     duration: Option<Duration>,
+
+    /// Say of packets that passed this rule without matching which of its conditions they did not meet; the rule as
+    /// `nftracer rules` names it
+    #[arg(long, value_name = "TABLE:CHAIN:N")]
+    explain: Option<RuleName>,
 
     /// A block for each packet, the lines of the TRACE target, or JSON Lines
     #[arg(short, long, value_name = "OUTPUT", default_value = "pretty")]
@@ -138,6 +145,37 @@ pub enum Mark {
     Rule,
 }
 
+/// A rule by its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleName {
+    /// The table's name.
+    pub table: String,
+    /// The chain's name.
+    pub chain: String,
+    /// Its place in the chain, from 1.
+    pub number: u32,
+}
+
+/// `filter:FORWARD:3`, or as steps have it, `filter:FORWARD:rule:3`.
+impl FromStr for RuleName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WRONG: &str = "not a rule; write it as filter:FORWARD:3";
+        let (place, number) = text.rsplit_once(':').ok_or(WRONG)?;
+        let (table, chain) = place.strip_suffix(":rule").unwrap_or(place).split_once(':').ok_or(WRONG)?;
+        let number = number.parse().ok().filter(|number| *number > 0).ok_or(WRONG)?;
+        let named = !table.is_empty() && !chain.is_empty();
+        named.then(|| Self { table: table.to_owned(), chain: chain.to_owned(), number }).ok_or(WRONG)
+    }
+}
+
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:rule:{}", self.table, self.chain, self.number)
+    }
+}
+
 /// What `nftracer trace` is asked to do.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TraceConfig {
@@ -157,6 +195,8 @@ pub struct TraceConfig {
     pub count: Option<NonZeroU64>,
     /// Stop after this time.
     pub duration: Option<Duration>,
+    /// The rule that is explained.
+    pub explain: Option<RuleName>,
     /// In which form packets are shown.
     pub output: Output,
     /// Where to record it as well.
@@ -167,8 +207,15 @@ pub struct TraceConfig {
 
 impl TraceArgs {
     pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
+        if let Some(rule) = self.explain.as_ref()
+            && (self.source.all_netns || matches!(self.output, OutputArg::Trace))
+        {
+            let reason = "it needs one namespace, and an output that has room for it: pretty or json";
+            return Err(UsageError::Value { option: "--explain", value: rule.to_string(), reason });
+        }
         Ok(TraceConfig {
             filter: self.filter.join(" ").trim().to_owned(),
+            explain: self.explain,
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,
             output: self.output.into(),

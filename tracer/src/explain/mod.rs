@@ -12,7 +12,7 @@ mod save;
 mod tests;
 mod values;
 
-use crate::owner::words;
+use crate::owner::{Word, words};
 use crate::packet::PacketView;
 use condition::Condition;
 
@@ -100,11 +100,24 @@ pub fn leads(text: &str) -> Leads {
     }
 }
 
-fn pair_is(pair: &[crate::owner::Word], name: &str) -> bool {
+fn pair_is(pair: &[Word], name: &str) -> bool {
     pair.first().is_some_and(|word| word.is(name))
 }
 
 /// Whether a rule of nftables may change a packet, or its mark, even where it does not hold to its end.
 pub fn may_change(text: &str) -> bool {
     words(text).iter().any(|word| word.is("set"))
+}
+
+/// A rule without what its counters say, which changes all the time.
+pub fn without_counters(text: &str) -> String {
+    let (words, mut said) = (words(text), String::new());
+    for (at, word) in words.iter().enumerate() {
+        let is_after = |name: &str| at > 0 && words[at - 1].is(name);
+        if !is_after("packets") && !is_after("bytes") {
+            said.push_str(&word.text);
+            said.push(' ');
+        }
+    }
+    said
 }

@@ -11,7 +11,7 @@ use crate::path::group::Logged;
 use crate::path::{Action, Path, Step};
 use crate::text;
 use crate::trace_line::text::push_decimal;
-use crate::why::Why;
+use crate::why::{Told, Why};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::ser::Formatter;
@@ -19,7 +19,7 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::rc::Rc;
-use why::{NothingRow, WhyRow};
+use why::{NothingRow, ToldRow, WhyRow};
 
 /// Writes JSON Lines.
 ///
@@ -133,6 +133,10 @@ impl<W: Write> Sink for Json<W> {
         }
         row.end();
         self.out.end_row()
+    }
+
+    fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
+        self.write_row(&ToldRow::of(packet, name, told))
     }
 
     fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {

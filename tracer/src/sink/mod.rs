@@ -19,7 +19,7 @@ use crate::path::group::Logged;
 use crate::path::{Path, Step};
 use crate::text::Escaped;
 use crate::trace_line::LogStyle;
-use crate::why::Why;
+use crate::why::{Told, Why};
 use std::fmt;
 use std::io;
 
@@ -125,6 +125,10 @@ pub trait Sink {
     fn log_style(&mut self, _style: LogStyle) {}
     /// A packet is done.
     fn path(&mut self, path: &Path) -> io::Result<()>;
+    /// What a packet says to the rule of this name, `table:chain:rule:number`, that it passed. Comes before its path.
+    fn told(&mut self, _packet: u64, _name: &str, _told: &Told) -> io::Result<()> {
+        Ok(())
+    }
     /// Why a packet was dropped, or that none was, among so many.
     fn why(&mut self, _why: Option<&Why>, _packets: u64) -> io::Result<()> {
         Ok(())
@@ -168,6 +172,11 @@ impl Sink for Both<'_> {
     fn path(&mut self, path: &Path) -> io::Result<()> {
         self.1.path(path)?;
         self.0.path(path)
+    }
+
+    fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
+        self.1.told(packet, name, told)?;
+        self.0.told(packet, name, told)
     }
 
     fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {

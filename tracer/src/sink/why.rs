@@ -4,7 +4,7 @@ use super::pretty::Styles;
 use crate::netfilter::{Engine, Hook, StepKind, TableFamily};
 use crate::path::Certainty;
 use crate::text::Escaped;
-use crate::why::{Close, Fate, Met, Why};
+use crate::why::{Fate, Met, Passed, Told, Why};
 use std::fmt;
 use std::io::{self, Write};
 
@@ -44,7 +44,7 @@ pub(super) fn write_why(out: &mut impl Write, styles: &Styles, why: &Why) -> io:
         let said = why.path.why.join("; ");
         writeln!(out, "  {doubt}{}: {}{doubt:#}", why.path.certainty, Escaped(&said))?;
     }
-    let (behind, passed): (Vec<&Close>, Vec<&Close>) = why.close.iter().partition(|close| close.behind);
+    let (behind, passed): (Vec<&Passed>, Vec<&Passed>) = why.close.iter().partition(|close| close.behind);
     for (title, rules) in [("it nearly met", passed), ("behind it stands what it would have met", behind)] {
         if !rules.is_empty() {
             writeln!(out, "{title}")?;
@@ -54,16 +54,34 @@ pub(super) fn write_why(out: &mut impl Write, styles: &Styles, why: &Why) -> io:
     why.look.iter().try_for_each(|look| writeln!(out, "look with\n  {}", Escaped(look)))
 }
 
-fn write_close(out: &mut impl Write, styles: &Styles, close: &Close) -> io::Result<()> {
+fn write_close(out: &mut impl Write, styles: &Styles, close: &Passed) -> io::Result<()> {
     write!(out, "  {}  {}", Escaped(&close.name), Escaped(&close.text))?;
     if let Some(owner) = &close.owner {
         write!(out, "  {}[{}]{:#}", styles.note, Escaped(owner), styles.note)?;
     }
     writeln!(out)?;
-    for (text, value) in close.failed() {
+    write_checks(out, close)
+}
+
+fn write_checks(out: &mut impl Write, passed: &Passed) -> io::Result<()> {
+    for (text, value) in passed.failed() {
         writeln!(out, "    {}: the packet has {}", Escaped(text), Escaped(value))?;
     }
-    close.unknown().try_for_each(|text| writeln!(out, "    {}: not known", Escaped(text)))
+    passed.unknown().try_for_each(|text| writeln!(out, "    {}: not known", Escaped(text)))
+}
+
+/// Writes what a packet says to a rule that it passed.
+pub(super) fn write_told(out: &mut impl Write, name: &str, told: &Told) -> io::Result<()> {
+    match told {
+        Told::Passed(passed) => {
+            writeln!(out, "  passed {}  {}", Escaped(name), Escaped(&passed.text))?;
+            if passed.failed().next().is_none() && passed.unknown().next().is_none() {
+                writeln!(out, "    why is not known")?;
+            }
+            write_checks(out, passed)
+        }
+        Told::Unknown(why) => writeln!(out, "  whether it passed {} is not known: {why}", Escaped(name)),
+    }
 }
 
 /// What drops packets behind a hook, apart from rules.

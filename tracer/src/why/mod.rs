@@ -4,10 +4,11 @@
 #![forbid(unsafe_code)]
 
 mod close;
+mod passed;
 #[cfg(test)]
 mod tests;
 
-pub use close::{Close, Listed, close};
+pub use passed::{Listed, Passed};
 
 use crate::explain::{Leads, leads};
 use crate::netfilter::{Engine, Hook, StepKind, TableFamily, Verdict};
@@ -88,6 +89,12 @@ impl Met {
         Self { owner: self.owner.clone().or_else(|| owner::of(place)), ..self.clone() }
     }
 
+    /// Whether it is of the same table, at the same hook.
+    fn is_beside(&self, other: &Self) -> bool {
+        let place = |met: &Self| (met.hook, met.engine, met.family);
+        place(self) == place(other) && self.table == other.table
+    }
+
     /// Whether a user wrote it: not the policy, nor the end of a chain.
     pub fn is_rule(&self) -> bool {
         self.kind == StepKind::Rule || self.text.is_some()
@@ -130,7 +137,7 @@ pub struct Why {
     /// The steps of the same table before it, which led there.
     pub way: Vec<String>,
     /// Rules that nearly had it otherwise, the closest first.
-    pub close: Vec<Close>,
+    pub close: Vec<Passed>,
     /// A command that shows more.
     pub look: Option<String>,
 }
@@ -198,13 +205,7 @@ impl Why {
         rules: &mut dyn FnMut(&Met) -> Option<Vec<Listed>>,
     ) -> Self {
         let place = at.or(steps.len().checked_sub(1));
-        let same = |step: &&Met| {
-            place.is_some_and(|place| {
-                let at = &steps[place];
-                (step.hook, step.engine, step.family, &step.table)
-                    == (at.hook, at.engine, at.family, &at.table)
-            })
-        };
+        let same = |step: &&Met| place.is_some_and(|place| step.is_beside(&steps[place]));
         let before = steps.get(..place.unwrap_or(0)).unwrap_or_default();
         let certain = path.certainty == Certainty::Complete;
         Self {
@@ -213,7 +214,7 @@ impl Why {
             at: place.map(|place| steps[place].owned()),
             is_certain: at.is_some(),
             way: before.iter().filter(same).map(|step| step.name.clone()).collect(),
-            close: at.filter(|_| certain).map(|at| close(steps, at, rules)).unwrap_or_default(),
+            close: at.filter(|_| certain).map(|at| close::close(steps, at, rules)).unwrap_or_default(),
             look: None,
         }
     }
@@ -222,4 +223,33 @@ impl Why {
     pub fn packet(&self) -> Option<&Packet> {
         self.at.as_ref().map(|met| &met.packet)
     }
+}
+
+/// What is known of a packet and one rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It passed the rule, and says this to it.
+    Passed(Passed),
+    /// Whether it passed the rule, or by which condition, is not known, for this reason.
+    Unknown(&'static str),
+}
+
+/// What a packet says to one rule of a chain, given its steps there, the rules of the chain, and whether rules of the
+/// table may change a packet without being met. `None` when it matched the rule, or did not come to it.
+pub fn told(steps: &[Met], number: u32, rules: Option<(&[Listed], bool)>) -> Option<Told> {
+    let first = steps.first()?;
+    let at_hook: Vec<&Met> = steps.iter().take_while(|step| step.is_beside(first)).collect();
+    if at_hook.len() < steps.len() {
+        return Some(Told::Unknown("it came to the chain at several hooks"));
+    }
+    let Some((listed, changed)) = rules else {
+        return Some(Told::Unknown("the rules were changed meanwhile"));
+    };
+    let met = passed::InChain { steps: &at_hook, listed, changed };
+    if !met.is_clear() {
+        return Some(Told::Unknown("it came to the chain more than once"));
+    }
+    let at = met.behind(number)?;
+    let rule = listed.iter().find(|rule| rule.number == number)?;
+    Some(met.ask(rule, at).map_or(Told::Unknown("the text of the rule is not known"), Told::Passed))
 }

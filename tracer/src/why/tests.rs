@@ -1,6 +1,6 @@
 //! Packets that ended, and what is told of them.
 
-use super::{Close, Fate, Listed, Met, Why, fate};
+use super::{Fate, Listed, Met, Passed, Told, Why, fate, told};
 use crate::netfilter::{Engine, Family, Hook, StepKind, Verdict};
 use crate::packet::{OwnedLink, Packet};
 use crate::path::{Certainty, Path};
@@ -77,13 +77,13 @@ const FORWARD: [&str; 5] = [
     "-A FORWARD -j LOG",
 ];
 
-fn close(steps: &[Met], rules: &[&str]) -> Vec<Close> {
+fn close(steps: &[Met], rules: &[&str]) -> Vec<Passed> {
     let path = path(steps, Some(Verdict::Drop), &[]);
     let fate = fate(&path, steps, &mut |_| true, 0, false).expect("it was dropped");
     Why::of(&path, steps, fate, &mut |_| Some(listed(rules))).close
 }
 
-fn names(close: &[Close]) -> Vec<&str> {
+fn names(close: &[Passed]) -> Vec<&str> {
     close.iter().map(|close| close.name.as_str()).collect()
 }
 
@@ -177,4 +177,32 @@ fn the_step_that_dropped_it_may_not_be_known() {
     let why = Why::of(&path, &steps, told, &mut |_| None);
     assert_eq!((why.is_certain, why.at.map(|at| at.name)), (false, Some("filter:INPUT:rule:1".to_owned())));
     assert!(why.close.is_empty());
+}
+
+#[test]
+fn one_rule_that_was_passed() {
+    let rule = |number: u32, hook| {
+        met(&format!("filter:FORWARD:rule:{number}"), hook, FORWARD[number as usize - 1], None)
+    };
+    let forward = Hook::Forward;
+    let end = || met("filter:FORWARD:policy:6", forward, "", Some(Verdict::Accept));
+    let rules = listed(&FORWARD);
+    let asked = |steps: &[Met], number, rules| match told(steps, number, rules) {
+        None => "nothing".to_owned(),
+        Some(Told::Unknown(why)) => why.to_owned(),
+        Some(Told::Passed(passed)) => {
+            passed.failed().map(|(text, value)| format!("{text}: {value}; ")).collect()
+        }
+    };
+    let known = Some((rules.as_slice(), false));
+    assert_eq!(asked(&[end()], 2, known), "--dport 443: 80; ");
+    assert_eq!(asked(&[rule(2, forward), end()], 4, known), "-p udp: tcp; --dport 53: 80; ");
+    assert_eq!(asked(&[end()], 3, known), "", "conntrack is not known");
+    assert_eq!(asked(&[rule(2, forward), end()], 2, known), "nothing", "it matched");
+    assert_eq!(asked(&[rule(2, forward)], 3, known), "nothing", "it did not come to it");
+    assert_eq!(asked(&[], 3, known), "nothing");
+    assert_eq!(asked(&[end()], 1, None), "the rules were changed meanwhile");
+    assert_eq!(asked(&[end(), end()], 1, known), "it came to the chain more than once");
+    assert_eq!(asked(&[rule(1, Hook::Input), end()], 2, known), "it came to the chain at several hooks");
+    assert_eq!(asked(&[end()], 4, Some((rules.as_slice(), true))), "", "something may have changed it");
 }

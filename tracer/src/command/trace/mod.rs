@@ -14,6 +14,7 @@ mod rows;
 pub mod runs;
 mod shown;
 
+use super::why::explain::Explaining;
 use crate::cli::trace::TraceConfig;
 use crate::error::{Failure, Kind};
 use crate::filter::{self, Filter};
@@ -84,7 +85,13 @@ impl Wish<'_> {
 
 /// Traces until it is told to stop.
 pub fn run(config: TraceConfig) -> Result<(), Failure> {
-    run_into(&config, &|| super::open_sink(config.output, config.write.as_deref()))
+    run_into(&config, &|| {
+        let sink = super::open_sink(config.output, config.write.as_deref())?;
+        Ok(match &config.explain {
+            Some(rule) => Box::new(Explaining::new(sink, rule, &config.netns)),
+            None => sink,
+        })
+    })
 }
 
 /// Traces until it is told to stop, or the sink has enough.

@@ -1,5 +1,6 @@
 //! `nftracer why`
 
+pub(super) mod explain;
 mod look;
 mod rules;
 mod watch;

@@ -2,12 +2,13 @@
 
 use crate::cli::netns::Netns;
 use crate::command;
+use crate::explain::may_change;
 use crate::fetch::{self, Fetched, nft::Nftables};
 use crate::footprint;
 use crate::netfilter::{Engine, Family, Hook, TableFamily};
 use crate::nftables;
 use crate::owner::{self, Place};
-use crate::sys::netns;
+use crate::sys::{clock, netns};
 use crate::why::{Listed, Met};
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -20,6 +21,29 @@ pub(super) struct Rules {
     netns: Netns,
     /// The last that were read, when, and where.
     recent: Option<(Instant, Option<u32>, Loaded)>,
+    held: Option<Held>,
+}
+
+/// The rules of the one namespace that is traced, and when they were the ones that packets met.
+struct Held {
+    namespace: File,
+    loaded: Loaded,
+    /// From when, in nanoseconds since the epoch.
+    since_ns: u64,
+    /// When they were last found to be the same.
+    until_ns: u64,
+}
+
+impl Held {
+    fn read(namespace: File) -> Self {
+        let loaded = Loaded::read(&namespace);
+        let since_ns = now_ns();
+        Self { namespace, loaded, since_ns, until_ns: since_ns }
+    }
+}
+
+fn now_ns() -> u64 {
+    clock::epoch_ns().wrapping_add(clock::monotonic_ns())
 }
 
 /// What is loaded in one namespace.
@@ -30,7 +54,7 @@ pub(super) struct Loaded {
 
 impl Rules {
     pub(super) fn new(netns: &Netns) -> Self {
-        Self { netns: netns.clone(), recent: None }
+        Self { netns: netns.clone(), recent: None, held: None }
     }
 
     /// The namespace as it was named, or that with an inode number, by its name.
@@ -63,22 +87,57 @@ impl Rules {
     /// Reads them; what cannot be read is left out.
     pub(super) fn read(&self, inode: Option<u32>) -> Loaded {
         let netns = self.netns(inode);
-        let read = |namespace: &File| {
-            let nftables = Nftables::open(namespace).ok().flatten();
-            let fetched = nftables.and_then(|mut nftables| nftables.fetch().ok());
-            Loaded {
-                legacy: fetch::fetch_tables(namespace).unwrap_or_default(),
-                nftables: fetched.map(|fetched| fetched.ruleset).unwrap_or_default(),
-            }
-        };
         let namespace = if netns == Netns::All { None } else { command::open_namespace(&netns).ok() };
-        namespace.as_ref().map_or_else(Loaded::nothing, read)
+        namespace.as_ref().map_or_else(Loaded::nothing, Loaded::read)
+    }
+
+    /// Reads them before packets come, so that it can be told later whether they were the same all the time.
+    pub(super) fn hold(&mut self) {
+        if self.netns != Netns::All {
+            self.held = command::open_namespace(&self.netns).ok().map(Held::read);
+        }
+    }
+
+    /// The rules that a packet met from one moment to another, in nanoseconds since the epoch; `None` when they were
+    /// changed since they were read, and in all namespaces at once.
+    pub(super) fn met(&mut self, since_ns: u64, until_ns: u64) -> Option<&Loaded> {
+        let held = self.held.as_mut()?;
+        if held.until_ns < until_ns {
+            let now_ns = now_ns();
+            if !held.loaded.is_same(&held.namespace) {
+                let namespace = held.namespace.try_clone().ok()?;
+                *held = Held::read(namespace);
+                return None;
+            }
+            held.until_ns = now_ns;
+        }
+        (held.since_ns <= since_ns).then_some(&held.loaded)
     }
 }
 
 impl Loaded {
     fn nothing() -> Self {
         Self { legacy: Vec::new(), nftables: nftables::Ruleset::default() }
+    }
+
+    fn read(namespace: &File) -> Self {
+        let nftables = Nftables::open(namespace).ok().flatten();
+        let fetched = nftables.and_then(|mut nftables| nftables.fetch().ok());
+        Self {
+            legacy: fetch::fetch_tables(namespace).unwrap_or_default(),
+            nftables: fetched.map(|fetched| fetched.ruleset).unwrap_or_default(),
+        }
+    }
+
+    /// Whether a namespace has these rules and no others.
+    fn is_same(&self, namespace: &File) -> bool {
+        let generation = match Nftables::open(namespace) {
+            Ok(Some(mut nftables)) => nftables.generation().ok(),
+            Ok(None) => Some(0),
+            Err(_) => None,
+        };
+        generation == Some(self.nftables.generation)
+            && fetch::are_same(namespace, &self.legacy).unwrap_or(false)
     }
 
     /// Whether every packet of a family that comes to a hook meets a table there.
@@ -123,6 +182,16 @@ impl Loaded {
             owner: owner(entry.text.as_deref()),
         });
         Some(listed.collect())
+    }
+
+    /// Whether rules of the table of a step may change a packet without being met.
+    pub(super) fn may_change(&self, met: &Met) -> bool {
+        let table = self.nftables.table(met.family, &met.table);
+        met.engine == Engine::Nft
+            && table.is_none_or(|table| {
+                let chains = table.chains.iter();
+                chains.flat_map(|chain| &chain.rules).any(|rule| rule.text.as_deref().is_none_or(may_change))
+            })
     }
 
     /// Whether iptables-nft, or its sibling, made the table of a step.

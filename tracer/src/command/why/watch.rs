@@ -39,6 +39,7 @@ impl Watch {
 impl Sink for Watch {
     fn begin(&mut self, start: &Start) -> io::Result<()> {
         self.has_doubt = start.backend != "ebpf";
+        self.rules.hold();
         self.shown.begin(start)
     }
 
@@ -69,7 +70,9 @@ impl Sink for Watch {
         let Some(fate) = fate(path, &steps, has_stand, silent_ns, *has_doubt) else { return Ok(()) };
         let netns = rules.netns(path.netns);
         let loaded = rules.read(path.netns);
-        let mut why = Why::of(path, &steps, fate, &mut |met| loaded.chain(met));
+        let first_ns = steps.first().and_then(|step| step.time_ns);
+        let met = first_ns.zip(last_ns).and_then(|(first_ns, last_ns)| rules.met(first_ns, last_ns));
+        let mut why = Why::of(path, &steps, fate, &mut |step| met?.chain(step));
         let is_of_iptables = why.at.as_ref().is_some_and(|at| loaded.is_of_iptables(at));
         why.look = look::command(&why, &netns, is_of_iptables);
         self.found = true;

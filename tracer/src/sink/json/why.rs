@@ -1,7 +1,7 @@
 //! What became of a packet, as a row.
 
 use super::{DeviceFields, HeaderFields};
-use crate::why::{Close, Why};
+use crate::why::{Passed, Told, Why};
 use serde::Serialize;
 
 /// `{"type":"why",…}`
@@ -106,15 +106,59 @@ impl<'a> WhyRow<'a> {
 }
 
 impl<'a> CloseRow<'a> {
-    fn of(close: &'a Close) -> Self {
-        let failed = close.failed().map(|(condition, value)| FailedRow { condition, value });
+    fn of(close: &'a Passed) -> Self {
         Self {
             step: &close.name,
             text: &close.text,
             owner: close.owner.as_deref(),
             behind: close.behind,
-            failed: failed.collect(),
+            failed: failed(close),
             unknown: close.unknown().collect(),
+        }
+    }
+}
+
+fn failed(passed: &Passed) -> Vec<FailedRow<'_>> {
+    passed.failed().map(|(condition, value)| FailedRow { condition, value }).collect()
+}
+
+/// `{"type":"passed",…}`: a rule that a packet passed.
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "passed")]
+pub(super) struct ToldRow<'a> {
+    packet: u64,
+    step: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<&'a str>,
+    failed: Vec<FailedRow<'a>>,
+    unknown: Vec<&'a str>,
+    /// Why nothing can be said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    doubt: Option<&'a str>,
+}
+
+impl<'a> ToldRow<'a> {
+    pub(super) fn of(packet: u64, step: &'a str, told: &'a Told) -> Self {
+        let nothing = Self {
+            packet,
+            step,
+            text: None,
+            owner: None,
+            failed: Vec::new(),
+            unknown: Vec::new(),
+            doubt: None,
+        };
+        match told {
+            Told::Passed(passed) => Self {
+                text: Some(&passed.text),
+                owner: passed.owner.as_deref(),
+                failed: failed(passed),
+                unknown: passed.unknown().collect(),
+                ..nothing
+            },
+            Told::Unknown(why) => Self { doubt: Some(why), ..nothing },
         }
     }
 }
