@@ -3,6 +3,7 @@
 use anyhow::Result;
 use nftracer_tests::faults::FAULTS;
 use nftracer_tests::lab::{Lab, Spread};
+use nftracer_tests::netns::Netns;
 use nftracer_tests::traffic::Senders;
 
 use crate::{Options, Outcome, Test};
@@ -13,6 +14,7 @@ fn ebpf(options: &Options) -> Result<Outcome> {
     crate::load_modules();
     let lab = Lab::build("nft", Spread::SameCpu)?;
     let senders = Senders::open(&lab)?;
+    lab.all().into_iter().try_for_each(Netns::clear_rules)?;
     for (fault, number) in FAULTS.iter().zip(0..) {
         fault.examine(&lab, &senders, number, &["--backend", "ebpf"])?;
         if options.verbose {

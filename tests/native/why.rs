@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use nftracer_tests::faults::FAULTS;
 use nftracer_tests::lab::{Family, Lab, Place, Spread, addresses};
+use nftracer_tests::netns::Netns;
 use nftracer_tests::packet::{Packet, Transport};
 use nftracer_tests::ruleset;
 use nftracer_tests::tracer::Tracer;
@@ -21,6 +22,7 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 fn netlink() -> Result<String> {
     let lab = Lab::build(&format!("nftn{}w", std::process::id()), Spread::SameCpu)?;
     let senders = Senders::open(&lab)?;
+    lab.all().into_iter().try_for_each(Netns::clear_rules)?;
     for (fault, number) in FAULTS.iter().zip(0..) {
         fault.examine(&lab, &senders, number, &["--backend", "netlink", "--mark", "nft"])?;
     }

@@ -306,20 +306,20 @@ pub const FAULTS: &[Fault] = &[
 ];
 
 impl Fault {
-    /// Makes the fault, has `nftracer why` watch with these arguments while the packet comes, undoes it, and holds what
-    /// was said against what is wrong.
+    /// In a lab without rules: makes the fault, has `nftracer why` watch with these arguments while the packet
+    /// comes, undoes it, and holds what was said against what is wrong.
     pub fn examine(&self, lab: &Lab, senders: &Senders, number: u16, arguments: &[&str]) -> Result<()> {
         let netns = lab.netns(self.at);
-        netns.clear_rules()?;
+        let shell = |script: &str| if script.is_empty() { Ok(String::new()) } else { netns.script(script) };
         for (family, text) in self.legacy {
             ruleset::load(netns, *family, text)?;
         }
         if !self.nft.is_empty() {
             netns.command("nft", &["-f", "-"], self.nft)?;
         }
-        netns.script(self.script[0])?;
+        shell(self.script[0])?;
         let said = self.watch(lab, senders, number, arguments);
-        netns.script(self.script[1])?;
+        shell(self.script[1])?;
         if !self.nft.is_empty() || self.step.0 == "nft" {
             netns.command("nft", &["flush", "ruleset"], "")?;
         }

@@ -1,8 +1,7 @@
 //! JSON Lines. The wire form is apart from the model: its field names and their order are stable.
 
-mod why;
-
 use super::buffer::Buffer;
+use super::why_json::{NothingRow, ToldRow, WhyRow};
 use super::{Sink, Start, Totals};
 use crate::netfilter::Verdict;
 use crate::packet::recent::{Content, Devices, Recent};
@@ -19,7 +18,6 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::rc::Rc;
-use why::{NothingRow, ToldRow, WhyRow};
 
 /// Writes JSON Lines.
 ///
@@ -264,7 +262,7 @@ impl<'a> From<&'a Start> for StartRow<'a> {
 
 /// The fields of a step that are of its devices and its link layer.
 #[derive(Serialize)]
-struct DeviceFields<'a> {
+pub(super) struct DeviceFields<'a> {
     #[serde(rename = "in", skip_serializing_if = "Option::is_none")]
     indev: Option<Cow<'a, str>>,
     #[serde(rename = "out", skip_serializing_if = "Option::is_none")]
@@ -284,7 +282,7 @@ struct DeviceFields<'a> {
 }
 
 impl<'a> DeviceFields<'a> {
-    fn of(view: &PacketView<'a>) -> Self {
+    pub(super) fn of(view: &PacketView<'a>) -> Self {
         let ethernet = view.link.ethernet();
         Self {
             indev: view.indev.map(text::lossy),
@@ -301,7 +299,7 @@ impl<'a> DeviceFields<'a> {
 
 /// The fields of a step that are of its packet.
 #[derive(Serialize)]
-struct HeaderFields {
+pub(super) struct HeaderFields {
     #[serde(flatten)]
     network: NetworkFields,
     /// The packet that an ICMP error is about.
@@ -315,7 +313,7 @@ struct HeaderFields {
 }
 
 impl HeaderFields {
-    fn of(view: &PacketView<'_>) -> Self {
+    pub(super) fn of(view: &PacketView<'_>) -> Self {
         Self {
             network: NetworkFields::of(view),
             inner: quoted(view).map(|inner| NetworkFields::of(&inner)),

@@ -7,6 +7,7 @@ mod json;
 mod line;
 mod pretty;
 mod why;
+mod why_json;
 #[cfg(test)]
 pub(crate) mod tests;
 

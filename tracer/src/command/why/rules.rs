@@ -74,6 +74,10 @@ impl Rules {
 
     /// Those that were there a moment ago.
     pub(super) fn recent(&mut self, inode: Option<u32>) -> &Loaded {
+        let is_recent = |held: &&Held| now_ns().saturating_sub(held.until_ns) < RECENT.as_nanos() as u64;
+        if let Some(held) = self.held.as_ref().filter(is_recent) {
+            return &held.loaded;
+        }
         let is_recent =
             |(when, of, _): &(Instant, Option<u32>, Loaded)| *of == inode && when.elapsed() < RECENT;
         let known = self.recent.take().filter(is_recent);

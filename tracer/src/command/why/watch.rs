@@ -68,11 +68,10 @@ impl Sink for Watch {
         let Self { rules, has_doubt, .. } = self;
         let has_stand = &mut |hook| rules.recent(path.netns).has_stand(path.family, hook);
         let Some(fate) = fate(path, &steps, has_stand, silent_ns, *has_doubt) else { return Ok(()) };
-        let netns = rules.netns(path.netns);
-        let loaded = rules.read(path.netns);
         let first_ns = steps.first().and_then(|step| step.time_ns);
         let met = first_ns.zip(last_ns).and_then(|(first_ns, last_ns)| rules.met(first_ns, last_ns));
         let mut why = Why::of(path, &steps, fate, &mut |step| met?.chain(step));
+        let (netns, loaded) = (rules.netns(path.netns), rules.recent(path.netns));
         let is_of_iptables = why.at.as_ref().is_some_and(|at| loaded.is_of_iptables(at));
         why.look = look::command(&why, &netns, is_of_iptables);
         self.found = true;

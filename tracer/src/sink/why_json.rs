@@ -1,6 +1,6 @@
 //! What became of a packet, as a row.
 
-use super::{DeviceFields, HeaderFields};
+use super::json::{DeviceFields, HeaderFields};
 use crate::why::{Passed, Told, Why};
 use serde::Serialize;
 
