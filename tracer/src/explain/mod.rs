@@ -104,8 +104,15 @@ fn pair_is(pair: &[Word], name: &str) -> bool {
     pair.first().is_some_and(|word| word.is(name))
 }
 
-/// Whether a rule of nftables may change a packet, or its mark, even where it does not hold to its end.
+/// Whether a rule of nftables, in the words of nft or of iptables-nft, may change a packet, or its mark, even where it does
+/// not hold to its end.
 pub fn may_change(text: &str) -> bool {
+    const HARMLESS: [&str; 8] = ["RETURN", "LOG", "NFLOG", "QUEUE", "NFQUEUE", "CT", "NOTRACK", "CLASSIFY"];
+    if text.starts_with("-A ") {
+        // Chains of users have such names, too; then less is known.
+        let is_target = |name: &str| name.bytes().all(|byte| byte.is_ascii_uppercase());
+        return matches!(leads(text), Leads::To(to) if is_target(&to) && !HARMLESS.contains(&to.as_str()));
+    }
     words(text).iter().any(|word| word.is("set"))
 }
 

@@ -209,6 +209,9 @@ fn a_packet_that_may_have_changed_is_not_asked() {
     ));
     assert!(may_change("meta mark set 0x1 tcp dport 22"));
     assert!(!may_change("tcp dport 22 comment \"set\""));
+    assert!(may_change("-A x -p tcp -j MARK --set-xmark 0x1/0xffffffff"));
+    assert!(!may_change("-A x -m mark --mark 0x1 -j ACCEPT"));
+    assert!(!may_change("-A x -g web"));
 }
 
 #[test]
