@@ -12,6 +12,7 @@ mod nft_oracle;
 mod paths;
 mod refused;
 mod several;
+mod why;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -41,6 +42,7 @@ const TESTS: &[&[Test]] = &[
     nft_changes::TESTS,
     nft_corpus::TESTS,
     several::TESTS,
+    why::TESTS,
     DOCTOR,
     everywhere::TESTS,
     marks::TESTS,
