@@ -174,7 +174,7 @@ fn is_lost(path: &Path, steps: &[Met], has_stand: &mut dyn FnMut(Hook) -> bool, 
         false => path.certainty != Certainty::Inexact && path.verdict == Some(Verdict::Accept),
     };
     let let_go = path.verdict == Some(Verdict::Accept) || has_doubt && last.goes_on;
-    if path.outcome.is_some() || !is_sure || !let_go || is_for_many(last) {
+    if path.outcome.is_some() || !is_sure || !let_go || may_end_unseen(last) {
         return false;
     }
     let mut next = |hook| has_stand(hook);
@@ -185,11 +185,16 @@ fn is_lost(path: &Path, steps: &[Met], has_stand: &mut dyn FnMut(Hook) -> bool, 
     }
 }
 
-/// Multicasts and broadcasts that nobody here wants end without a word all the time.
-fn is_for_many(met: &Met) -> bool {
+/// Multicasts and broadcasts that nobody here wants end without a word all the time, and so do fragments that are put
+/// together with others.
+fn may_end_unseen(met: &Met) -> bool {
     let view = met.packet.view();
+    let packet = headers(&view);
+    if packet.fragment.is_some() {
+        return true;
+    }
     let broadcast = view.link.ethernet().is_some_and(|(to, ..)| to[0] & 1 != 0);
-    match headers(&view).dst {
+    match packet.dst {
         Some(IpAddr::V4(to)) => broadcast || to.is_multicast() || to.is_broadcast(),
         Some(IpAddr::V6(to)) => broadcast || to.is_multicast(),
         None => true,

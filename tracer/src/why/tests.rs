@@ -164,6 +164,9 @@ fn how_a_packet_ended() {
     }
     let path = path(std::slice::from_ref(&raw), accept, &[]);
     assert_eq!(fate(&path, std::slice::from_ref(&raw), &mut |_| true, 1000, false), None, "it is on its way");
+    let mut fragment = raw.clone();
+    fragment.packet.bytes[6] = 0x20;
+    assert_eq!(fate(&path, &[fragment], &mut |_| true, LONG_NS, false), None, "a fragment");
     let mut multicast = raw;
     multicast.packet.bytes[16] = 224;
     assert_eq!(fate(&path, &[multicast], &mut |_| true, LONG_NS, false), None, "a multicast");
