@@ -49,6 +49,7 @@ struct Stand {
 #[derive(Clone, Debug, Default)]
 struct AtHook {
     stands: Vec<Stand>,
+    all: u64,
     sure: u64,
     nat: u64,
 }
@@ -67,6 +68,11 @@ pub struct Stands {
     hooks: [AtHook; 5],
     legacy: bool,
     at_devices: Vec<AtDevices>,
+}
+
+/// The bits of the first `count`, at most 64.
+fn lowest(count: usize) -> u64 {
+    u64::MAX.checked_shl(count as u32).map_or(u64::MAX, |above| !above)
 }
 
 impl Stands {
@@ -130,11 +136,21 @@ impl Stands {
                     .fold(0, |bits, (at, _)| bits | 1 << at)
             };
             (at.sure, at.nat) = (bits(|stand| stand.sure), bits(|stand| stand.nat));
+            at.all = lowest(at.stands.len());
         }
     }
 
     fn at(&self, hook: u8) -> &AtHook {
         &self.hooks[usize::from(hook.min(4))]
+    }
+
+    /// Those that see a packet before something of this priority, and its own bit; 0 for one that is not known.
+    #[inline]
+    pub(super) fn place(&self, hook: u8, priority: i32, key: Key) -> (u64, u64) {
+        let stands = &self.at(hook).stands;
+        let count = stands.iter().take_while(|stand| stand.priority < priority).count();
+        let found = stands[count..].iter().position(|stand| stand.key == key);
+        (lowest(count), found.map_or_else(|| self.bit(hook, key), |at| 1 << (count + at)))
     }
 
     /// The bit of one of them; 0 for one that is not known.
@@ -145,8 +161,7 @@ impl Stands {
 
     /// Those that see a packet before something of this priority.
     pub(super) fn before(&self, hook: u8, priority: i32) -> u64 {
-        let count = self.at(hook).stands.partition_point(|stand| stand.priority < priority);
-        u64::MAX.checked_shl(count as u32).map_or(u64::MAX, |above| !above)
+        lowest(self.at(hook).stands.partition_point(|stand| stand.priority < priority))
     }
 
     /// Those that are there for certain.
@@ -161,12 +176,17 @@ impl Stands {
 
     /// All that are there, or may have come.
     pub(super) fn all(&self, hook: u8) -> u64 {
-        u64::MAX.checked_shl(self.at(hook).stands.len() as u32).map_or(u64::MAX, |above| !above)
+        self.at(hook).all
     }
 
     /// Whether there are legacy tables, whose shared sequence count shows what probes have missed.
     pub(super) fn has_witness(&self) -> bool {
         self.legacy
+    }
+
+    /// Whether there are base chains at devices at all.
+    pub(super) fn has_untraced(&self) -> bool {
+        !self.at_devices.is_empty()
     }
 
     /// The names of base chains at one of these hooks that a packet meets at a device, and that are not traced.

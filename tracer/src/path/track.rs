@@ -85,6 +85,8 @@ struct Open {
     /// As it was seen last.
     header: Option<Header>,
     stands: Rc<Stands>,
+    /// Which of them see a packet before what it met last.
+    behind: u64,
     /// Which of them it has met at the hook where it was last.
     met: u64,
     established: Option<Established>,
@@ -516,7 +518,7 @@ impl Open {
         };
         let (last, skb, exit_ns) = (visit.place, visit.skb, visit.entry_ns);
         let (established, has_nat) = (None, false);
-        Self { path, last, skb, exit_ns, header: None, stands, met: 0, established, has_nat }
+        Self { path, last, skb, exit_ns, header: None, stands, behind: 0, met: 0, established, has_nat }
     }
 
     fn doubt(&mut self, why: String) {
@@ -602,6 +604,7 @@ impl Open {
     fn go_on(&mut self, part: Part<'_>, visit: &Visit, stands: &Rc<Stands>) -> Next {
         if !Rc::ptr_eq(&self.stands, stands) {
             self.met = stands.translate(&self.stands, self.last.hook, self.met);
+            self.behind = stands.before(self.last.hook, self.last.priority);
             self.stands = Rc::clone(stands);
         }
         self.add(part, visit);
@@ -610,16 +613,16 @@ impl Open {
 
     fn add(&mut self, part: Part<'_>, visit: &Visit) {
         let place = visit.place;
+        let (before, bit) = self.stands.place(place.hook, place.priority, place.key);
         if !self.path.steps.is_empty() || self.path.verdict.is_some() {
             let last = self.last;
-            let before = self.stands.before(place.hook, place.priority);
             // What was missing before that has been said.
-            let behind = self.stands.before(last.hook, last.priority);
+            let behind = self.behind;
             if last.hook == place.hook {
                 let among = (before & !behind, self.met);
                 let missing = self.expected(place.hook, among, last.connection, place.connection);
                 self.not_seen(place.hook, missing);
-                if place.priority < last.priority || self.met & self.stands.bit(place.hook, place.key) != 0 {
+                if place.priority < last.priority || self.met & bit != 0 {
                     self.doubt("it went back, or is two packets".to_owned());
                 }
             } else {
@@ -650,7 +653,8 @@ impl Open {
         self.meets_untraced(Hook::Ingress, &place.indev);
         self.header = visit.exit;
         self.last = place;
-        self.met |= self.stands.bit(place.hook, place.key);
+        self.behind = before;
+        self.met |= bit;
         self.exit_ns = visit.entry_ns;
         self.path.steps.append(part.steps);
         self.path.verdict = part.verdict.or(self.path.verdict);
@@ -666,6 +670,9 @@ impl Open {
 
     /// A device where it was, or went, can have base chains that are not traced.
     fn meets_untraced(&mut self, hook: Hook, device: &[u8]) {
+        if !self.stands.has_untraced() {
+            return;
+        }
         let (stands, device) = (Rc::clone(&self.stands), trimmed(device));
         for name in stands.untraced(hook, device).filter(|_| !device.is_empty()) {
             self.doubt(format!("{name} is not traced"));
@@ -675,7 +682,7 @@ impl Open {
     /// What can still come at the hook where the packet was last.
     fn ahead(&self) -> u64 {
         let Place { hook, priority, connection, .. } = self.last;
-        let ahead = self.stands.all(hook) & !self.stands.before(hook, priority) & !self.met;
+        let ahead = self.stands.all(hook) & !self.behind & !self.met;
         let nat = match connection {
             Some(connection) => connection.may_be_first() && !connection.is_done(hook),
             None => is_destination(hook) && priority < CONNTRACK,

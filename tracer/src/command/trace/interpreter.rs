@@ -5,6 +5,7 @@ use super::runs::{Ended, Heard, NftReading, Rules, Runs};
 use super::shown::Shown;
 use crate::backend::ebpf::decode::{Record, Seen};
 use crate::fetch::Fetched;
+use crate::hash::KernelMap;
 use crate::history::{Counts, History, Loaded, Unknown, Version};
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::netlink::Message;
@@ -85,7 +86,7 @@ pub struct Interpreter {
     runs: Runs,
     rules: Rules,
     /// What stands at the hooks of a namespace, as long as it stays the same.
-    stands: HashMap<(u32, Family), Standing>,
+    standings: Standings,
 }
 
 /// What stands at the hooks, with what it was made from.
@@ -93,6 +94,33 @@ struct Standing {
     loaded: Loaded,
     version: Option<Rc<nftables::versions::Version>>,
     stands: Rc<Stands>,
+}
+
+/// What stands at the hooks of each namespace for each family.
+#[derive(Default)]
+struct Standings(KernelMap<(u32, Family), Standing>);
+
+impl Standings {
+    /// What stands at the hooks of a namespace with these tables and these rules of nftables.
+    fn of(
+        &mut self,
+        netns: u32,
+        family: Family,
+        loaded: Loaded,
+        version: Option<&Rc<nftables::versions::Version>>,
+    ) -> Rc<Stands> {
+        let place = (netns, family);
+        if let Some(standing) = self.0.get(&place)
+            && standing.loaded == loaded
+            && standing.version.as_ref().map(Rc::as_ptr) == version.map(Rc::as_ptr)
+        {
+            return Rc::clone(&standing.stands);
+        }
+        let stands = Rc::new(Stands::of(loaded, family, version.map(|version| &version.ruleset)));
+        let standing = Standing { loaded, version: version.cloned(), stands: Rc::clone(&stands) };
+        self.0.insert(place, standing);
+        stands
+    }
 }
 
 impl Interpreter {
@@ -119,7 +147,7 @@ impl Interpreter {
             last_read: HashMap::new(),
             runs: Runs::default(),
             rules: Rules::new(read_nftables, print_nftables, hear_changes),
-            stands: HashMap::new(),
+            standings: Standings::default(),
         }
     }
 
@@ -209,32 +237,12 @@ impl Interpreter {
                 verdict: verdict_of(traversal),
             },
         };
-        let version = self.rules.at(traversal.netns, traversal.entry_ns).cloned();
-        let stands = self.stands(traversal.netns, family, version);
+        let loaded = self.history.loaded(traversal.netns, family);
+        let version = self.rules.at(traversal.netns, traversal.entry_ns);
+        let stands = self.standings.of(traversal.netns, family, loaded, version);
         let Self { tracker, outlet, .. } = self;
         tracker.add(&visit, part, &stands, &mut |path| outlet.path(&path));
         self.names = names;
-    }
-
-    /// What stands at the hooks of a namespace, with these rules of nftables.
-    fn stands(
-        &mut self,
-        netns: u32,
-        family: Family,
-        version: Option<Rc<nftables::versions::Version>>,
-    ) -> Rc<Stands> {
-        let loaded = self.history.loaded(netns, family);
-        if let Some(standing) = self.stands.get(&(netns, family))
-            && standing.loaded == loaded
-            && standing.version.as_ref().map(Rc::as_ptr) == version.as_ref().map(Rc::as_ptr)
-        {
-            return Rc::clone(&standing.stands);
-        }
-        let ruleset = version.as_ref().map(|version| &version.ruleset);
-        let stands = Rc::new(Stands::of(loaded, family, ruleset));
-        let standing = Standing { loaded, version, stands: Rc::clone(&stands) };
-        self.stands.insert((netns, family), standing);
-        stands
     }
 
     /// A packet is seen somewhere else: a run of it that is open has ended, though its end was not seen.
@@ -295,7 +303,8 @@ impl Interpreter {
             outcome: None,
             verdict: followed.verdict,
         };
-        let stands = self.stands(run.netns, family, version);
+        let loaded = self.history.loaded(run.netns, family);
+        let stands = self.standings.of(run.netns, family, loaded, version.as_ref());
         let Self { tracker, outlet, .. } = self;
         tracker.add(&visit, part, &stands, &mut |path| outlet.path(&path));
         self.names = names;
