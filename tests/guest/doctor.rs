@@ -42,6 +42,9 @@ fn with_modules_hidden<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 fn early(_: &Options) -> Result<Outcome> {
     let mut said = ask("nothing loaded", true, || Ok(()))?;
+    netns::run("modprobe", &["nf_tables"], "")?;
+    said += &ask("nftables alone", true, || Ok(()))?;
+    netns::run("modprobe", &["-r", "nf_tables"], "")?;
     for module in ["iptable_filter", "ip6table_filter"] {
         netns::run("modprobe", &[module], "")?;
     }

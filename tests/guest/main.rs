@@ -16,6 +16,7 @@ mod old_tools;
 mod oracle;
 mod session;
 mod usage;
+mod why;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -79,6 +80,7 @@ const TESTS: &[&[Test]] = &[
     footprint::TESTS,
     filters::TESTS,
     usage::TESTS,
+    why::TESTS,
     bad_input::TESTS,
     bench::TESTS,
 ];

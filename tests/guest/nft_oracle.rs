@@ -1,5 +1,6 @@
 //! nftracer against the kernel's own trace of nftables, packet by packet.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,9 +11,9 @@ use nftracer_tests::lab::{Family, Lab, Spread, addresses};
 use nftracer_tests::nft_rules::{HANDWRITTEN, generate};
 use nftracer_tests::nftrace::{Listener, MARKER};
 use nftracer_tests::ruleset::TABLES;
-use nftracer_tests::tracer::{Certainty, Step, Trace, Tracer};
+use nftracer_tests::tracer::{Certainty, Packet, Step, Trace, Tracer};
 use nftracer_tests::traffic::{OPEN, Planner, Senders, Server, Shot, connection};
-use nftracer_tests::{netns, wait};
+use nftracer_tests::{monitored, netns, wait};
 use rustix::process::Signal;
 
 use crate::{Options, Outcome, Test, check};
@@ -22,6 +23,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_oracle_generated", run: generated },
     Test { name: "nft_oracle_iptables", run: iptables },
     Test { name: "nft_oracle_edited", run: edited },
+    Test { name: "nft_oracle_netlink", run: netlink },
+    Test { name: "nft_oracle_nat", run: nat },
 ];
 
 /// What iptables-nft loads, with compat matches and targets.
@@ -58,6 +61,8 @@ COMMIT
 const SHOTS: usize = 40;
 /// Generated rulesets that one run of the tracer sees.
 const RULESETS_PER_RUN: usize = 20;
+/// Generated rulesets that are traced without probes.
+const NETLINK_RULESETS: u64 = 4;
 const SETTLES_WITHIN: Duration = Duration::from_secs(180);
 /// Looks without a change: enough when both sides agree, and enough for what never comes.
 const SILENCE: [u32; 2] = [60, 200];
@@ -299,11 +304,50 @@ fn edited(options: &Options) -> Result<Outcome> {
         right += u64::from(said == step.mark);
     }
     check(edits > 2 && complete > 100, format!("{edits} edits, {complete} complete steps"))?;
-    let inexact = trace.packets.values().filter(|packet| packet.certainty == Certainty::Inexact).count();
-    let packets = trace.packets.len();
+    let mut reasons: BTreeMap<&str, u64> = BTreeMap::new();
+    for packet in trace.packets.values().filter(|packet| packet.certainty == Certainty::Inexact) {
+        *reasons.entry(&packet.why).or_default() += 1;
+    }
+    let (packets, inexact) = (trace.packets.len(), reasons.values().sum::<u64>());
     Ok(Outcome::Passed(format!(
-        "{edits} edits, {packets} packets, {inexact} inexact, {complete} steps of complete ones, {right} with the right text"
+        "{edits} edits, {packets} packets, {inexact} inexact {reasons:?}, {complete} steps of complete ones, {right} with the right text"
     )))
+}
+
+/// Without probes: against the programs that users have. One packet after the other, so there are few.
+fn netlink(_: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    Ok(Outcome::Passed(monitored::generated(NETLINK_RULESETS)?))
+}
+
+/// The first packet of a connection has its address translated; those after it say so, in both directions.
+fn nat(_: &Options) -> Result<Outcome> {
+    let mut session = Session::without_legacy()?;
+    let at = addresses(Family::Ipv4);
+    session.load(&format!(
+        "table ip t {{\n chain mid {{ type filter hook prerouting priority -150; }}\n \
+         chain pre {{ type nat hook prerouting priority -100; ip daddr {} tcp dport 80 dnat to {}:{OPEN}; }}\n \
+         chain pass {{ type filter hook forward priority 0; counter; }}\n}}\n",
+        at.r_dnat, at.b,
+    ))?;
+    session.trace()?;
+    connection(&session.lab.a, at.r_dnat, 80)?;
+    let tracer = session.tracer.take().context("a tracer runs")?;
+    wait::until_steady(SETTLES_WITHIN, SILENCE[0], || tracer.seen());
+    let ended = tracer.stop(Signal::TERM)?;
+    let passed = |packet: &&Packet| packet.path.iter().any(|step| step.starts_with("t:pass:"));
+    let (first, later): (Vec<&Packet>, Vec<&Packet>) = ended
+        .trace
+        .packets
+        .values()
+        .filter(passed)
+        .partition(|packet| packet.path.iter().any(|step| step.starts_with("t:pre:")));
+    let note =
+        format!("nat: established, not consulted; DNAT to {}:{OPEN} was chosen at its first packet", at.b);
+    check(first.iter().all(|packet| packet.note.is_none()), format!("{first:?}"))?;
+    check(later.iter().all(|packet| packet.note.as_ref() == Some(&note)), format!("{later:?}"))?;
+    check(first.len() == 1 && later.len() > 2, format!("{} and {}", first.len(), later.len()))?;
+    Ok(Outcome::Passed(format!("{} packets after the first: {note}", later.len())))
 }
 
 /// Adds the rule, replaces it under its handle, and takes it away, twenty times a second.

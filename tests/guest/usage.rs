@@ -112,8 +112,8 @@ fn ring_full(options: &Options) -> Result<Outcome> {
     session.trace_with(&["--netns", &netns, "-o", "json", "--buffer", "4K"])?;
     let mut planner = Planner::new(options.seed, 0, 1);
     let mut verdict = Verdict::default();
-    for _ in 0..10 {
-        session.fire(&planner.shots(Family::Ipv4, 100));
+    for _ in 0..4 {
+        session.fire(&planner.shots(Family::Ipv4, 250));
         verdict.add(session.judge());
     }
     let totals = session.end(&mut verdict)?;

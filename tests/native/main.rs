@@ -6,13 +6,13 @@ mod crash;
 mod everywhere;
 mod flood;
 mod marks;
-mod monitor;
 mod nft_changes;
 mod nft_corpus;
 mod nft_oracle;
 mod paths;
 mod refused;
 mod several;
+mod why;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -42,6 +42,7 @@ const TESTS: &[&[Test]] = &[
     nft_changes::TESTS,
     nft_corpus::TESTS,
     several::TESTS,
+    why::TESTS,
     DOCTOR,
     everywhere::TESTS,
     marks::TESTS,

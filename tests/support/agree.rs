@@ -162,7 +162,7 @@ mod tests {
             }));
             let path = steps.iter().map(|(step, _)| (*step).to_owned()).collect();
             let (why, verdict) = (String::new(), "accept".to_owned());
-            trace.packets.insert(number, Packet { certainty: *certainty, why, path, verdict });
+            trace.packets.insert(number, Packet { certainty: *certainty, why, path, verdict, note: None });
         }
         trace
     }

@@ -415,7 +415,13 @@ mod tests {
             let path = owned(steps);
             trace.packets.insert(
                 number,
-                Packet { certainty: *certainty, why: String::new(), path, verdict: String::new() },
+                Packet {
+                    certainty: *certainty,
+                    why: String::new(),
+                    path,
+                    verdict: String::new(),
+                    note: None,
+                },
             );
         }
         trace

@@ -81,6 +81,8 @@ pub struct Packet {
     pub path: Vec<String>,
     /// What the last table decided; empty where that is not known.
     pub verdict: String,
+    /// What else is worth knowing.
+    pub note: Option<String>,
 }
 
 /// The totals of a run.
@@ -299,7 +301,11 @@ fn read_stdout(stdout: ChildStdout, output: &Mutex<Output>) {
     while reader.read_until(b'\n', &mut bytes).is_ok_and(|length| length > 0) {
         let line = String::from_utf8_lossy(&bytes);
         let line = line.trim_end_matches('\n');
-        let row = line.starts_with('{').then(|| parse(line));
+        // What only some ask for is read by them.
+        let is_extra =
+            [r#"{"type":"why","#, r#"{"type":"passed","#].iter().any(|word| line.starts_with(word));
+        let is_row = line.starts_with('{') && !is_extra;
+        let row = is_row.then(|| parse(line));
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         output.seen += u64::try_from(bytes.len()).unwrap_or(0);
         match row {
@@ -348,9 +354,9 @@ impl Trace {
                 }
                 None => self.odd.push(line.to_owned()),
             },
-            Row::Packet { packet, path, certainty, why, verdict } => {
+            Row::Packet { packet, path, certainty, why, verdict, note } => {
                 let (why, verdict) = (why.unwrap_or_default(), verdict.unwrap_or_default());
-                self.packets.insert(packet, Packet { certainty, why, path, verdict });
+                self.packets.insert(packet, Packet { certainty, why, path, verdict, note });
             }
             Row::End(totals) => self.end = Some(totals),
             Row::Other => {}
@@ -370,6 +376,7 @@ enum Row<'a> {
         certainty: Certainty,
         why: Option<String>,
         verdict: Option<String>,
+        note: Option<String>,
     },
     End(Totals),
     #[serde(other)]

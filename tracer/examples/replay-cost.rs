@@ -55,8 +55,15 @@ fn main() -> anyhow::Result<()> {
 fn replay(form: Output, packets: u64, writer: Box<dyn Write>) -> anyhow::Result<()> {
     let sink = sink::choose(form, false, writer);
     let never = Box::new(|_: &_, _, _: &str| Err(NotRead::Failed));
-    let mut interpreter =
-        Interpreter::new(sink, None, 0, never, Box::new(|_, _| None), Box::new(|_, _| Heard::Nothing));
+    let mut interpreter = Interpreter::new(
+        sink,
+        None,
+        0,
+        never,
+        Box::new(|_| None),
+        Box::new(|_| None),
+        Box::new(|_, _| Heard::Nothing),
+    );
     for name in ["raw", "mangle", "filter"] {
         let none = [0; TABLE_SLOTS as usize];
         let reading = Reading { fetched: fetched(name), before: none, after: none, read_ns: 0 };

@@ -31,6 +31,8 @@ pub mod netlink;
 pub mod btf;
 pub mod text;
 pub mod owner;
+pub mod explain;
+pub mod why;
 mod hash;
 // The shell: the kernel, files, people.
 pub mod backend;

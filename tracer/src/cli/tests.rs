@@ -1,7 +1,7 @@
 //! Command lines and what they mean; the help as it is shown.
 
 use super::netns::Netns;
-use super::trace::{Backend, Mark, TraceConfig};
+use super::trace::{Backend, Mark, RuleName, TraceConfig};
 use super::{Cli, Request, UsageError};
 use crate::backend::ebpf::attach::Method;
 use crate::cli::bench::BenchConfig;
@@ -49,6 +49,7 @@ fn help() {
     for (name, expected) in [
         ("nftracer", expect_file!["snapshots/help.txt"]),
         ("trace", expect_file!["snapshots/trace.txt"]),
+        ("why", expect_file!["snapshots/why.txt"]),
         ("read", expect_file!["snapshots/read.txt"]),
         ("rules", expect_file!["snapshots/rules.txt"]),
         ("doctor", expect_file!["snapshots/doctor.txt"]),
@@ -96,6 +97,7 @@ fn options() {
             count: NonZeroU64::new(1),
             duration: Some(Duration::from_secs(150)),
             buffer: Some(8 << 20),
+            explain: None,
             output: Output::Json,
             write: Some("FILE".into()),
             verbose: true,
@@ -145,6 +147,48 @@ fn sizes() {
     for text in ["", "K", "0", "1K", "2G", "4097G", "-4M", "1.5M", "4MB", "4µ"] {
         check_refused(&format!("nftracer trace --buffer={text}"), ErrorKind::ValueValidation);
     }
+}
+
+#[test]
+fn explain() {
+    let rule = |table: &str, chain: &str, number| {
+        let (table, chain) = (table.to_owned(), chain.to_owned());
+        TraceConfig { explain: Some(RuleName { table, chain, number }), ..TraceConfig::default() }
+    };
+    check_trace("nftracer trace --explain filter:FORWARD:3", rule("filter", "FORWARD", 3));
+    check_trace("nftracer trace --explain filter:FORWARD:rule:3", rule("filter", "FORWARD", 3));
+    check_trace("nftracer trace --explain fw:a:b:12", rule("fw", "a:b", 12));
+    for name in
+        ["filter", "filter:FORWARD", "filter:FORWARD:x", "filter:FORWARD:0", ":FORWARD:1", "filter::1"]
+    {
+        check_refused(&format!("nftracer trace --explain {name}"), ErrorKind::ValueValidation);
+    }
+    check_usage_error(
+        "nftracer trace --explain filter:FORWARD:3 -o trace",
+        expect![[
+            "--explain filter:FORWARD:rule:3: it needs one namespace, and an output that has room for it: pretty or json"
+        ]],
+    );
+}
+
+#[test]
+fn why() {
+    let config = TraceConfig {
+        filter: "tcp port 80".to_owned(),
+        backend: Backend::Netlink,
+        netns: Netns::Name("blue".to_owned()),
+        duration: Some(Duration::from_secs(5)),
+        output: Output::Json,
+        ..TraceConfig::default()
+    };
+    let line = "nftracer why --backend netlink --netns blue --for 5s -o json tcp port 80";
+    assert_eq!(request(line), Ok(Request::Why(config)));
+    check_refused("nftracer why -o trace", ErrorKind::InvalidValue);
+    check_refused("nftracer why -c 5", ErrorKind::UnknownArgument);
+    check_usage_error(
+        "nftracer why --backend ebpf --mark rule",
+        expect!["--mark rule: the ebpf backend needs no mark; --backend netlink and log do"],
+    );
 }
 
 #[test]
@@ -239,11 +283,6 @@ fn reading() {
     ] {
         assert_eq!(request(line), Ok(Request::Read(expected)), "{line}");
     }
-}
-
-#[test]
-fn what_is_reserved_says_so() {
-    check_usage_error("nftracer why tcp port 80", expect!["why: not in this version"]);
 }
 
 #[test]

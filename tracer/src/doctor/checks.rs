@@ -1,7 +1,10 @@
 //! The checks, in the order in which what they ask for is needed.
 
 use super::{Finding, Status};
-use crate::sys::kernel::{Answer, Fentry, Host, LOAD_TABLES, TABLE_FUNCTIONS, TABLE_MODULES, VARIABLES};
+use crate::sys::kernel::{
+    Answer, CHAIN_FUNCTION, Fentry, Host, LOAD_RULES, PER_CPU_OFFSET, SEQUENCE, TABLE_FUNCTIONS,
+    TABLE_MODULES,
+};
 use crate::sys::privilege::Capability;
 
 /// A question about the host.
@@ -176,7 +179,7 @@ fn module_btf(host: &Host) -> Outcome {
     let loaded = TABLE_MODULES.into_iter().filter(|&name| host.modules.contains(name));
     let (with, without): (Vec<&str>, Vec<&str>) = loaded.partition(|&name| host.module_btf.contains(name));
     match (with.as_slice(), without.as_slice()) {
-        ([], []) => ok("no module of the legacy tables is loaded"),
+        ([], []) => ok("no module of tables is loaded"),
         (with, []) => ok(with.join(", ")),
         (_, without) => warn(format!("none for {}", without.join(", ")))
             .because("only kernels whose layout is built in can be traced"),
@@ -188,12 +191,9 @@ fn symbols(host: &Host) -> Outcome {
         return fail("/proc/kallsyms shows no addresses")
             .remedy("run it as root, or `sysctl kernel.kptr_restrict=1`");
     }
-    // The variables of x_tables come with its module.
-    let missing: Vec<&str> = if host.has_table_code() {
-        VARIABLES.into_iter().filter(|&name| !host.symbols.found.contains_key(name)).collect()
-    } else {
-        Vec::new()
-    };
+    let read = [(SEQUENCE, host.has_legacy_code()), (PER_CPU_OFFSET, has_code(host))];
+    let missing = read.into_iter().filter(|(name, read)| *read && !host.symbols.found.contains_key(*name));
+    let missing: Vec<&str> = missing.map(|(name, _)| name).collect();
     if missing.is_empty() {
         return ok("/proc/kallsyms shows addresses");
     }
@@ -259,11 +259,17 @@ fn cpus(host: &Host) -> Outcome {
     }
 }
 
+/// Whether there is anything that could have rules.
+fn has_code(host: &Host) -> bool {
+    host.has_legacy_code() || host.has_chain_code()
+}
+
 fn tables(host: &Host) -> Outcome {
-    if !host.has_table_code() {
-        return fail(format!("neither {} nor {} is in the kernel", TABLE_FUNCTIONS[0], TABLE_FUNCTIONS[1]))
-            .because("no packet meets a legacy table")
-            .remedy(LOAD_TABLES);
+    if !has_code(host) {
+        let [ip, ip6] = TABLE_FUNCTIONS;
+        return fail(format!("none of {ip}, {ip6} and {CHAIN_FUNCTION} is in the kernel"))
+            .because("no packet meets a legacy table or a chain of nftables")
+            .remedy(LOAD_RULES);
     }
     let named = [("ip", &host.ip_tables), ("ip6", &host.ip6_tables)];
     let shown: Vec<String> = named
@@ -271,16 +277,19 @@ fn tables(host: &Host) -> Outcome {
         .filter(|(_, tables)| !tables.is_empty())
         .map(|(family, tables)| format!("{family}: {}", tables.join(" ")))
         .collect();
-    if shown.is_empty() {
-        return warn("no legacy table in this network namespace").because("packets meet no rule of one here");
+    match (shown.is_empty(), host.nft_rules.is_empty()) {
+        (false, _) => ok(shown.join(", ")),
+        (true, false) => ok("those of nftables; no legacy table in this network namespace"),
+        (true, true) => warn("no legacy table, and no rule of nftables, in this network namespace")
+            .because("packets meet no rule here"),
     }
-    ok(shown.join(", "))
 }
 
 /// Until 1.8 there was only the legacy variant, which does not say so.
 fn iptables(host: &Host) -> Outcome {
     let nft = |version: &str| version.contains("nf_tables");
     match (host.iptables_legacy_save.as_deref(), host.iptables_save.as_deref()) {
+        (_, Some(version)) if !host.has_legacy_code() => ok(version),
         (_, Some(version)) if !nft(version) => ok(version),
         (Some(version), Some(_)) => ok(format!(
             "{version}; `iptables` writes rules of nftables, `iptables-legacy` those of legacy tables"

@@ -207,31 +207,42 @@ fn debian_11_has_no_module_btf() {
 #[test]
 fn nothing_but_nftables() {
     let iptables_save = Some("iptables-save v1.8.9 (nf_tables)".to_owned());
-    let symbols = Symbols { addresses: true, ..Symbols::default() };
-    check(
+    let only = |found: &[&str]| {
+        let found = found.iter().map(|&name| (name.to_owned(), None)).collect();
         Host {
-            symbols,
+            symbols: Symbols { addresses: true, found },
             modules: strings(&["nf_tables"]),
+            module_btf: strings(&["nf_tables"]),
             ip_tables: Vec::new(),
+            legacy_rules: Vec::new(),
+            nft_rules: strings(&["inet firewalld"]),
             iptables_save: iptables_save.clone(),
             iptables_legacy_save: None,
             ..good()
-        },
+        }
+    };
+    check(only(&["nft_do_chain", "__per_cpu_offset"]), expect!["backend ebpf: usable"]);
+    check(
+        only(&["nft_do_chain"]),
         expect![[r#"
-            fail: tables: neither ipt_do_table nor ip6t_do_table is in the kernel
-              no packet meets a legacy table
-              remedy: `modprobe -a ip_tables ip6_tables`, or load rules with iptables-legacy
-            warn: iptables: iptables-save v1.8.9 (nf_tables)
-              it cannot show legacy rules, so steps come without the text of the rule
-              remedy: install iptables-legacy-save
-            backend ebpf: not usable: tables: neither ipt_do_table nor ip6t_do_table is in the kernel"#]],
+        fail: symbols: __per_cpu_offset not in /proc/kallsyms
+          remedy: use a kernel with CONFIG_KALLSYMS_ALL
+        backend ebpf: not usable: symbols: __per_cpu_offset not in /proc/kallsyms"#]],
+    );
+    check(
+        Host { modules: strings(&[]), module_btf: strings(&[]), nft_rules: Vec::new(), ..only(&[]) },
+        expect![[r#"
+            fail: tables: none of ipt_do_table, ip6t_do_table and nft_do_chain is in the kernel
+              no packet meets a legacy table or a chain of nftables
+              remedy: load rules, with nft, iptables-nft or iptables-legacy
+            backend ebpf: not usable: tables: none of ipt_do_table, ip6t_do_table and nft_do_chain is in the kernel"#]],
     );
     check(
         Host { iptables_save, ip_tables: Vec::new(), ..good() },
         expect![[r#"
-        warn: tables: no legacy table in this network namespace
-          packets meet no rule of one here
-        backend ebpf: usable"#]],
+            warn: tables: no legacy table, and no rule of nftables, in this network namespace
+              packets meet no rule here
+            backend ebpf: usable"#]],
     );
 }
 

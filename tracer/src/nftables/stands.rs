@@ -59,6 +59,7 @@ impl Stands {
     ) -> Vec<String> {
         let Some((first, last)) = places.first().zip(places.last()) else { return Vec::new() };
         let passed: HashSet<Hook> = places.iter().map(|at| at.hook).chain(between(places)).collect();
+        let has = |devices: &[String]| indev.is_some_and(|indev| is_one_of(indev, devices));
         let mut silent = Vec::new();
         for Stand { name, at, nat, devices } in &self.stands {
             let (of, table, chain) = name;
@@ -66,9 +67,7 @@ impl Stands {
                 continue;
             }
             let why = match at.hook {
-                Hook::Ingress if first.hook == Hook::Prerouting && has(devices, indev) => {
-                    "the mark comes after it"
-                }
+                Hook::Ingress if first.hook == Hook::Prerouting && has(devices) => "the mark comes after it",
                 Hook::Ingress | Hook::Egress => continue,
                 hook if !passed.contains(&hook) => continue,
                 hook if hook == first.hook && at.priority < first.priority => "the mark comes after it",
@@ -83,8 +82,7 @@ impl Stands {
 }
 
 /// Whether a device is one of a chain's, whose names may end with a `*`.
-fn has(devices: &[String], device: Option<&[u8]>) -> bool {
-    let Some(device) = device else { return false };
+pub(crate) fn is_one_of(device: &[u8], devices: &[String]) -> bool {
     devices.iter().any(|name| match name.strip_suffix('*') {
         Some(prefix) => device.starts_with(prefix.as_bytes()),
         None => device == name.as_bytes(),

@@ -165,6 +165,7 @@ impl Open {
             certainty: Certainty::Complete,
             why: Vec::new(),
             outcome: None,
+            note: None,
             generation: Vec::new(),
             netns,
         };

@@ -137,17 +137,25 @@ impl Versions {
         if let Some(last) = known.versions.back() {
             inherit_texts(&mut ruleset, &last.ruleset);
         }
-        known.read.push_back((ruleset.generation, stable(before, after)));
+        let read = (ruleset.generation, stable(before, after));
+        // Rules can be read often without a change.
+        if known.read.back() != Some(&read) {
+            known.read.push_back(read);
+        }
         while known.read.len() > KEPT {
             known.read.pop_front();
         }
-        let texts = ruleset.clone();
         known.push(Version::new(ruleset, read_ns));
-        if let Some(newest) =
-            known.versions.back().filter(|newest| newest.ruleset.generation != texts.generation)
-        {
-            let (mut ruleset, since_ns) = (newest.ruleset.clone(), newest.since_ns);
-            inherit_texts(&mut ruleset, &texts);
+    }
+
+    /// Takes the texts of the rules of a namespace, as they were printed some time ago.
+    pub fn printed(&mut self, netns: u32, texts: &Ruleset) {
+        let Some(known) = self.0.get_mut(&netns) else { return };
+        let printed = known.versions.iter().find(|version| version.ruleset.generation == texts.generation);
+        let newest = known.versions.back().filter(|newest| newest.ruleset.generation != texts.generation);
+        for version in [printed.cloned(), newest.cloned()].into_iter().flatten() {
+            let (mut ruleset, since_ns) = (version.ruleset.clone(), version.since_ns);
+            inherit_texts(&mut ruleset, texts);
             known.push(Version::new(ruleset, since_ns));
         }
     }

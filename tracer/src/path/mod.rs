@@ -5,6 +5,7 @@
 //! one by one, without a word on which packet they are of.
 
 pub mod attribute;
+mod established;
 pub mod group;
 pub mod stands;
 mod targets;
@@ -17,6 +18,7 @@ pub mod walks;
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::PacketView;
 use crate::ruleset::Rule;
+use std::borrow::Cow;
 use std::fmt;
 use std::rc::Rc;
 
@@ -108,6 +110,8 @@ pub struct Path {
     pub why: Vec<String>,
     /// What ended the packet, where no step says it.
     pub outcome: Option<String>,
+    /// What else is worth knowing: that no nat table was consulted, and why; that a flowtable takes the packets after it.
+    pub note: Option<Cow<'static, str>>,
     /// Versions of the ruleset that the packet met, as `table@generation`.
     pub generation: Vec<Rc<str>>,
     /// Inode number of the network namespace; `None` where nothing tells.

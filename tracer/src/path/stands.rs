@@ -4,6 +4,7 @@
 use crate::history::Loaded;
 use crate::netfilter::{Family, Hook};
 use crate::nftables::Ruleset;
+use crate::nftables::stands::is_one_of;
 use std::rc::Rc;
 use tracer_common::place::legacy_priority;
 
@@ -52,11 +53,20 @@ struct AtHook {
     nat: u64,
 }
 
+/// A base chain at devices, which probes do not trace.
+#[derive(Clone, Debug)]
+struct AtDevices {
+    hook: Hook,
+    name: Rc<str>,
+    devices: Vec<String>,
+}
+
 /// What stands at each hook.
 #[derive(Clone, Debug, Default)]
 pub struct Stands {
     hooks: [AtHook; 5],
     legacy: bool,
+    at_devices: Vec<AtDevices>,
 }
 
 impl Stands {
@@ -82,14 +92,18 @@ impl Stands {
             }
         }
         for (table, chain, base, at) in ruleset.into_iter().flat_map(Ruleset::standing) {
-            if Hook::ALL.contains(&at.hook) && table.family.sees(family, at.hook) {
+            let name = || format!("{} {}:{}", table.family.name(), table.name, chain.name).into();
+            if matches!(at.hook, Hook::Ingress | Hook::Egress) {
+                let devices = base.devices.clone();
+                stands.at_devices.push(AtDevices { hook: at.hook, name: name(), devices });
+            } else if Hook::ALL.contains(&at.hook) && table.family.sees(family, at.hook) {
                 stands.add(
                     at.hook,
                     Stand {
                         key: Key::Nft { table: table.handle, chain: chain.handle },
                         priority: at.priority,
                         order: base.priority,
-                        name: format!("{} {}:{}", table.family.name(), table.name, chain.name).into(),
+                        name: name(),
                         nat: base.is_nat(),
                         sure: true,
                     },
@@ -153,6 +167,12 @@ impl Stands {
     /// Whether there are legacy tables, whose shared sequence count shows what probes have missed.
     pub(super) fn has_witness(&self) -> bool {
         self.legacy
+    }
+
+    /// The names of base chains at one of these hooks that a packet meets at a device, and that are not traced.
+    pub(super) fn untraced<'s>(&'s self, hook: Hook, device: &'s [u8]) -> impl Iterator<Item = &'s Rc<str>> {
+        let met = move |chain: &&AtDevices| chain.hook == hook && is_one_of(device, &chain.devices);
+        self.at_devices.iter().filter(met).map(|chain| &chain.name)
     }
 
     /// The names of those with these bits.

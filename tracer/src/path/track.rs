@@ -2,11 +2,13 @@
 //! between, and knows when it is done.
 #![forbid(unsafe_code)]
 
+use super::established::Established;
 use super::stands::{Key, Stands};
 use super::{Certainty, Path};
 use crate::hash::KernelMap;
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::ip::{Ipv4, Ipv6};
+use crate::packet::{Link, PacketView};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use tracer_common::legacy::{ENTRY_BYTES, EXIT_BYTES, Traversal, fact, rank, table_class};
@@ -85,6 +87,9 @@ struct Open {
     stands: Rc<Stands>,
     /// Which of them it has met at the hook where it was last.
     met: u64,
+    established: Option<Established>,
+    /// A nat table stands at a hook where it was.
+    has_nat: bool,
 }
 
 /// What a packet waits for.
@@ -191,6 +196,7 @@ pub struct Visit {
     family: Family,
     entry: Option<Header>,
     exit: Option<Header>,
+    established: Option<Established>,
 }
 
 /// Where a packet was, and what conntrack said then.
@@ -202,6 +208,9 @@ struct Place {
     /// `None` without a conntrack entry.
     connection: Option<Connection>,
     loopback: bool,
+    /// Names of devices, with zeros behind; nothing but zeros for none.
+    indev: [u8; 16],
+    outdev: [u8; 16],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -237,6 +246,9 @@ impl Visit {
         let name = [0, 1, 2, 3].map(|index| traversal.table_name[index]);
         let class = table_class(u32::from_ne_bytes(name));
         let entry = Header::of(family, traversal.entry.copied, &traversal.entry_bytes);
+        let priority = legacy_priority(hook, class);
+        let conntrack = (traversal.ctinfo, traversal.ct_status);
+        let view = || first_view(family, &traversal.indev, (traversal.entry.copied, &traversal.entry_bytes));
         Self {
             packet: traversal.packet,
             skb: traversal.skb,
@@ -246,14 +258,18 @@ impl Visit {
             place: Place {
                 hook,
                 key: Key::Legacy { rank: rank(hook, class) },
-                priority: legacy_priority(hook, class),
-                connection: has(fact::CONNTRACK)
-                    .then(|| Connection::of(family, (traversal.ctinfo, traversal.ct_status), entry)),
+                priority,
+                connection: has(fact::CONNTRACK).then(|| Connection::of(family, conntrack, entry)),
                 loopback: has(fact::OUT) && traversal.outdev.starts_with(LOOPBACK),
+                indev: traversal.indev,
+                outdev: traversal.outdev,
             },
             family,
             entry,
             exit: if has(fact::EXIT) { Header::at_exit(family, entry, traversal) } else { None },
+            established: has(fact::CONNTRACK)
+                .then(|| Established::of(conntrack, (hook, priority), view))
+                .flatten(),
         }
     }
 
@@ -262,6 +278,8 @@ impl Visit {
         use tracer_common::nft::fact;
         let has = |bit| run.facts & bit != 0;
         let header = Header::of(family, run.copied, &run.bytes);
+        let conntrack = (run.ctinfo, run.ct_status);
+        let view = || first_view(family, &run.indev, (run.copied, &run.bytes));
         Self {
             packet: run.packet,
             skb: run.skb,
@@ -272,14 +290,38 @@ impl Visit {
                 hook: run.hook.min(4),
                 key: Key::Nft { table: run.table, chain: run.chain },
                 priority: run.priority,
-                connection: has(fact::CONNTRACK)
-                    .then(|| Connection::of(family, (run.ctinfo, run.ct_status), header)),
+                connection: has(fact::CONNTRACK).then(|| Connection::of(family, conntrack, header)),
                 loopback: has(fact::OUT) && run.outdev.starts_with(LOOPBACK),
+                indev: run.indev,
+                outdev: run.outdev,
             },
             family,
             entry: header,
             exit: header,
+            established: has(fact::CONNTRACK)
+                .then(|| Established::of(conntrack, (run.hook, run.priority), view))
+                .flatten(),
         }
+    }
+}
+
+/// A device's name without the zeros behind it.
+fn trimmed(name: &[u8]) -> &[u8] {
+    name.iter().position(|byte| *byte == 0).map_or(name, |end| &name[..end])
+}
+
+/// A packet as far as it tells its addresses and ports, and the device that it came from.
+fn first_view<'a>(family: Family, indev: &'a [u8], (copied, bytes): (u32, &'a [u8])) -> PacketView<'a> {
+    let copied = usize::try_from(copied).unwrap_or(0).min(bytes.len());
+    PacketView {
+        family,
+        indev: Some(trimmed(indev)),
+        outdev: None,
+        link: Link::default(),
+        len: copied as u32,
+        bytes: &bytes[..copied],
+        mark: 0,
+        owner: None,
     }
 }
 
@@ -468,11 +510,13 @@ impl Open {
             certainty: Certainty::Complete,
             why: Vec::new(),
             outcome: None,
+            note: None,
             generation: Vec::with_capacity(USUAL_STEPS),
             netns: Some(visit.netns),
         };
         let (last, skb, exit_ns) = (visit.place, visit.skb, visit.entry_ns);
-        Self { path, last, skb, exit_ns, header: None, stands, met: 0 }
+        let (established, has_nat) = (None, false);
+        Self { path, last, skb, exit_ns, header: None, stands, met: 0, established, has_nat }
     }
 
     fn doubt(&mut self, why: String) {
@@ -598,6 +642,12 @@ impl Open {
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }
+        self.established = match (self.established, visit.established) {
+            (Some(earlier), Some(later)) => Some(earlier.then(later)),
+            (earlier, later) => later.or(earlier),
+        };
+        self.has_nat |= self.stands.nat(place.hook) & self.stands.sure(place.hook) != 0;
+        self.meets_untraced(Hook::Ingress, &place.indev);
         self.header = visit.exit;
         self.last = place;
         self.met |= self.stands.bit(place.hook, place.key);
@@ -612,6 +662,14 @@ impl Open {
             self.path.why.push(why);
         }
         self.path.generation.extend(part.generation);
+    }
+
+    /// A device where it was, or went, can have base chains that are not traced.
+    fn meets_untraced(&mut self, hook: Hook, device: &[u8]) {
+        let (stands, device) = (Rc::clone(&self.stands), trimmed(device));
+        for name in stands.untraced(hook, device).filter(|_| !device.is_empty()) {
+            self.doubt(format!("{name} is not traced"));
+        }
     }
 
     /// What can still come at the hook where the packet was last.
@@ -689,6 +747,11 @@ impl Open {
                 self.doubt(format!("it was not seen after {chain}, when some traversals were missed"));
             }
         }
+        if self.path.verdict == Some(Verdict::Accept) {
+            let device = self.last.outdev;
+            self.meets_untraced(Hook::Egress, &device);
+        }
+        self.path.note = self.established.and_then(|established| established.text(self.has_nat));
         self.path
     }
 }

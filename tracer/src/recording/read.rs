@@ -11,6 +11,7 @@ use crate::path::{Action, Path, Step};
 use crate::ruleset::Rule;
 use crate::sink::{Start, Totals};
 use crate::trace_line::LogStyle;
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::rc::Rc;
@@ -36,7 +37,6 @@ pub enum Error {
 
 /// What a recording holds, in the order it was written.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "an event is looked at when it is read, and not kept")]
 pub enum Event<'a> {
     /// Tracing began.
     Start(Start),
@@ -69,6 +69,7 @@ struct Known {
     contents: VecDeque<Content>,
     packet: u64,
     time_ns: u64,
+    note: Option<String>,
 }
 
 #[derive(Debug)]
@@ -169,6 +170,7 @@ impl<R: Read> Reader<R> {
                 Record::Place(place) => self.known.places.push(place.into()),
                 Record::Content(content) => self.known.content(&content).ok_or_else(damaged)?,
                 Record::Anew => self.known.begin_anew(),
+                Record::Note(note) => self.known.note = Some(note.to_owned()),
             }
         }
     }
@@ -256,7 +258,7 @@ impl Known {
         })
     }
 
-    fn path(&self, path: PathRecord<'_>) -> Option<Event<'static>> {
+    fn path(&mut self, path: PathRecord<'_>) -> Option<Event<'static>> {
         let texts = |numbers: &[u32]| -> Option<Vec<Rc<str>>> {
             numbers.iter().map(|number| self.texts.get(*number as usize).cloned()).collect()
         };
@@ -268,6 +270,7 @@ impl Known {
             certainty: word(CERTAINTIES, path.certainty)?,
             why: path.why.into_iter().map(str::to_owned).collect(),
             outcome: path.outcome.map(str::to_owned),
+            note: self.note.take().map(Cow::Owned),
             generation: texts(&path.generation)?,
             netns: path.netns,
         }))

@@ -72,10 +72,12 @@ pub(super) enum Record<'a> {
     },
     /// All numbers begin anew.
     Anew,
+    /// The note of the next path.
+    Note(&'a str),
 }
 
 /// Kinds of records that this version knows.
-pub(super) const RECORD_KINDS: u8 = 9;
+pub(super) const RECORD_KINDS: u8 = 10;
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct RuleRecord<'a> {

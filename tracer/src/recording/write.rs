@@ -147,6 +147,9 @@ impl<W: Write> Sink for Recorder<W> {
             texts.iter().map(|text| self.text(text)).collect()
         };
         let (steps, generation) = (numbers(&path.steps)?, numbers(&path.generation)?);
+        if let Some(note) = &path.note {
+            self.write(&Record::Note(note))?;
+        }
         self.write(&Record::Path(PathRecord {
             packet: path.packet,
             family: place(FAMILIES, &path.family),

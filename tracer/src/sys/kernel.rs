@@ -10,16 +10,22 @@ use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The modules that hold the code of the legacy tables.
-pub const TABLE_MODULES: [&str; 3] = ["x_tables", "ip_tables", "ip6_tables"];
-/// The functions that walk a legacy table; at least one has to be there.
+/// The modules that hold the code of the legacy tables, and of nftables.
+pub const TABLE_MODULES: [&str; 4] = ["x_tables", "ip_tables", "ip6_tables", "nf_tables"];
+/// The functions that walk a legacy table.
 pub const TABLE_FUNCTIONS: [&str; 2] = ["ipt_do_table", "ip6t_do_table"];
+/// The function that walks a base chain of nftables. It or one of [`TABLE_FUNCTIONS`] has to be there.
+pub const CHAIN_FUNCTION: &str = "nft_do_chain";
 /// The host's process namespace, `PROC_PID_INIT_INO` in `include/linux/proc_ns.h`.
 const HOST_PIDS: &str = "pid:[4026531836]";
-/// What brings them.
+/// What brings legacy tables.
 pub const LOAD_TABLES: &str = "`modprobe -a ip_tables ip6_tables`, or load rules with iptables-legacy";
-/// Variables that the probes read.
-pub const VARIABLES: [&str; 2] = ["xt_recseq", "__per_cpu_offset"];
+/// What brings one or the other.
+pub const LOAD_RULES: &str = "load rules, with nft, iptables-nft or iptables-legacy";
+/// A variable that the probes read, with any kind of rules.
+pub const PER_CPU_OFFSET: &str = "__per_cpu_offset";
+/// A variable that the probes read where there are legacy tables. It comes with their module.
+pub const SEQUENCE: &str = "xt_recseq";
 
 /// Whether programs can be placed at functions without kprobes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,7 +115,7 @@ pub enum Answer {
 pub struct Symbols {
     /// Whether addresses are shown.
     pub addresses: bool,
-    /// Which of [`TABLE_FUNCTIONS`] and [`VARIABLES`] exist, and in which module; `None` is the kernel itself.
+    /// Which of these functions and variables exist, and in which module; `None` is the kernel itself.
     pub found: BTreeMap<String, Option<String>>,
 }
 
@@ -149,26 +155,40 @@ impl Host {
         }
     }
 
-    /// Whether a module's code is in the kernel, as a module or built in.
-    pub fn has_table_code(&self) -> bool {
+    /// Whether the code of legacy tables is in the kernel, as a module or built in.
+    pub fn has_legacy_code(&self) -> bool {
         TABLE_FUNCTIONS.into_iter().any(|name| self.symbols.found.contains_key(name))
+    }
+
+    /// Whether that of nftables is.
+    pub fn has_chain_code(&self) -> bool {
+        self.symbols.found.contains_key(CHAIN_FUNCTION)
     }
 }
 
 /// Whether nftables is in the kernel, as a loaded module or built in. Asking loads nothing.
 pub fn has_nftables() -> bool {
-    match read("/proc/modules") {
-        Some(modules) if first_words(&modules).any(|name| name == "nf_tables") => true,
-        // Built in, or not loaded.
-        Some(_) => fs::File::open("/proc/kallsyms").is_ok_and(|symbols| has_symbol(symbols, "nft_do_chain")),
-        // A kernel without modules has none to load.
-        None => true,
-    }
+    // A kernel without modules has none to load.
+    is_loaded(&["nf_tables"], &[CHAIN_FUNCTION]).unwrap_or(true)
 }
 
-fn has_symbol(symbols: impl io::Read, wanted: &str) -> bool {
+/// Whether legacy tables are, likewise.
+pub fn has_legacy_tables() -> bool {
+    is_loaded(&["ip_tables", "ip6_tables"], &TABLE_FUNCTIONS).unwrap_or(true)
+}
+
+/// Whether one of these modules is loaded, or one of these functions built in; `None` where there are no modules.
+fn is_loaded(modules: &[&str], functions: &[&str]) -> Option<bool> {
+    let loaded = read("/proc/modules")?;
+    let found = first_words(&loaded).any(|name| modules.contains(&name.as_str()));
+    Some(found || fs::File::open("/proc/kallsyms").is_ok_and(|symbols| has_symbol(symbols, functions)))
+}
+
+fn has_symbol(symbols: impl io::Read, wanted: &[&str]) -> bool {
     let lines = BufReader::with_capacity(1 << 16, symbols).lines();
-    lines.map_while(Result::ok).any(|line| line.split_ascii_whitespace().nth(2) == Some(wanted))
+    let is_wanted =
+        |line: String| line.split_ascii_whitespace().nth(2).is_some_and(|name| wanted.contains(&name));
+    lines.map_while(Result::ok).any(is_wanted)
 }
 
 impl Symbols {
@@ -186,7 +206,7 @@ impl Symbols {
             let mut words = line.split_ascii_whitespace();
             let (address, name) = (words.next().unwrap_or_default(), words.nth(1).unwrap_or_default());
             symbols.addresses |= address.bytes().any(|digit| digit != b'0');
-            if TABLE_FUNCTIONS.contains(&name) || VARIABLES.contains(&name) {
+            if TABLE_FUNCTIONS.contains(&name) || [CHAIN_FUNCTION, PER_CPU_OFFSET, SEQUENCE].contains(&name) {
                 let module = words.next().map(|word| word.trim_matches(['[', ']']).to_owned());
                 symbols.found.insert(name.to_owned(), module);
             }

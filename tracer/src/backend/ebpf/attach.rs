@@ -14,7 +14,7 @@ use super::probes::{Begins, Need, PROBES, Point, Probe};
 use super::{PRIVILEGES, not_permitted, system_code, typed};
 use crate::sys::bpf;
 use crate::sys::guard::Guard;
-use crate::sys::kernel::LOAD_TABLES;
+use crate::sys::kernel::LOAD_RULES;
 use crate::sys::perf;
 use crate::sys::process::Process;
 use crate::sys::tracefs::{self, Event, Tracefs};
@@ -49,8 +49,8 @@ pub enum Error {
     /// A function that every trace needs is not there.
     #[error("the kernel has no function `{0}`")]
     NoFunction(&'static str),
-    /// Neither family's tables are there.
-    #[error("the kernel has no legacy tables: neither `ipt_do_table` nor `ip6t_do_table` exists")]
+    /// Nothing that could have rules is there.
+    #[error("the kernel has neither legacy tables nor nftables that could be traced")]
     NoTables,
     /// Return probes with enough slots need tracefs.
     #[error("tracefs is not mounted, and without it this kernel loses returns of probed functions")]
@@ -90,7 +90,7 @@ impl Error {
     /// What can be done about it.
     pub fn remedy(&self) -> Option<String> {
         let remedy = match self {
-            Self::NoTables => LOAD_TABLES,
+            Self::NoTables => LOAD_RULES,
             Self::NoTracefs => "`mount -t tracefs tracefs /sys/kernel/tracing`",
             // EACCES is the verifier's.
             Self::Load { source, .. } if system_code(source) == Some(libc::EPERM) => PRIVILEGES,
@@ -419,7 +419,7 @@ mod tests {
         }
         let error = refused(libc::ENOENT);
         assert_eq!((error.unusable(), error.remedy()), (false, None), "{error}");
-        assert!(Error::NoTables.remedy().is_some_and(|remedy| remedy.contains("modprobe")));
+        assert!(Error::NoTables.remedy().is_some_and(|remedy| remedy.contains("load rules")));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::offsets::{self, Layout, Reason, Symbols, Unresolved};
 use super::{PRIVILEGES, not_permitted};
 use crate::btf::{self, Btf};
-use crate::sys::kernel::LOAD_TABLES;
+use crate::sys::kernel::LOAD_RULES;
 use crate::trace_line::LogStyle;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -83,7 +83,7 @@ impl Error {
 
 fn layout_remedy(reason: &Reason) -> Option<&'static str> {
     match reason {
-        Reason::NotLoaded => Some(LOAD_TABLES),
+        Reason::NotLoaded => Some(LOAD_RULES),
         Reason::HiddenAddresses => Some("run it as root, or `sysctl kernel.kptr_restrict=1`"),
         Reason::NoSymbol { .. } => Some("use a kernel with CONFIG_KALLSYMS_ALL"),
         _ => None,

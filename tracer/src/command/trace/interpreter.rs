@@ -22,6 +22,7 @@ use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU64;
 use std::rc::Rc;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use tracer_common::legacy::{Match, SkbState, Traversal, doubt, fact};
 use tracer_common::nft::Run;
@@ -41,8 +42,12 @@ pub enum NotRead {
     Failed,
 }
 
-/// Reads the rules of nftables in a namespace again, with their texts or without; `None` when they cannot be had.
-pub type ReadNftables = Box<dyn FnMut(u32, bool) -> Option<NftReading>>;
+/// Reads the rules of nftables in a namespace again, without their texts; `None` when they cannot be had.
+pub type ReadNftables = Box<dyn FnMut(u32) -> Option<NftReading>>;
+
+/// Has the rules of nftables in a namespace printed, on a thread of its own; `None` when that cannot be done. Nothing comes
+/// when they cannot be had.
+pub type PrintNftables = Box<dyn FnMut(u32) -> Option<Receiver<nftables::Ruleset>>>;
 
 /// Gives what was announced of the rules of nftables in a namespace since the last time, each with the time
 /// (CLOCK_MONOTONIC) when it was heard.
@@ -98,6 +103,7 @@ impl Interpreter {
         epoch_ns: u64,
         read_again: ReadAgain,
         read_nftables: ReadNftables,
+        print_nftables: PrintNftables,
         hear_changes: HearChanges,
     ) -> Self {
         Self {
@@ -112,7 +118,7 @@ impl Interpreter {
             seen_ns: 0,
             last_read: HashMap::new(),
             runs: Runs::default(),
-            rules: Rules::new(read_nftables, hear_changes),
+            rules: Rules::new(read_nftables, print_nftables, hear_changes),
             stands: HashMap::new(),
         }
     }

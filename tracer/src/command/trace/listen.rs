@@ -61,7 +61,7 @@ impl Listening {
         let namespaces = namespaces(&wish.config.netns, plan)?;
         namespaces.iter().try_for_each(|namespace| check_namespace(namespace, plan))?;
         // What keeps doctor from trying is said as it says it.
-        absent_modules(plan)?;
+        absent_modules(plan, &namespaces)?;
         let sink = wish.sink()?;
         let initial = initial_namespace(&namespaces, plan)?;
         let touched: Vec<&File> = namespaces.iter().chain(&initial).collect();
@@ -137,7 +137,7 @@ fn namespaces(wanted: &Netns, plan: Plan) -> Result<Vec<File>, Failure> {
 pub(in crate::command) fn attempt(plan: Plan) -> Result<Option<String>, Failure> {
     let here = netns::current().map_err(Failure::running)?;
     check_namespace(&here, plan)?;
-    let absent = absent_modules(plan)?;
+    let absent = absent_modules(plan, std::slice::from_ref(&here))?;
     if !absent.is_empty() {
         return Ok(Some(absent.join(", ")));
     }
@@ -206,10 +206,17 @@ fn live(known: &Known, plan: Plan) -> Result<Option<Live>, Failure> {
     Ok(Some(live))
 }
 
-/// Modules that this way of tracing would load. Those of which there is nothing to load make it unusable.
-fn absent_modules(plan: Plan) -> Result<Vec<String>, Failure> {
+/// Modules that this way of tracing would load for these namespaces. Those of which there is nothing to load make it
+/// unusable.
+fn absent_modules(plan: Plan, namespaces: &[File]) -> Result<Vec<String>, Failure> {
+    let mut has_legacy = false;
+    for namespace in namespaces {
+        has_legacy |= fetch::has_legacy(namespace).map_err(Failure::running)?;
+    }
     let of_source = match plan {
         Plan::Log(_) => loggers(),
+        // Of nftables the kernel tells without it.
+        _ if !has_legacy => Vec::new(),
         _ => vec![netlink::MODULES.to_vec()],
     };
     let of_tables = match plan.marking() {

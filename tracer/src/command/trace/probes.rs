@@ -20,12 +20,17 @@ use anyhow::Context as _;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::rc::Rc;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracer_common::legacy::Traversal;
 
 /// Records taken before signals and time are looked at again.
 const BATCH: usize = 4096;
+/// Records taken before it is asked whether rules of nftables have changed: on kernels whose announcements leave something
+/// open they have to be read before they change again.
+const PART: usize = 512;
 
 /// Asking how many records were lost is a system call. Where none come, few are lost: it is asked every so many looks.
 const LOOKS_PER_COUNT: u32 = 10;
@@ -95,9 +100,24 @@ impl Namespaces {
         }
     }
 
-    /// Reads the rules of nftables again, with their texts if that is wanted.
-    fn read_nftables(&self, inode: u32, texts: bool, commits: &CommitCounts) -> Option<NftReading> {
-        self.with(inode, |file| read_nftables(file, texts, commits))?
+    /// Reads the rules of nftables again, without their texts.
+    fn read_nftables(&self, inode: u32, commits: &CommitCounts) -> Option<NftReading> {
+        self.with(inode, |file| read_nftables(file, false, commits))?
+    }
+
+    /// Has the rules of nftables printed: that takes longer than rules may stay the same.
+    fn print_nftables(&self, inode: u32) -> Option<Receiver<Ruleset>> {
+        let namespace = self.with(inode, |file| file.try_clone().ok())??;
+        let (sender, receiver) = mpsc::channel();
+        let print = move || {
+            let nftables = fetch::nft::Nftables::open(&namespace).ok().flatten();
+            if let Some(fetched) = nftables.and_then(|mut nftables| nftables.fetch().ok()) {
+                // Who asked may have ended.
+                let _ = sender.send(fetched.ruleset);
+            }
+        };
+        thread::Builder::new().name("print".to_owned()).spawn(print).ok()?;
+        Some(receiver)
     }
 
     /// Reads a table again, if it is still the one that was met and its namespace can be found.
@@ -127,7 +147,7 @@ fn has_base_chains(namespace: &File) -> bool {
     ruleset.is_some_and(|ruleset| ruleset.tables.iter().any(sees_packets))
 }
 
-/// The base chains that are not traced: those of bridges, ARP and devices.
+/// What is not traced: base chains of bridges, ARP and devices, and what flowtables take past all hooks.
 fn not_traced(ruleset: &Ruleset) -> Vec<String> {
     let mut names = Vec::new();
     for table in &ruleset.tables {
@@ -135,9 +155,15 @@ fn not_traced(ruleset: &Ruleset) -> Vec<String> {
             let Some(base) = &chain.base else { continue };
             let at_hook = base.hook.is_some_and(|hook| Hook::ALL.contains(&hook));
             if !at_hook || !is_ip(table) {
-                names.push(format!("{} {}:{}", table.family.name(), table.name, chain.name));
+                let name = format!("{} {}:{}", table.family.name(), table.name, chain.name);
+                names.push(format!("base chain {name}"));
             }
         }
+        let flowtables = table.flowtables.iter().map(|flowtable| {
+            let name = format!("{} {}:{}", table.family.name(), table.name, flowtable.name);
+            format!("packets that flowtable {name} forwards")
+        });
+        names.extend(flowtables);
     }
     names
 }
@@ -146,8 +172,10 @@ fn is_ip(table: &Table) -> bool {
     matches!(table.family, TableFamily::Ip | TableFamily::Ip6 | TableFamily::Inet)
 }
 
+/// Those at devices are not traced, but what packets have met of them has to be known.
 fn sees_packets(table: &Table) -> bool {
-    is_ip(table) && table.chains.iter().any(|chain| chain.base.is_some())
+    (is_ip(table) || table.family == TableFamily::Netdev)
+        && table.chains.iter().any(|chain| chain.base.is_some())
 }
 
 /// Reads the rules of nftables in a namespace; `None` when there is no nftables.
@@ -276,7 +304,9 @@ impl Probing {
         // Read once for its size, which the kernel programs must know before they are loaded.
         let largest = namespaces.largest_table();
         let nftables = match config.mark {
-            _ if !namespaces.have_base_chains() => ebpf::Nftables::Absent,
+            _ if !kernel::has_nftables() => ebpf::Nftables::Absent,
+            // Where there is nothing else, base chains may come.
+            _ if kernel::has_legacy_tables() && !namespaces.have_base_chains() => ebpf::Nftables::Absent,
             Mark::None => ebpf::Nftables::Ends,
             _ => ebpf::Nftables::Rules,
         };
@@ -342,7 +372,9 @@ impl Probing {
         let namespaces = Rc::new(namespaces);
         let again = Rc::clone(&namespaces);
         let read_again = move |met: &Traversal, family, name: &str| again.read(met, family, name, &counts);
-        let read_nftables = move |inode, texts| namespaces.read_nftables(inode, texts, &commits);
+        let to_print = Rc::clone(&namespaces);
+        let print_nftables = move |inode| to_print.print_nftables(inode);
+        let read_nftables = move |inode| namespaces.read_nftables(inode, &commits);
         let hear_changes = move |inode, take: &mut dyn FnMut(&Message<'_>, u64)| match &mut changes {
             Some((only, changes)) if *only == inode => changes.hear(take),
             _ => Heard::Nothing,
@@ -353,11 +385,12 @@ impl Probing {
             clock::epoch_ns(),
             Box::new(read_again),
             Box::new(read_nftables),
+            Box::new(print_nftables),
             Box::new(hear_changes),
         );
         for (inode, reading) in rules {
             for name in not_traced(&reading.ruleset) {
-                say(&format!("not traced: base chain {name}"));
+                say(&format!("not traced: {name}"));
             }
             interpreter.fetched_nftables(inode, reading);
         }
@@ -406,12 +439,19 @@ impl Session for Probing {
             say("nftables has rules that are not traced: from here on no path is complete");
             interpreter.doubt_all("nftables has rules that are not traced");
         }
-        if let Some(netns) = self.follows {
-            interpreter.follow_nftables(netns);
-        }
         // Of what happened until now, everything is in the ring.
         let now_ns = clock::monotonic_ns();
-        let records = self.ebpf.get_mut().drain(BATCH, |record| interpreter.record(record));
+        let mut records = 0;
+        while records < BATCH {
+            if let Some(netns) = self.follows {
+                interpreter.follow_nftables(netns);
+            }
+            let taken = self.ebpf.get_mut().drain(PART, |record| interpreter.record(record));
+            records += taken;
+            if taken < PART {
+                break;
+            }
+        }
         self.idle_looks = if records == 0 { self.idle_looks + 1 } else { LOOKS_PER_COUNT };
         if self.idle_looks >= LOOKS_PER_COUNT {
             let lost = self.ebpf.get_ref().lost().map_err(Failure::running)?;

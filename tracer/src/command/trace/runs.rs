@@ -1,11 +1,12 @@
 //! Runs through base chains of nftables, between their first record and their last, and the rules that they met.
 
-use super::interpreter::{HearChanges, ReadNftables};
+use super::interpreter::{HearChanges, PrintNftables, ReadNftables};
 use crate::hash::KernelMap;
 use crate::nftables::versions::{AllCommits, Version, Versions};
 use crate::nftables::{Ruleset, lacks_text};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 use tracer_common::nft::{Event, Run, what};
 
@@ -100,6 +101,7 @@ impl Runs {
 pub(super) struct Rules {
     versions: Versions,
     read: ReadNftables,
+    print: PrintNftables,
     hear: HearChanges,
     looks: HashMap<u32, Look>,
     /// The version that the latest run of a namespace met.
@@ -113,6 +115,8 @@ struct Look {
     read: Option<Instant>,
     /// When they may be printed again; `None` for at once.
     may_print: Option<Instant>,
+    /// They are being printed, since when.
+    printing: Option<(Instant, Receiver<Ruleset>)>,
     /// They have changed, and how is not known.
     unread: bool,
     /// Some may have no text.
@@ -120,8 +124,9 @@ struct Look {
 }
 
 impl Rules {
-    pub(super) fn new(read: ReadNftables, hear: HearChanges) -> Self {
-        Self { versions: Versions::default(), read, hear, looks: HashMap::new(), met: KernelMap::default() }
+    pub(super) fn new(read: ReadNftables, print: PrintNftables, hear: HearChanges) -> Self {
+        let (versions, looks, met) = (Versions::default(), HashMap::new(), KernelMap::default());
+        Self { versions, read, print, hear, looks, met }
     }
 
     /// Takes the rules of a namespace as they are now, with their texts.
@@ -174,6 +179,7 @@ impl Rules {
         if self.looks.get(&netns).is_some_and(|look| look.unread) {
             self.read_again(netns);
         }
+        self.take_printed(netns);
         if self.looks.get(&netns).is_some_and(|look| look.unprinted) {
             self.print_again(netns);
         }
@@ -199,28 +205,36 @@ impl Rules {
         if look.read.is_some_and(|read| read.elapsed() < READ_AGAIN) {
             return;
         }
-        let Some(reading) = (self.read)(netns, false) else { return };
+        let Some(reading) = (self.read)(netns) else { return };
         (look.read, look.unread, look.unprinted) = (Some(Instant::now()), false, true);
         self.take(netns, reading);
+    }
+
+    /// Takes the texts of the rules of a namespace when they have been printed.
+    fn take_printed(&mut self, netns: u32) {
+        let Some(look) = self.looks.get_mut(&netns) else { return };
+        let Some((began, texts)) = &look.printing else { return };
+        let printed = match texts.try_recv() {
+            Err(TryRecvError::Empty) => return,
+            printed => printed.ok(),
+        };
+        look.may_print = Some(Instant::now() + PRINT_AGAIN.max(began.elapsed() * PRINT_SHARE));
+        look.printing = None;
+        if let Some(ruleset) = printed {
+            self.versions.printed(netns, &ruleset);
+        }
     }
 
     /// Has the rules of a namespace printed, if some of them have no text, unless that was just done.
     fn print_again(&mut self, netns: u32) {
         let look = self.looks.entry(netns).or_default();
-        let begin = Instant::now();
-        if look.may_print.is_some_and(|may_print| begin < may_print) {
+        let now = Instant::now();
+        if look.printing.is_some() || look.may_print.is_some_and(|may_print| now < may_print) {
             return;
         }
         look.unprinted = false;
-        if !self.versions.newest(netns).is_some_and(|version| lacks_text(&version.ruleset)) {
-            return;
-        }
-        let reading = (self.read)(netns, true);
-        look.may_print = Some(Instant::now() + PRINT_AGAIN.max(begin.elapsed() * PRINT_SHARE));
-        if let Some(reading) = reading {
-            // What was announced before comes before it.
-            self.hear(netns);
-            self.take(netns, reading);
+        if self.versions.newest(netns).is_some_and(|version| lacks_text(&version.ruleset)) {
+            look.printing = (self.print)(netns).map(|texts| (now, texts));
         }
     }
 }

@@ -423,6 +423,7 @@ impl Open {
             certainty: if self.why.is_empty() { Certainty::Complete } else { Certainty::Inexact },
             why: self.why,
             outcome: self.outcome,
+            note: None,
             generation: Vec::new(),
             netns: self.last.netns,
         })));

@@ -1,7 +1,9 @@
 //! What is made of the traversals of a packet: when its path is given out, and how certain it is.
 
 use crate::history::Loaded;
-use crate::netfilter::{Family, Hook, Verdict};
+use crate::netfilter::{Family, Hook, TableFamily, Verdict};
+use crate::netlink::messages;
+use crate::nftables::decode;
 use crate::path::stands::Stands;
 use crate::path::track::{Part, Tracker, Visit};
 use crate::path::{Certainty, Path};
@@ -282,6 +284,30 @@ fn it_begins_in_the_middle() {
     check_doubt("filter mangle", &[("mangle:POST", OLD)], &["it was not seen in OUTPUT or FORWARD"]);
     // Forwarded without a table that shows it.
     check_done("raw nat", &[("raw:PRE", None), ("nat:PRE", FRESH), ("nat:POST", DECIDED)]);
+}
+
+#[test]
+fn chains_at_devices_are_not_traced() {
+    let dump = std::fs::read("../tests/data/nftables/ruleset.bin").unwrap();
+    let mut parts = decode::Parts::default();
+    messages(&dump).filter_map(|message| message.netfilter()).for_each(|message| parts.add(&message));
+    let mut ruleset = parts.finish(1);
+    ruleset.tables.retain(|table| table.family == TableFamily::Netdev);
+    let stands = Rc::new(Stands::of(loaded("raw"), Family::Ipv4, Some(&ruleset)));
+    let why = |place: &str, device: &[u8]| {
+        let (mut traversal, verdict) = traversal(place, None, START);
+        traversal.facts |= fact::FIRST;
+        traversal.indev[..device.len()].copy_from_slice(device);
+        let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
+        tracker.add(&visit(&traversal), part(Some(verdict)), &stands, &mut |path| paths.push(path));
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+        paths.pop().unwrap().why.join("; ")
+    };
+    expect_test::expect![[r#"
+        netdev edge:first is not traced
+        netdev edge:both is not traced
+    "#]]
+    .assert_eq(&["lo", "left", "leftover"].map(|device| why("raw:PRE", device.as_bytes())).join("\n"));
 }
 
 #[test]

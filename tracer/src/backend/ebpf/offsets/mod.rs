@@ -121,8 +121,8 @@ pub enum Reason {
         /// The one that differs from those before.
         function: &'static str,
     },
-    /// No table module is there, so there is nothing to look at either.
-    #[error("no legacy table code in the kernel; load ip_tables or ip6_tables")]
+    /// No module with rules is there, so there is nothing to look at either.
+    #[error("neither legacy tables nor nftables are in the kernel")]
     NotLoaded,
     /// Module BTF is missing, and so is a row for this kernel.
     #[error("no BTF has a prototype of ipt_do_table, and {release} ({version}) is not known without it")]
@@ -221,8 +221,10 @@ pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresol
     let nft = nft::resolve(kernel);
     let loaded = symbols.has_legacy() || symbols.arpt_do_table;
     let only_nftables = !loaded && symbols.nft_do_chain && nft.is_ok();
-    if !loaded && !only_nftables {
-        missing.push(Reason::NotLoaded);
+    match &nft {
+        Err(Unresolved(reasons)) if !loaded && symbols.nft_do_chain => missing.clone_from(reasons),
+        _ if loaded || only_nftables => {}
+        _ => missing.push(Reason::NotLoaded),
     }
 
     let definitions = kernel.definitions(FIELDS);

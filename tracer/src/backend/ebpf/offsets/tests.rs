@@ -123,8 +123,8 @@ fn missing_modules_and_symbols_are_told_together() {
     check_reasons(
         resolve_with("6.1", OTHER, &[], &symbols),
         expect![[r#"
-        no legacy table code in the kernel; load ip_tables or ip6_tables
-        /proc/kallsyms has no __per_cpu_offset: the rules' counters cannot be read; the kernel needs KALLSYMS_ALL"#]],
+            neither legacy tables nor nftables are in the kernel
+            /proc/kallsyms has no __per_cpu_offset: the rules' counters cannot be read; the kernel needs KALLSYMS_ALL"#]],
     );
     check_reasons(
         resolve_with("6.1", OTHER, &[], &SYMBOLS),

@@ -48,6 +48,7 @@ impl<S> Open<S> {
             certainty: Certainty::Complete,
             why: Vec::new(),
             outcome: None,
+            note: None,
             generation: Vec::new(),
             netns,
         };

@@ -9,25 +9,30 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use nftracer_tests::netns::{Netns, move_here};
-use nftracer_tests::tracer::Trace;
-use nftracer_tests::wait;
+
+use crate::netns::{Netns, move_here};
+use crate::tracer::Trace;
+use crate::wait;
 
 const LISTENS_WITHIN: Duration = Duration::from_secs(20);
 
 /// One packet's way through one base chain.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Traversal {
+pub struct Traversal {
     /// Addresses, ports, length, identification.
-    pub(crate) packet: String,
+    pub packet: String,
     /// Family and name of the table.
-    pub(crate) table: String,
-    pub(crate) steps: Vec<String>,
+    pub table: String,
+    /// Chain and what was said of each rule, and of the end.
+    pub steps: Vec<String>,
 }
+
+/// What nft says of a rule that returns, where the kernel tells of it as of the end of a chain: older ones do.
+const RETURN: &str = "verdict return";
 
 /// Which of the two programs, as they differ in what they say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Program {
+pub enum Program {
     /// Text and verdict of each rule.
     Nft,
     /// Handle and verdict of each rule; ends where a table of IP has a rule that iptables would not make.
@@ -35,7 +40,8 @@ pub(crate) enum Program {
 }
 
 /// What a program told.
-pub(crate) enum Told {
+pub enum Told {
+    /// All that there was.
     All(Vec<Traversal>),
     /// Some came faster than it reads. One of them ends then.
     Lost,
@@ -44,7 +50,7 @@ pub(crate) enum Told {
 }
 
 /// A program that listens.
-pub(crate) struct Monitor {
+pub struct Monitor {
     program: Program,
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
@@ -58,7 +64,8 @@ impl Drop for Monitor {
 }
 
 impl Monitor {
-    pub(crate) fn start(program: Program, netns: &Netns) -> Result<Self> {
+    /// Starts it in a namespace, and waits until it listens.
+    pub fn start(program: Program, netns: &Netns) -> Result<Self> {
         let words: &[&str] = match program {
             Program::Nft => &["nft", "monitor", "trace"],
             Program::Xtables => &["xtables-monitor", "--trace"],
@@ -89,12 +96,12 @@ impl Monitor {
     }
 
     /// How many lines have come.
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// What came since the last call.
-    pub(crate) fn take(&mut self) -> Told {
+    pub fn take(&mut self) -> Told {
         match self.child.try_wait().ok().flatten().map(|status| status.code()) {
             // `PARAMETER_PROBLEM` of `enum xtables_exittype`: it met a rule that it has no words for.
             Some(Some(3)) if self.program == Program::Xtables => return Told::GaveUp,
@@ -115,7 +122,7 @@ fn listeners(netns: &Netns) -> Result<usize> {
 }
 
 /// Whether all who have joined the group of trace messages in a namespace have read what there was.
-pub(crate) fn is_read(netns: &Netns) -> Result<bool> {
+pub fn is_read(netns: &Netns) -> Result<bool> {
     Ok(waiting(netns)?.iter().all(|bytes| *bytes == 0))
 }
 
@@ -161,9 +168,11 @@ fn of_nft(lines: &[String]) -> Option<Vec<Traversal>> {
             all.push(Traversal { packet: packet_of_nft(packet), table, steps: Vec::new() });
             continue;
         }
-        // After a policy the mark may follow.
-        let what = what.split(" meta mark ").next().filter(|_| what.starts_with("policy ")).unwrap_or(what);
-        if let Some(at) = open.get(id).filter(|_| !what.starts_with("verdict ")) {
+        // After the end of a chain the mark may follow.
+        let is_end = what.starts_with("policy ") || what.starts_with("verdict ");
+        let what = what.split(" meta mark ").next().filter(|_| is_end).unwrap_or(what);
+        let says_nothing = what.starts_with("verdict ") && what != RETURN;
+        if let Some(at) = open.get(id).filter(|_| !says_nothing) {
             all[*at].steps.push(format!("{chain} {}", without_counts(what)));
         }
     }
@@ -210,7 +219,7 @@ fn key(
 }
 
 /// The program prints counters as they were when it read the rules.
-pub(crate) fn without_counts(text: &str) -> String {
+pub fn without_counts(text: &str) -> String {
     let mut words = text.split(' ').peekable();
     let mut out = Vec::new();
     while let Some(word) = words.next() {
@@ -279,8 +288,9 @@ fn of_xtables(lines: &[String]) -> Vec<Traversal> {
     all
 }
 
-/// What nftracer said, as one of the programs would say it, with the number of the packet.
-pub(crate) fn of_nftracer(program: Program, trace: &Trace) -> Vec<(u64, Traversal)> {
+/// What nftracer said, as one of the programs would say it, with the number of the packet. `returns` says whether the kernel
+/// tells of rules that return as of others.
+pub fn of_nftracer(program: Program, trace: &Trace, returns: bool) -> Vec<(u64, Traversal)> {
     let mut open: HashMap<u64, usize> = HashMap::new();
     let mut all: Vec<(u64, Traversal)> = Vec::new();
     for step in &trace.steps {
@@ -301,6 +311,9 @@ pub(crate) fn of_nftracer(program: Program, trace: &Trace) -> Vec<(u64, Traversa
         let said = match (kind, program) {
             // Neither shows the end of a chain.
             ("return", _) => None,
+            ("rule", _) if !returns && nft.verdict == "return" => {
+                (program == Program::Nft).then(|| RETURN.to_owned())
+            }
             ("rule", Program::Nft) => {
                 Some(format!("rule {} (verdict {})", without_counts(text), nft.verdict))
             }
