@@ -127,7 +127,7 @@ mod tests {
         baseline.take(&before);
         assert!(baseline.changes(&before).is_empty());
         let rows: &[(&str, &[f64])] =
-            &[("baseline", &[103.0]), ("a", &[1031.0]), ("b", &[900.0]), ("c", &[]), ("d", &[5.0])];
+            &[("baseline", &[102.0]), ("a", &[1031.0]), ("b", &[900.0]), ("c", &[]), ("d", &[5.0])];
         let mut now = figures(rows);
         let changes = baseline.changes(&now);
         let said: Vec<String> = changes.iter().map(Change::to_string).collect();
