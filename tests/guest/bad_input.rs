@@ -88,7 +88,7 @@ fn tables_vanish(options: &Options) -> Result<Outcome> {
     let mut planner = Planner::new(options.seed, 0, 1);
     session.trace()?;
     let mut total = nftracer_tests::compare::Verdict::default();
-    for round in 0..6 {
+    for round in 0..4 {
         let family = Family::ALL[round % 2];
         let ruleset = &HANDWRITTEN[round % HANDWRITTEN.len()];
         session.load(Place::R, family, &ruleset.text(family))?;

@@ -26,7 +26,7 @@ pub(crate) const TESTS: &[Test] = &[Test { name: "filters", run: filters }];
 
 const ARRIVE_WITHIN: Duration = Duration::from_secs(60);
 /// Packets for each filter.
-const BATCH: u16 = 120;
+const BATCH: u16 = 160;
 /// All in the router's first table, which ends the way of every packet from the client.
 const RULES: &str = "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\n-A PREROUTING -i ra -j DROP\nCOMMIT\n";
 
@@ -34,17 +34,11 @@ const RULES: &str = "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\n-A PREROUTING -i 
 const IP: &[&str] = &[
     "tcp[tcpflags] & (tcp-syn|tcp-fin) != 0 and not src 10.0.1.2",
     "ip[6:2] & 0x1fff = 0 and (udp or icmp)",
-    "ip[0] & 0xf > 5 or ip6[6] = 44",
-    "greater 400 and less 900 and not tcp",
     "udp[4:2] % 3 = 1 or icmp[icmptype] = icmp-echo",
-    "ip proto 47 and ip[36:4] = 0x0a000001",
     "udp dst port 4789 and udp[28:2] & 0x0fff = 0x0800",
-    "host 10.0.1.3 or fd00:1::3",
     "not port 53 and not port 80 and not (portrange 6000-6100 or 4789)",
     "ip[ip[2:2] - 1] & 1 = 1",
     "udp[udp[4:2] - 1] & 3 = 2 or tcp[0:2] + tcp[2:2] > 9000",
-    "tcp[4:4] / (tcp[2:2] + 1) < 100000 and tcp[13] ^ 2 != 0",
-    "ip6 and (tcp or udp) and ip6[44:2] & 7 != 3",
     "src 10.0.1.2 and port 53 or src 10.0.1.3 and port 80 or src fd00:1::2 and port 443 or sctp or ip proto 47 or \
      tcp port 6001 and ip[8] < 60 or icmp6 or udp src port 2 or tcp src port 3 or len = 777",
     "ip[1000:2] & 0xf = 1 or ip6[900] < 100",
@@ -53,7 +47,6 @@ const IP: &[&str] = &[
 
 /// Asked about the frame.
 const FRAMES: &[&str] = &[
-    "ether src 02:00:00:00:01:02 and udp",
     "ether dst 02:00:00:00:01:02 or tcp and ether[5] = 1",
     "not ether multicast and len > 500",
     "vlan or ip proto 47",

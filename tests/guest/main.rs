@@ -2,6 +2,7 @@
 
 mod agree;
 mod bad_input;
+mod bench;
 mod classic;
 mod doctor;
 mod filters;
@@ -15,6 +16,7 @@ mod old_tools;
 mod oracle;
 mod session;
 mod usage;
+mod why;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -78,7 +80,9 @@ const TESTS: &[&[Test]] = &[
     footprint::TESTS,
     filters::TESTS,
     usage::TESTS,
+    why::TESTS,
     bad_input::TESTS,
+    bench::TESTS,
 ];
 
 fn main() -> ExitCode {

@@ -255,7 +255,7 @@ fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
     let texts = HANDWRITTEN.iter().filter(|ruleset| disturbing.contains(&ruleset.name));
     let texts: Vec<_> = texts.collect();
     // Room for a burst: the reader is slower than the senders.
-    session.trace_with(&["--all-netns", "-o", "json"], &[("NFTRACER_RING_BYTES", "67108864")])?;
+    session.trace_with(&["--all-netns", "-o", "json", "--buffer", "64M"])?;
     let end = Instant::now() + Duration::from_secs(options.seconds);
     let (mut total, mut round, edits) = (Verdict::default(), 0, AtomicU64::new(0));
     // Three senders at once, each with numbers of its own.

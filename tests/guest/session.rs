@@ -63,12 +63,12 @@ impl Session {
     /// Starts a tracer of the router.
     pub(crate) fn trace(&mut self) -> Result<()> {
         let name = self.lab.r.name().to_owned();
-        self.trace_with(&["--netns", &name, "-o", "json"], &[])
+        self.trace_with(&["--netns", &name, "-o", "json"])
     }
 
     /// Starts a tracer.
-    pub(crate) fn trace_with(&mut self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
-        self.tracer = Some(Tracer::start(arguments, environment)?);
+    pub(crate) fn trace_with(&mut self, arguments: &[&str]) -> Result<()> {
+        self.tracer = Some(Tracer::start(arguments, &[])?);
         self.told = Totals::default();
         self.odd.clear();
         // What flew before is not for this comparison.

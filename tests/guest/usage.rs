@@ -63,7 +63,7 @@ fn filtered(options: &Options) -> Result<Outcome> {
     for (filter, protocol, port) in
         [("udp dst port 4000", 17, Some(4000)), ("icmp", 1, None), ("tcp", 6, None)]
     {
-        session.trace_with(&["--netns", &netns, "-o", "json", filter], &[])?;
+        session.trace_with(&["--netns", &netns, "-o", "json", filter])?;
         session.fire(&planner.shots(Family::Ipv4, 120));
         let wanted = |packet: &nftracer_tests::packet::Identity| {
             packet.protocol == protocol && port.is_none_or(|port| packet.ports[1] == port)
@@ -109,11 +109,11 @@ fn ring_full(options: &Options) -> Result<Outcome> {
     let mut session = Session::new(&[Place::R], Spread::SameCpu)?;
     simple_rules(&session)?;
     let netns = session.lab.r.name().to_owned();
-    session.trace_with(&["--netns", &netns, "-o", "json"], &[("NFTRACER_RING_BYTES", "4096")])?;
+    session.trace_with(&["--netns", &netns, "-o", "json", "--buffer", "4K"])?;
     let mut planner = Planner::new(options.seed, 0, 1);
     let mut verdict = Verdict::default();
-    for _ in 0..10 {
-        session.fire(&planner.shots(Family::Ipv4, 100));
+    for _ in 0..4 {
+        session.fire(&planner.shots(Family::Ipv4, 250));
         verdict.add(session.judge());
     }
     let totals = session.end(&mut verdict)?;

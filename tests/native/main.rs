@@ -1,6 +1,7 @@
 //! The tests that run on this machine's own kernel, as root, in network namespaces of their own: those ways of tracing
 //! that need no probes.
 
+mod bench;
 mod crash;
 mod everywhere;
 mod flood;
@@ -11,6 +12,7 @@ mod nft_oracle;
 mod paths;
 mod refused;
 mod several;
+mod why;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -40,11 +42,13 @@ const TESTS: &[&[Test]] = &[
     nft_changes::TESTS,
     nft_corpus::TESTS,
     several::TESTS,
+    why::TESTS,
     DOCTOR,
     everywhere::TESTS,
     marks::TESTS,
     flood::TESTS,
     crash::TESTS,
+    bench::TESTS,
 ];
 
 const DOCTOR: &[Test] =

@@ -109,9 +109,9 @@ fn reloaded() -> Result<String> {
 fn losses_count() -> Result<String> {
     let netns = crate::netns("o")?;
     netns.command("nft", &["-f", "-"], &version(7))?;
-    let arguments = ["--backend", "netlink", "--mark", "nft", "--netns", netns.name(), "-o", "json", "udp"];
+    let arguments = ["--backend", "netlink", "--mark", "nft", "--netns", netns.name(), "-o", "json"];
     // Room for few messages.
-    let tracer = Tracer::start(&arguments, &[("NFTRACER_RING_BYTES", "65536")])?;
+    let tracer = Tracer::start(&[&arguments[..], &["--buffer", "64K", "udp"]].concat(), &[])?;
     flood(&netns)?;
     wait::until_steady(SETTLES_WITHIN, 200, || tracer.seen());
     let trace = tracer.stop(Signal::INT)?.trace;

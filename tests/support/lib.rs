@@ -14,6 +14,7 @@ pub mod agree;
 pub mod bpf;
 pub mod compare;
 pub mod doctor;
+pub mod faults;
 pub mod generate;
 pub mod kmsg;
 pub mod lab;

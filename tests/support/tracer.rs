@@ -301,7 +301,11 @@ fn read_stdout(stdout: ChildStdout, output: &Mutex<Output>) {
     while reader.read_until(b'\n', &mut bytes).is_ok_and(|length| length > 0) {
         let line = String::from_utf8_lossy(&bytes);
         let line = line.trim_end_matches('\n');
-        let row = line.starts_with('{').then(|| parse(line));
+        // What only some ask for is read by them.
+        let is_extra =
+            [r#"{"type":"why","#, r#"{"type":"passed","#].iter().any(|word| line.starts_with(word));
+        let is_row = line.starts_with('{') && !is_extra;
+        let row = is_row.then(|| parse(line));
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         output.seen += u64::try_from(bytes.len()).unwrap_or(0);
         match row {

@@ -205,16 +205,22 @@ impl State {
         unsafe { &*(&raw const self.tables).cast::<KnownTable>().add(slot) }
     }
 
-    /// Reads where a table's chains begin and where their policies are: five numbers each.
+    /// Where the chains begin, and where the policies are, of the table that was asked about last: five numbers each.
     #[inline(always)]
-    pub fn places(&self, private: u64) -> Option<*const u32> {
+    pub fn known_places(&self) -> *const u32 {
+        self.places.get().cast_const().cast()
+    }
+
+    /// Asks the kernel about a table, for [`known_places`](Self::known_places).
+    #[inline(always)]
+    pub fn ask_places(&self, private: u64) -> Option<()> {
         let places = self.places.get().cast::<u8>();
         // SAFETY: 20 bytes each, of 40.
         let read = unsafe {
             copy(places, 20, private + offset!(info_hook_entry))
                 && copy(places.add(20), 20, private + offset!(info_underflow))
         };
-        read.then_some(places.cast_const().cast())
+        read.then_some(())
     }
 
     /// The snapshot of a frame whose table is small.

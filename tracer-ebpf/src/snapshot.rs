@@ -7,7 +7,9 @@
 //! the inner one did.
 //!
 //! The functions that loop over a block are global functions to the verifier: it looks at each once, whatever the
-//! size of the table. They take plain numbers, because old kernels accept nothing else there.
+//! size of the table, and so are those that do more than a little in each turn of a loop. They take plain numbers,
+//! because old kernels accept nothing else there. A branch inside a loop makes the verifier look at what follows once
+//! more in every turn, which is most of the time that a trace takes to start.
 
 use crate::config::offset;
 use crate::frame::{Frame, HOOKS, KnownTable, Rules, SMALL, State, cpu, state};
@@ -128,6 +130,12 @@ pub extern "C" fn snapshot_block(depth: u32, block: u32) -> u32 {
     if copy_block(frame, depth, block, page) { 0 } else { 1 }
 }
 
+/// What counters are multiplied by, to be added (`resume` 1) or subtracted (0).
+#[inline(always)]
+fn sign(resume: u32) -> u64 {
+    u64::from(resume).wrapping_mul(2).wrapping_sub(1)
+}
+
 /// Subtracts (`resume` 0) or adds (1) the counters of a block to its snapshot.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -141,26 +149,29 @@ pub extern "C" fn adjust_block(depth: u32, block: u32, resume: u32) -> u32 {
     }
     let rules = rules_in_block(frame.number.get(), block);
     let (page, current) = (page.cast::<u64>(), current.cast::<u64>());
+    let sign = sign(resume);
     for rule in 0..RULES_PER_BLOCK as usize {
         if rule as u32 >= opaque(rules) {
             break;
         }
         // SAFETY: both are map values of 512 numbers.
         unsafe {
-            let counter = *current.add(rule * 2);
-            let counter = if resume == 0 { counter.wrapping_neg() } else { counter };
+            let counter = (*current.add(rule * 2)).wrapping_mul(sign);
             *page.add(rule * 2) = (*page.add(rule * 2)).wrapping_add(counter);
         }
     }
     0
 }
 
-/// Adds the rules of a block whose counters moved to the frame's record.
+/// Adds the rules of a block whose counters moved to the frame's record, if the traversal can meet any.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn compare_block(depth: u32, block: u32) -> u32 {
     let Some(state) = state() else { return 1 };
     let frame = state.frame(depth);
+    if !can_meet(frame, block) {
+        return 0;
+    }
     let Some(page) = SNAPSHOTS.get_ptr(frame.page.get().wrapping_add(block)) else { return 1 };
     let Some(current) = CURRENT.get_ptr_mut(0) else { return 1 };
     let Some(record) = RECORDS.get_ptr_mut(depth) else { return 1 };
@@ -249,20 +260,20 @@ pub extern "C" fn locate_blocks(private: u64, family: u32, replace_count: u32) -
 #[inline(never)]
 pub extern "C" fn block_at(private: u64, offset: u32) -> u32 {
     let Some(offsets) = BLOCK_OFFSETS.get_ptr(private) else { return 0 };
+    // SAFETY: a map value.
+    let number = unsafe { core::ptr::read_volatile(&raw const (*offsets).number) };
     let mut found = 0;
-    for block in 1..MAX_BLOCKS {
+    // The halves of what is left to look at.
+    for half in (0..MAX_BLOCKS.ilog2()).rev() {
+        let block = found + (1 << half);
         // SAFETY: a map value; the index is below the array's length.
-        let (number, first) = unsafe {
+        let first = unsafe {
             let array = (&raw const (*offsets).offset).cast::<u32>();
-            (
-                core::ptr::read_volatile(&raw const (*offsets).number),
-                core::ptr::read_volatile(array.add(block as usize)),
-            )
+            core::ptr::read_volatile(array.add(mask::<{ MAX_BLOCKS - 1 }>(u64::from(block)) as usize))
         };
-        if block >= blocks(number) || first > offset {
-            break;
+        if block < blocks(number) && first <= offset {
+            found = block;
         }
-        found = block;
     }
     found
 }
@@ -298,7 +309,27 @@ mod operation {
     pub const TAKE: u32 = 10;
     pub const SUSPEND: u32 = 11;
     pub const RESUME: u32 = 12;
-    pub const COMPARE: u32 = 13;
+}
+
+/// Whether the frame's traversal can meet a rule of this block.
+#[inline(always)]
+fn can_meet(frame: &Frame, block: u32) -> bool {
+    let in_chain = block >= frame.chain_first.get() && block <= frame.chain_last.get();
+    in_chain || block >= frame.user_first.get()
+}
+
+/// Does something with a block of a frame's table. Returns 0, or 1 when it could not be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn on_block(depth: u32, operation: u32, block: u32) -> u32 {
+    let Some(state) = state() else { return 1 };
+    if !can_meet(state.frame(depth), block) {
+        return 0;
+    }
+    match operation {
+        operation::TAKE => snapshot_block(depth, block),
+        operation => adjust_block(depth, block, operation - operation::SUSPEND),
+    }
 }
 
 /// Does something with every block of a frame's table. Returns 0, or 1 when a block could not be read.
@@ -306,22 +337,29 @@ mod operation {
 #[inline(never)]
 pub extern "C" fn for_each_block(depth: u32, operation: u32) -> u32 {
     let Some(state) = state() else { return 1 };
-    let frame = state.frame(depth);
-    let count = frame.blocks.get();
+    let count = state.frame(depth).blocks.get();
     for block in 0..MAX_BLOCKS {
         if block >= opaque(count) {
             break;
         }
-        let in_chain = block >= frame.chain_first.get() && block <= frame.chain_last.get();
-        if !in_chain && block < frame.user_first.get() {
-            continue;
+        if on_block(depth, operation, block) != 0 {
+            return 1;
         }
-        let failed = match operation {
-            operation::TAKE => snapshot_block(depth, block),
-            operation::COMPARE => compare_block(depth, block),
-            operation => adjust_block(depth, block, operation - operation::SUSPEND),
-        };
-        if failed != 0 {
+    }
+    0
+}
+
+/// Compares every block of a frame's table: [`for_each_block`] of the programs at the exit alone.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn compare_blocks(depth: u32) -> u32 {
+    let Some(state) = state() else { return 1 };
+    let count = state.frame(depth).blocks.get();
+    for block in 0..MAX_BLOCKS {
+        if block >= opaque(count) {
+            break;
+        }
+        if compare_block(depth, block) != 0 {
             return 1;
         }
     }
@@ -379,13 +417,12 @@ pub extern "C" fn survey(table: u64, private: u64, family: u32) -> u32 {
     let Some(state) = state() else { return 1 };
     let known = state.table(table);
     let entries = private + offset!(info_entries);
-    let Some(places) = state.places(private) else { return 1 };
+    if state.ask_places(private).is_none() {
+        return 1;
+    }
     let (first, last) = (known.hook_first.get().cast::<u32>(), known.hook_last.get().cast::<u32>());
     // SAFETY: map values, each with room for every hook.
     unsafe {
-        let policies = state.policies.get();
-        let standard = (&raw const (*policies).target).read_volatile();
-        let last_policy = (&raw const (*policies).last).read_volatile();
         for hook in 0..5 {
             first.add(hook).write_volatile(0);
             last.add(hook).write_volatile(0);
@@ -398,17 +435,40 @@ pub extern "C" fn survey(table: u64, private: u64, family: u32) -> u32 {
             if rule >= opaque(number) {
                 break;
             }
-            let Some((target, length)) = target(entries + at, family) else { return 1 };
-            known.changers.set(known.changers.get() | is_nonzero(target ^ standard) << rule);
-            add_if_below(known.user_first.as_ptr(), at, last_policy);
-            for hook in 0..5 {
-                add_if_below(first.add(hook), at, places.add(hook).read_volatile());
-                add_if_below(last.add(hook), at, places.add(hook + 5).read_volatile());
+            let length = survey_entry(table, entries, at as u32, rule, family);
+            if length == 0 {
+                return 1;
             }
             at = (at + u64::from(length)) & 0xffff_ffff;
         }
     }
     0
+}
+
+/// Looks at one entry for [`survey`]: the `rule`th from 0, at this offset. Returns its length, or 0 when it could not be
+/// read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn survey_entry(table: u64, entries: u64, at: u32, rule: u32, family: u32) -> u32 {
+    let Some(state) = state() else { return 0 };
+    let known = state.table(table);
+    let at = u64::from(at);
+    let Some((target, length)) = target(entries + at, family) else { return 0 };
+    let (first, last) = (known.hook_first.get().cast::<u32>(), known.hook_last.get().cast::<u32>());
+    let places = state.known_places();
+    // SAFETY: map values, each with room for every hook.
+    unsafe {
+        let policies = state.policies.get();
+        let standard = (&raw const (*policies).target).read_volatile();
+        let last_policy = (&raw const (*policies).last).read_volatile();
+        known.changers.set(known.changers.get() | is_nonzero(target ^ standard) << (rule & 63));
+        add_if_below(known.user_first.as_ptr(), at, last_policy);
+        for hook in 0..5 {
+            add_if_below(first.add(hook), at, places.add(hook).read_volatile());
+            add_if_below(last.add(hook), at, places.add(hook + 5).read_volatile());
+        }
+    }
+    u32::from(length)
 }
 
 /// The target of an entry, and the entry's length. Both structures are part of the interface with user space.
@@ -522,14 +582,14 @@ pub extern "C" fn adjust_small(depth: u32, resume: u32) -> u32 {
     }
     let (snapshot, current) = (state.small(depth).cast::<u64>(), current.cast::<u64>());
     let rules = frame.rules.get().count;
+    let sign = sign(resume);
     for rule in 0..SMALL as usize {
         if rule as u32 >= opaque(rules) {
             break;
         }
         // SAFETY: both have two numbers for each rule of a small table.
         unsafe {
-            let counter = *current.add(rule * 2);
-            let counter = if resume == 0 { counter.wrapping_neg() } else { counter };
+            let counter = (*current.add(rule * 2)).wrapping_mul(sign);
             *snapshot.add(rule * 2) = (*snapshot.add(rule * 2)).wrapping_add(counter);
         }
     }
@@ -564,7 +624,7 @@ pub fn compare(frame: &Frame, depth: u32) -> bool {
         check(frame, result & !CHANGED);
         return result != 0;
     }
-    apply(frame, depth, operation::COMPARE);
+    check(frame, compare_blocks(depth));
     if let Some(record) = RECORDS.get_ptr(depth) {
         // SAFETY: a map value.
         if unsafe { (*record).traversal.match_count } > MAX_MATCHES as u32 {

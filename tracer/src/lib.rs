@@ -31,6 +31,8 @@ pub mod netlink;
 pub mod btf;
 pub mod text;
 pub mod owner;
+pub mod explain;
+pub mod why;
 mod hash;
 // The shell: the kernel, files, people.
 pub mod backend;
@@ -38,6 +40,7 @@ pub mod fetch;
 pub mod footprint;
 pub mod sink;
 pub mod recording;
+pub mod bench;
 pub mod doctor;
 pub mod sys;
 pub mod error;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::process::cargo;
-use crate::{build, places, process, setup, tidy, vm};
+use crate::{bench, build, places, process, setup, tidy, vm};
 
 /// How far to go.
 #[derive(clap::Args)]
@@ -38,7 +38,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     // The same program without a shared library is another program to the kernel.
     let old_kernel = ["test", "--quiet", "--package", "nftracer", "--test", "old_kernel"];
     step_with(&old_kernel, &[("NFTRACER", built.program("nftracer"))])?;
-    timed("guests", || vm::run(&vm::Options::all_tests(&release)))
+    let passed = timed("guests", || vm::run(&vm::Options::all_tests(&release)))?;
+    if passed != ExitCode::SUCCESS {
+        return Ok(passed);
+    }
+    timed("bench", || bench::run(&bench::Options::quick_check()))
 }
 
 /// What needs no probes, and network namespaces of this machine, for which one has to be root.

@@ -13,6 +13,7 @@ mod fuzz;
 mod places;
 mod process;
 mod read_cost;
+mod replay_cost;
 mod setup;
 mod tidy;
 mod vm;
@@ -48,6 +49,8 @@ enum Task {
     Bench(bench::Options),
     /// Measures what reading a kernel log costs, beside grep
     ReadCost(read_cost::Options),
+    /// Measures what user space spends on a step, beside grep and jq
+    ReplayCost(replay_cost::Options),
     /// Looks for input that does harm to what is decoded
     Fuzz(fuzz::Options),
     /// Makes the static programs to give out, into target/dist
@@ -82,6 +85,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Task::Tidy => tidy::run()?,
         Task::Bench(options) => return bench::run(&options),
         Task::ReadCost(options) => return read_cost::run(&options),
+        Task::ReplayCost(options) => return replay_cost::run(&options),
         Task::Fuzz(options) => return fuzz::run(&options),
         Task::Dist(options) => dist::run(&options)?,
         Task::Demo(options) => return demo::run(&options),

@@ -39,7 +39,7 @@ const SPAN: u64 = 30_000_000;
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let release = build::Options { release: true, ..build::Options::default() };
     let built = if options.no_build { build::already(&release) } else { build::run(&release)? };
-    let folder = Folder::new()?;
+    let folder = Folder::new("read-cost")?;
     let (log, out) = (folder.0.join("log"), folder.0.join("out"));
     let lines = write_log(&log, options.megabytes * 1_000_000)?;
     let bytes = fs::metadata(&log)?.len();
@@ -48,7 +48,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut least = [f64::MAX; 2];
     for _ in 0..options.rounds {
         for (least, program) in least.iter_mut().zip([nftracer.as_str(), "grep TRACE"]) {
-            *least = least.min(seconds(program, &log, &out)?);
+            *least = least.min(seconds(&format!("{program} {} >{} 2>&1", log.display(), out.display()))?);
         }
     }
     let [ours, grep] = least;
@@ -62,11 +62,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// A folder that goes with what is in it.
-struct Folder(PathBuf);
+pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
-    fn new() -> Result<Self> {
-        let path = env::temp_dir().join(format!("nftracer-read-cost-{}", std::process::id()));
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let path = env::temp_dir().join(format!("nftracer-{name}-{}", std::process::id()));
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self(path))
     }
@@ -78,9 +78,9 @@ impl Drop for Folder {
     }
 }
 
-/// Processor time of a program that reads the log, its own and the kernel's, as the shell tells it.
-fn seconds(program: &str, log: &Path, out: &Path) -> Result<f64> {
-    let script = format!("{program} {} >{} 2>&1 && times", log.display(), out.display());
+/// Processor time of a command, its own and the kernel's, as the shell tells it.
+pub(crate) fn seconds(command_line: &str) -> Result<f64> {
+    let script = format!("{command_line} && times");
     let said = read(command("sh").args(["-c", &script]))?;
     let children = said.lines().nth(1).context("the shell does not tell times")?;
     let seconds = |word: &str| -> Option<f64> {

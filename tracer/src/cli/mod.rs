@@ -4,24 +4,27 @@
 //! configuration, the only thing that the rest of the program sees.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod diff;
 pub mod doctor;
 pub mod netns;
 pub mod read;
 pub mod rules;
 pub mod trace;
+mod why;
 
 #[cfg(test)]
 mod tests;
 
 use crate::sys::process::Process;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\
 Examples:
   nftracer trace icmp                     show the rules that each ping meets
   nftracer trace -c 5 tcp port 22         the next five packets from or to port 22
   nftracer trace --netns blue -o json     everything in a namespace, for a script
+  nftracer why tcp port 443               wait until a packet is dropped, and say what did it
   nftracer read /var/log/messages         the same from the lines of the TRACE target in a log
   nftracer doctor                         what works on this host, and what to do where it does not
 
@@ -39,6 +42,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Trace(trace::TraceArgs),
+    Why(why::WhyArgs),
     Read(read::ReadArgs),
     Rules(rules::RulesArgs),
     Doctor(doctor::DoctorArgs),
@@ -49,19 +53,8 @@ enum Command {
         /// Numbers of open namespaces
         namespaces: Vec<u32>,
     },
-    #[command(hide = true)]
-    Bench(ReservedArgs),
-    #[command(hide = true)]
-    Why(ReservedArgs),
+    Bench(bench::BenchArgs),
     Diff(diff::DiffArgs),
-}
-
-/// Not in this version
-#[derive(Args, Debug)]
-#[command(disable_help_flag = true)]
-struct ReservedArgs {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    _rest: Vec<String>,
 }
 
 /// What is to be done, checked.
@@ -69,6 +62,8 @@ struct ReservedArgs {
 pub enum Request {
     /// Trace packets.
     Trace(trace::TraceConfig),
+    /// Say why a packet is dropped.
+    Why(trace::TraceConfig),
     /// Show packets of a log or a recording.
     Read(read::ReadConfig),
     /// Show the loaded rules.
@@ -77,6 +72,8 @@ pub enum Request {
     Doctor(doctor::DoctorConfig),
     /// Show where two recordings part.
     Diff(diff::DiffConfig),
+    /// Measure what tracing costs here.
+    Bench(bench::BenchConfig),
     /// Clear up after a process when it ends.
     Guard {
         /// The process.
@@ -89,9 +86,6 @@ pub enum Request {
 /// A command line that can be parsed but makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UsageError {
-    /// Reserved for a later version.
-    #[error("{0}: not in this version")]
-    Reserved(String),
     /// An option's value is out of range.
     #[error("{option} {value}: {reason}")]
     Value {
@@ -112,15 +106,14 @@ impl Cli {
 
     /// What the arguments mean.
     pub fn request(self) -> Result<Request, UsageError> {
-        let reserved = |name: &str| Err(UsageError::Reserved(name.to_owned()));
         match self.command {
             Command::Trace(args) => args.config().map(Request::Trace),
             Command::Read(args) => Ok(Request::Read(args.config())),
             Command::Rules(args) => args.config().map(Request::Rules),
             Command::Doctor(args) => Ok(Request::Doctor(args.config())),
             Command::Guard { process, namespaces } => Ok(Request::Guard { process, namespaces }),
-            Command::Bench(_) => reserved("bench"),
-            Command::Why(_) => reserved("why"),
+            Command::Bench(args) => args.config().map(Request::Bench),
+            Command::Why(args) => args.config().map(Request::Why),
             Command::Diff(args) => Ok(Request::Diff(args.config())),
         }
     }

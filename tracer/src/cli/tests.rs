@@ -1,9 +1,10 @@
 //! Command lines and what they mean; the help as it is shown.
 
 use super::netns::Netns;
-use super::trace::{Backend, Mark, TraceConfig};
+use super::trace::{Backend, Mark, RuleName, TraceConfig};
 use super::{Cli, Request, UsageError};
 use crate::backend::ebpf::attach::Method;
+use crate::cli::bench::BenchConfig;
 use crate::cli::doctor::DoctorConfig;
 use crate::cli::read::ReadConfig;
 use crate::cli::rules::RulesConfig;
@@ -48,10 +49,12 @@ fn help() {
     for (name, expected) in [
         ("nftracer", expect_file!["snapshots/help.txt"]),
         ("trace", expect_file!["snapshots/trace.txt"]),
+        ("why", expect_file!["snapshots/why.txt"]),
         ("read", expect_file!["snapshots/read.txt"]),
         ("rules", expect_file!["snapshots/rules.txt"]),
         ("doctor", expect_file!["snapshots/doctor.txt"]),
         ("diff", expect_file!["snapshots/diff.txt"]),
+        ("bench", expect_file!["snapshots/bench.txt"]),
     ] {
         let line = if name == "nftracer" { vec![name, "--help"] } else { vec!["nftracer", name, "--help"] };
         let help = Cli::try_parse_from(line).expect_err("help is shown");
@@ -82,7 +85,8 @@ fn filter_words_are_joined() {
 #[test]
 fn options() {
     check_trace(
-        "nftracer trace --backend ebpf --mark none --netns blue --count 1 --for 2m30s -o json -w FILE -v udp",
+        "nftracer trace --backend ebpf --mark none --netns blue --count 1 --for 2m30s --buffer 8M -o json -w FILE -v \
+         udp",
         TraceConfig {
             filter: "udp".to_owned(),
             mark: Mark::None,
@@ -92,6 +96,8 @@ fn options() {
             netns: Netns::Name("blue".to_owned()),
             count: NonZeroU64::new(1),
             duration: Some(Duration::from_secs(150)),
+            buffer: Some(8 << 20),
+            explain: None,
             output: Output::Json,
             write: Some("FILE".into()),
             verbose: true,
@@ -120,6 +126,68 @@ fn backends_and_marks() {
     check_usage_error(
         "nftracer trace --backend netlink --log-file x",
         expect!["--log-file x: only --backend log reads a file"],
+    );
+}
+
+#[test]
+fn sizes() {
+    for (text, expected) in [
+        ("4096", 4096),
+        ("5000", 8192),
+        ("64k", 1 << 16),
+        ("3M", 4 << 20),
+        ("512M", 1 << 29),
+        ("1G", 1 << 30),
+    ] {
+        check_trace(
+            &format!("nftracer trace --buffer {text}"),
+            TraceConfig { buffer: Some(expected), ..TraceConfig::default() },
+        );
+    }
+    for text in ["", "K", "0", "1K", "2G", "4097G", "-4M", "1.5M", "4MB", "4µ"] {
+        check_refused(&format!("nftracer trace --buffer={text}"), ErrorKind::ValueValidation);
+    }
+}
+
+#[test]
+fn explain() {
+    let rule = |table: &str, chain: &str, number| {
+        let (table, chain) = (table.to_owned(), chain.to_owned());
+        TraceConfig { explain: Some(RuleName { table, chain, number }), ..TraceConfig::default() }
+    };
+    check_trace("nftracer trace --explain filter:FORWARD:3", rule("filter", "FORWARD", 3));
+    check_trace("nftracer trace --explain filter:FORWARD:rule:3", rule("filter", "FORWARD", 3));
+    check_trace("nftracer trace --explain fw:a:b:12", rule("fw", "a:b", 12));
+    for name in
+        ["filter", "filter:FORWARD", "filter:FORWARD:x", "filter:FORWARD:0", ":FORWARD:1", "filter::1"]
+    {
+        check_refused(&format!("nftracer trace --explain {name}"), ErrorKind::ValueValidation);
+    }
+    check_usage_error(
+        "nftracer trace --explain filter:FORWARD:3 -o trace",
+        expect![[
+            "--explain filter:FORWARD:rule:3: it needs one namespace, and an output that has room for it: pretty or json"
+        ]],
+    );
+}
+
+#[test]
+fn why() {
+    let config = TraceConfig {
+        filter: "tcp port 80".to_owned(),
+        backend: Backend::Netlink,
+        netns: Netns::Name("blue".to_owned()),
+        duration: Some(Duration::from_secs(5)),
+        output: Output::Json,
+        ..TraceConfig::default()
+    };
+    let line = "nftracer why --backend netlink --netns blue --for 5s -o json tcp port 80";
+    assert_eq!(request(line), Ok(Request::Why(config)));
+    check_refused("nftracer why -o trace", ErrorKind::InvalidValue);
+    check_refused("nftracer why -c 5", ErrorKind::UnknownArgument);
+    check_usage_error(
+        "nftracer why --backend ebpf --mark rule",
+        expect!["--mark rule: the ebpf backend needs no mark; --backend netlink and log do"],
     );
 }
 
@@ -172,6 +240,31 @@ fn other_commands() {
 }
 
 #[test]
+fn measuring() {
+    let usual = BenchConfig {
+        duration: Duration::from_secs(40),
+        rounds: 15,
+        rows: Vec::new(),
+        fill_log: true,
+        json: false,
+    };
+    assert_eq!(request("nftracer bench"), Ok(Request::Bench(usual)));
+    let rows = ["log", "netlink"].map(str::to_owned).to_vec();
+    assert_eq!(
+        request("nftracer bench --for 1m --rounds 2 --row log --row netlink --no-kernel-log -o json"),
+        Ok(Request::Bench(BenchConfig {
+            duration: Duration::from_secs(60),
+            rounds: 2,
+            rows,
+            fill_log: false,
+            json: true,
+        }))
+    );
+    check_usage_error("nftracer bench --rounds 0", expect!["--rounds 0: at least one round"]);
+    check_usage_error("nftracer bench --for 2h", expect!["--for 7200s: an hour at most"]);
+}
+
+#[test]
 fn reading() {
     let read = |file: Option<&str>, filter: &str| ReadConfig {
         file: file.map(Into::into),
@@ -190,12 +283,6 @@ fn reading() {
     ] {
         assert_eq!(request(line), Ok(Request::Read(expected)), "{line}");
     }
-}
-
-#[test]
-fn what_is_reserved_says_so() {
-    check_usage_error("nftracer why tcp port 80", expect!["why: not in this version"]);
-    check_usage_error("nftracer bench --help", expect!["bench: not in this version"]);
 }
 
 #[test]

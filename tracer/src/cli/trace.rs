@@ -5,8 +5,10 @@ use crate::backend::ebpf::attach::Method;
 use crate::sink::Output;
 use clap::{Args, ValueEnum};
 use jiff::SignedDuration;
+use std::fmt;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
@@ -27,6 +29,38 @@ pub(super) struct TraceArgs {
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,
 
+    #[command(flatten)]
+    source: SourceArgs,
+
+    /// Stop after this many packets
+    #[arg(short, long, value_name = "N")]
+    count: Option<u64>,
+
+    /// Stop after this time: 30s, 2m30s, 500ms; a plain number is seconds
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    duration: Option<Duration>,
+
+    /// Say of packets that passed this rule without matching which of its conditions they did not meet; the rule as
+    /// `nftracer rules` names it
+    #[arg(long, value_name = "TABLE:CHAIN:N")]
+    explain: Option<RuleName>,
+
+    /// A block for each packet, the lines of the TRACE target, or JSON Lines
+    #[arg(short, long, value_name = "OUTPUT", default_value = "pretty")]
+    output: OutputArg,
+
+    /// Also record everything in a file, for `nftracer read`, or for Wireshark when it ends in .pcapng
+    #[arg(short, long, value_name = "FILE")]
+    write: Option<PathBuf>,
+
+    /// Say more on standard error
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// Where packets are looked for, and how.
+#[derive(Args, Debug)]
+pub(super) struct SourceArgs {
     /// Where steps come from; auto takes the best that works here
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     backend: BackendArg,
@@ -52,25 +86,10 @@ pub(super) struct TraceArgs {
     #[arg(long)]
     all_netns: bool,
 
-    /// Stop after this many packets
-    #[arg(short, long, value_name = "N")]
-    count: Option<u64>,
-
-    /// Stop after this time: 30s, 2m30s, 500ms; a plain number is seconds
-    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
-    duration: Option<Duration>,
-
-    /// A block for each packet, the lines of the TRACE target, or JSON Lines
-    #[arg(short, long, value_name = "OUTPUT", default_value = "pretty")]
-    output: OutputArg,
-
-    /// Also record everything in a file, for `nftracer read`, or for Wireshark when it ends in .pcapng
-    #[arg(short, long, value_name = "FILE")]
-    write: Option<PathBuf>,
-
-    /// Say more on standard error
-    #[arg(short, long)]
-    verbose: bool,
+    /// Room for what the kernel has told and nobody has taken yet: 4M, 1G; by default what suits the memory and the
+    /// CPUs. What finds no room is counted as lost
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    buffer: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -131,6 +150,37 @@ pub enum Mark {
     Rule,
 }
 
+/// A rule by its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleName {
+    /// The table's name.
+    pub table: String,
+    /// The chain's name.
+    pub chain: String,
+    /// Its place in the chain, from 1.
+    pub number: u32,
+}
+
+/// `filter:FORWARD:3`, or as steps have it, `filter:FORWARD:rule:3`.
+impl FromStr for RuleName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WRONG: &str = "not a rule; write it as filter:FORWARD:3";
+        let (place, number) = text.rsplit_once(':').ok_or(WRONG)?;
+        let (table, chain) = place.strip_suffix(":rule").unwrap_or(place).split_once(':').ok_or(WRONG)?;
+        let number = number.parse().ok().filter(|number| *number > 0).ok_or(WRONG)?;
+        let named = !table.is_empty() && !chain.is_empty();
+        named.then(|| Self { table: table.to_owned(), chain: chain.to_owned(), number }).ok_or(WRONG)
+    }
+}
+
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:rule:{}", self.table, self.chain, self.number)
+    }
+}
+
 /// What `nftracer trace` is asked to do.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TraceConfig {
@@ -150,6 +200,10 @@ pub struct TraceConfig {
     pub count: Option<NonZeroU64>,
     /// Stop after this time.
     pub duration: Option<Duration>,
+    /// Bytes of the buffer between the kernel and us, a power of two.
+    pub buffer: Option<u32>,
+    /// The rule that is explained.
+    pub explain: Option<RuleName>,
     /// In which form packets are shown.
     pub output: Output,
     /// Where to record it as well.
@@ -159,6 +213,28 @@ pub struct TraceConfig {
 }
 
 impl TraceArgs {
+    pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
+        if let Some(rule) = self.explain.as_ref()
+            && (self.source.all_netns || matches!(self.output, OutputArg::Trace))
+        {
+            let reason = "it needs one namespace, and an output that has room for it: pretty or json";
+            return Err(UsageError::Value { option: "--explain", value: rule.to_string(), reason });
+        }
+        Ok(TraceConfig {
+            filter: self.filter.join(" ").trim().to_owned(),
+            explain: self.explain,
+            count: self.count.map(checked_count).transpose()?,
+            duration: self.duration,
+            output: self.output.into(),
+            write: self.write,
+            verbose: self.verbose,
+            ..self.source.config()?
+        })
+    }
+}
+
+impl SourceArgs {
+    /// Everything else is as it is when nothing is said of it.
     pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
         let (backend, mark) = (self.backend.into(), self.mark.into());
         if backend == Backend::Ebpf && matches!(mark, Mark::Nft | Mark::Rule) {
@@ -176,17 +252,13 @@ impl TraceArgs {
             });
         }
         Ok(TraceConfig {
-            filter: self.filter.join(" ").trim().to_owned(),
             backend: if self.log_file.is_some() { Backend::Log } else { backend },
             mark,
             attach: self.attach.into(),
             log_file: self.log_file,
             netns: if self.all_netns { Netns::All } else { Netns::from_option(self.netns.as_deref())? },
-            count: self.count.map(checked_count).transpose()?,
-            duration: self.duration,
-            output: self.output.into(),
-            write: self.write,
-            verbose: self.verbose,
+            buffer: self.buffer,
+            ..TraceConfig::default()
         })
     }
 }
@@ -243,7 +315,22 @@ fn checked_count(count: u64) -> Result<NonZeroU64, UsageError> {
     NonZeroU64::new(count).ok_or(UsageError::Value { option: "--count", value: count.to_string(), reason })
 }
 
-fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+/// A number of bytes, with K, M or G for the powers of 1024; rounded up to a power of two, as the ring has to be.
+fn parse_size(text: &str) -> Result<u32, &'static str> {
+    const WRONG: &str = "not a size from 4K to 1G; write it as 512K, 64M or 1G";
+    const SIZES: std::ops::RangeInclusive<u32> = 4096..=1 << 30;
+    let (digits, shift) = match text.as_bytes().last().map(u8::to_ascii_uppercase) {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number: u32 = digits.parse().map_err(|_| WRONG)?;
+    let bytes = number.checked_mul(1 << shift).and_then(u32::checked_next_power_of_two);
+    bytes.filter(|bytes| SIZES.contains(bytes)).ok_or(WRONG)
+}
+
+pub(super) fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     const WRONG: &str = "not a duration; write it as 30s, 2m30s or 500ms";
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|_| WRONG);

@@ -1,6 +1,7 @@
 //! One module per subcommand; the only place that knows all layers.
 #![forbid(unsafe_code)]
 
+mod bench;
 pub mod diff;
 pub mod doctor;
 pub mod guard;
@@ -9,6 +10,7 @@ mod outlet;
 pub mod read;
 pub mod rules;
 pub mod trace;
+pub mod why;
 
 use crate::cli::netns::Netns;
 use crate::cli::{Cli, Request};
@@ -29,6 +31,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Request::Read(config) => read::run(config),
         Request::Rules(config) => rules::run(config),
         Request::Doctor(config) => doctor::run(config),
+        Request::Bench(config) => bench::run(&config),
+        Request::Why(config) => why::run(&config),
         Request::Diff(config) => diff::run(&config),
         Request::Guard { process, namespaces } => guard::run(process, &namespaces),
     }
@@ -44,14 +48,21 @@ pub fn colour_on_stdout() -> bool {
 /// Shows everything on standard output, and records it where that is wanted.
 fn open_sink(output: Output, record: Option<&Path>) -> Result<Box<dyn Sink>, Failure> {
     let shown = sink::choose(output, colour_on_stdout(), io::stdout());
-    let Some(path) = record else { return Ok(shown) };
+    Ok(match open_record(record)? {
+        Some(recorder) => Box::new(sink::Both(shown, recorder)),
+        None => shown,
+    })
+}
+
+/// Records everything in a file, if one is wanted.
+fn open_record(path: Option<&Path>) -> Result<Option<Box<dyn Sink>>, Failure> {
+    let Some(path) = path else { return Ok(None) };
     let record = || -> io::Result<Box<dyn Sink>> {
         let file = File::create(path)?;
         let for_wireshark = path.extension().is_some_and(|extension| extension == "pcapng");
         Ok(if for_wireshark { Box::new(Pcapng::new(file)?) } else { Box::new(Recorder::new(file)?) })
     };
-    let recorder = record().with_context(|| format!("cannot record in {}", path.display()))?;
-    Ok(Box::new(sink::Both(shown, recorder)))
+    Ok(Some(record().with_context(|| format!("cannot record in {}", path.display()))?))
 }
 
 /// Opens one namespace.

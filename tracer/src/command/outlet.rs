@@ -40,7 +40,7 @@ impl Outlet {
 
     /// Whether all packets that were asked for have been given out.
     pub(super) fn enough(&self) -> bool {
-        self.limit.is_some_and(|limit| self.totals.packets >= limit.get())
+        self.limit.is_some_and(|limit| self.totals.packets >= limit.get()) || self.sink.enough()
     }
 
     /// Gives out a step.

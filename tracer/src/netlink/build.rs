@@ -20,23 +20,36 @@ impl Builder {
     /// Adds a message of nfnetlink. `flags` are its `NLM_F_…`, `family` an `NFPROTO_…`, `resource` the `res_id`.
     #[must_use]
     pub fn netfilter(
-        mut self,
+        self,
         (subsystem, message): (u8, u8),
         flags: u16,
         sequence: u32,
         (family, resource): (u8, u16),
         fill: impl FnOnce(&mut Body<'_>),
     ) -> Self {
-        let start = self.bytes.len();
         let kind = u16::from_le_bytes([message, subsystem]);
+        // `struct nfgenmsg`, version NFNETLINK_V0.
+        let [high, low] = resource.to_be_bytes();
+        self.message(kind, flags, sequence, &[family, 0, high, low], fill)
+    }
+
+    /// Adds a message of any kind. `header` is what comes before its attributes, in the kernel's own layout.
+    #[must_use]
+    pub fn message(
+        mut self,
+        kind: u16,
+        flags: u16,
+        sequence: u32,
+        header: &[u8],
+        fill: impl FnOnce(&mut Body<'_>),
+    ) -> Self {
+        let start = self.bytes.len();
         self.bytes.extend([0; 4]);
         self.bytes.extend(kind.to_ne_bytes());
         self.bytes.extend(flags.to_ne_bytes());
         self.bytes.extend(sequence.to_ne_bytes());
         self.bytes.extend([0; HEADER - 12]);
-        // `struct nfgenmsg`, version NFNETLINK_V0.
-        self.bytes.extend([family, 0]);
-        self.bytes.extend(resource.to_be_bytes());
+        self.bytes.extend(header);
         fill(&mut Body { bytes: &mut self.bytes });
         let length = (self.bytes.len() - start) as u32;
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
@@ -73,6 +86,12 @@ impl Body<'_> {
         let start = self.open(kind);
         self.bytes.extend(value.bytes().chain([0]));
         self.close(start);
+        self
+    }
+
+    /// Adds what comes before attributes.
+    pub fn header(&mut self, bytes: &[u8]) -> &mut Self {
+        self.bytes.extend(bytes);
         self
     }
 

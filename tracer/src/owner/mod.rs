@@ -77,20 +77,20 @@ fn target(words: &[Word]) -> Option<&str> {
 }
 
 /// A word of a rule, without its quotes.
-struct Word {
-    text: String,
-    quoted: bool,
+pub(crate) struct Word {
+    pub(crate) text: String,
+    pub(crate) quoted: bool,
 }
 
 impl Word {
     /// Whether it is this word of the language, not something that a user has quoted.
-    fn is(&self, word: &str) -> bool {
+    pub(crate) fn is(&self, word: &str) -> bool {
         !self.quoted && self.text == word
     }
 }
 
 /// The words of a rule as iptables-save and nft write them.
-fn words(rule: &str) -> Vec<Word> {
+pub(crate) fn words(rule: &str) -> Vec<Word> {
     let mut words = Vec::new();
     let mut letters = rule.chars().peekable();
     while let Some(first) = letters.next() {

@@ -1,6 +1,7 @@
 //! JSON Lines. The wire form is apart from the model: its field names and their order are stable.
 
 use super::buffer::Buffer;
+use super::why_json::{NothingRow, ToldRow, WhyRow};
 use super::{Sink, Start, Totals};
 use crate::netfilter::Verdict;
 use crate::packet::recent::{Content, Devices, Recent};
@@ -9,6 +10,7 @@ use crate::path::group::Logged;
 use crate::path::{Action, Path, Step};
 use crate::text;
 use crate::trace_line::text::push_decimal;
+use crate::why::{Told, Why};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::ser::Formatter;
@@ -134,6 +136,17 @@ impl<W: Write> Sink for Json<W> {
         self.out.end_row()
     }
 
+    fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
+        self.write_row(&ToldRow::of(packet, name, told))
+    }
+
+    fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
+        match why {
+            Some(why) => self.write_row(&WhyRow::of(why)),
+            None => self.write_row(&NothingRow { fate: "none", packets }),
+        }
+    }
+
     fn finish(&mut self, totals: &Totals) -> io::Result<()> {
         self.write_row(&EndRow::from(totals))?;
         self.flush()
@@ -252,7 +265,7 @@ impl<'a> From<&'a Start> for StartRow<'a> {
 
 /// The fields of a step that are of its devices and its link layer.
 #[derive(Serialize)]
-struct DeviceFields<'a> {
+pub(super) struct DeviceFields<'a> {
     #[serde(rename = "in", skip_serializing_if = "Option::is_none")]
     indev: Option<Cow<'a, str>>,
     #[serde(rename = "out", skip_serializing_if = "Option::is_none")]
@@ -272,7 +285,7 @@ struct DeviceFields<'a> {
 }
 
 impl<'a> DeviceFields<'a> {
-    fn of(view: &PacketView<'a>) -> Self {
+    pub(super) fn of(view: &PacketView<'a>) -> Self {
         let ethernet = view.link.ethernet();
         Self {
             indev: view.indev.map(text::lossy),
@@ -289,7 +302,7 @@ impl<'a> DeviceFields<'a> {
 
 /// The fields of a step that are of its packet.
 #[derive(Serialize)]
-struct HeaderFields {
+pub(super) struct HeaderFields {
     #[serde(flatten)]
     network: NetworkFields,
     /// The packet that an ICMP error is about.
@@ -303,7 +316,7 @@ struct HeaderFields {
 }
 
 impl HeaderFields {
-    fn of(view: &PacketView<'_>) -> Self {
+    pub(super) fn of(view: &PacketView<'_>) -> Self {
         Self {
             network: NetworkFields::of(view),
             inner: quoted(view).map(|inner| NetworkFields::of(&inner)),

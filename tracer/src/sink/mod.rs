@@ -6,6 +6,8 @@ mod buffer;
 mod json;
 mod line;
 mod pretty;
+mod why;
+mod why_json;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -18,6 +20,7 @@ use crate::path::group::Logged;
 use crate::path::{Path, Step};
 use crate::text::Escaped;
 use crate::trace_line::LogStyle;
+use crate::why::{Told, Why};
 use std::fmt;
 use std::io;
 
@@ -123,6 +126,18 @@ pub trait Sink {
     fn log_style(&mut self, _style: LogStyle) {}
     /// A packet is done.
     fn path(&mut self, path: &Path) -> io::Result<()>;
+    /// What a packet says to the rule of this name, `table:chain:rule:number`, that it passed. Comes before its path.
+    fn told(&mut self, _packet: u64, _name: &str, _told: &Told) -> io::Result<()> {
+        Ok(())
+    }
+    /// Why a packet was dropped, or that none was, among so many.
+    fn why(&mut self, _why: Option<&Why>, _packets: u64) -> io::Result<()> {
+        Ok(())
+    }
+    /// Whether nothing more is wanted.
+    fn enough(&self) -> bool {
+        false
+    }
     /// After the last path.
     fn finish(&mut self, _totals: &Totals) -> io::Result<()> {
         Ok(())
@@ -158,6 +173,20 @@ impl Sink for Both<'_> {
     fn path(&mut self, path: &Path) -> io::Result<()> {
         self.1.path(path)?;
         self.0.path(path)
+    }
+
+    fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
+        self.1.told(packet, name, told)?;
+        self.0.told(packet, name, told)
+    }
+
+    fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
+        self.1.why(why, packets)?;
+        self.0.why(why, packets)
+    }
+
+    fn enough(&self) -> bool {
+        self.0.enough() || self.1.enough()
     }
 
     fn finish(&mut self, totals: &Totals) -> io::Result<()> {

@@ -1,11 +1,13 @@
 //! For people: one block for each packet, given out when the packet is done.
 
+use super::why::{write_nothing, write_told, write_why};
 use super::{BUFFER_BYTES, Sink, Start, Totals, mac};
 use crate::netfilter::{Hook, Verdict};
 use crate::packet::{Fragment, Headers, PacketView, Tcp, headers, protocol_name, quoted, tcp};
 use crate::path::group::Logged;
 use crate::path::{Action, Certainty, Path, Step};
 use crate::text::{Escaped, escape, lossy};
+use crate::why::{Told, Why};
 use anstyle::{AnsiColor, Style};
 use jiff::{Timestamp, tz::TimeZone};
 use std::collections::BTreeMap;
@@ -123,6 +125,23 @@ impl<W: Write> Sink for Pretty<W> {
         write_outcome(&mut self.out, path, &self.styles)
     }
 
+    fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
+        match self.pending.get_mut(&packet) {
+            Some(block) => write_told(&mut block.told, name, told),
+            None => Ok(()),
+        }
+    }
+
+    fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
+        let Some(why) = why else { return write_nothing(&mut self.out, packets) };
+        if let Some((at, packet)) = why.at.as_ref().zip(why.packet()) {
+            let time = at.time_ns.map_or(String::new(), |time_ns| clock_time(time_ns, &self.zone) + " ");
+            let (shown, header) = (packet_line(&packet.view()), self.styles.header);
+            writeln!(self.out, "{header}{time}{} {shown}{header:#}", why.path.family)?;
+        }
+        write_why(&mut self.out, &self.styles, why)
+    }
+
     fn finish(&mut self, _totals: &Totals) -> io::Result<()> {
         while !self.pending.is_empty() {
             self.give_out_oldest()?;
@@ -142,6 +161,8 @@ struct Block {
     explained: Option<String>,
     shown: Shown,
     rows: Vec<Row>,
+    /// What the packet says to rules that it passed, as it is written.
+    told: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -168,7 +189,7 @@ impl Block {
         let netns = Namespace(step.netns);
         let header = format!("{time}{} {shown} {netns}packet {packet}", view.family);
         let explained = explained(view).filter(|_| explain);
-        Self { header, explained, shown, rows: Vec::new() }
+        Self { header, explained, shown, rows: Vec::new(), told: Vec::new() }
     }
 
     fn write(&self, out: &mut impl Write, styles: &Styles) -> io::Result<()> {
@@ -184,7 +205,7 @@ impl Block {
         for row in &self.rows {
             row.write(out, styles, place_width, action_width)?;
         }
-        Ok(())
+        out.write_all(&self.told)
     }
 }
 
@@ -377,13 +398,13 @@ impl fmt::Display for End {
 
 /// Colours by meaning; all plain where there is to be no colour.
 #[derive(Clone, Copy, Debug, Default)]
-struct Styles {
+pub(super) struct Styles {
     header: Style,
-    note: Style,
+    pub(super) note: Style,
     accept: Style,
-    drop: Style,
+    pub(super) drop: Style,
     other: Style,
-    doubt: Style,
+    pub(super) doubt: Style,
 }
 
 impl Styles {

@@ -1,10 +1,12 @@
 //! The same short trace in all forms, compared with what is expected to the byte.
 
 use super::{Output, Pretty, Sink, Start, Totals, choose};
+use crate::explain::{Known, explain};
 use crate::netfilter::{Family, Hook, StepKind, Verdict};
 use crate::packet::{Link, PacketView};
 use crate::path::{Action, Certainty, Path, Step};
 use crate::ruleset::{Chain, Entry, Rule, Table, Target};
+use crate::why::{Fate, Listed, Met, Passed, Told, Why};
 use expect_test::{Expect, expect, expect_file};
 use std::io;
 
@@ -133,6 +135,83 @@ fn play_hostile(sink: &mut dyn Sink) -> io::Result<()> {
         ..path(1, None, Certainty::Inexact, &["\x1b[8m"])
     })?;
     sink.finish(&Totals::default())
+}
+
+/// A packet that a rule dropped, one that a policy dropped, one that was not routed, and none at all.
+fn play_why(sink: &mut dyn Sink) -> io::Result<()> {
+    const NEAR: &str = "-A INPUT -s 10.9.0.0/16 -m conntrack --ctstate NEW -j ACCEPT";
+    const BAD: &str = "-A INPUT -m comment --comment \"\x1b[2J\" -j DROP";
+    const LATE: &str = "-A INPUT -p tcp -m tcp --dport 80 -j ACCEPT";
+    let filter = table("filter", "INPUT", Hook::Input, &[Some(NEAR), Some(BAD), Some(LATE)]);
+    let raw = table("raw", "PREROUTING", Hook::Prerouting, &[]);
+    let met = |table, entry, verdict| Met::from(&step(1, table, entry, Action::Verdict(verdict), view(&TCP)));
+    let listed: Vec<Listed> = [NEAR, BAD, LATE]
+        .into_iter()
+        .zip(1..)
+        .map(|(text, number)| Listed { number, text: Some(text.into()), owner: Some("ufw".to_owned()) })
+        .collect();
+    let (dropped, accepted) = (Some(Verdict::Drop), Some(Verdict::Accept));
+    let why = |met: Met, verdict, fate, certainty| {
+        let path = path(1, verdict, certainty, if verdict == accepted { &["nothing came"] } else { &[] });
+        let at = (fate != Fate::LastSeen).then_some(0);
+        let why = Why::of(&path, &[met], (fate, at), &mut |_| Some(listed.clone()));
+        Why { look: Some("iptables-legacy -nvL".to_owned()), ..why }
+    };
+    let by_rule = why(met(&filter, 1, Verdict::Drop), dropped, Fate::Dropped, Certainty::Complete);
+    sink.told(1, "filter:INPUT:rule:1", &Told::Passed(by_rule.close[0].clone()))?;
+    sink.why(Some(&by_rule), 1)?;
+    let by_policy = why(met(&filter, 3, Verdict::Drop), dropped, Fate::Dropped, Certainty::Complete);
+    sink.why(Some(&by_policy), 1)?;
+    let lost = why(met(&raw, 0, Verdict::Accept), accepted, Fate::LastSeen, Certainty::Inexact);
+    sink.why(Some(&lost), 1)?;
+    sink.why(None, 7)?;
+    sink.flush()
+}
+
+#[test]
+fn why_in_words() {
+    expect_file!["snapshots/why.txt"].assert_eq(&capture(Output::Pretty, play_why));
+    let rows = capture(Output::Json, play_why);
+    expect_file!["snapshots/why-json.txt"].assert_eq(&rows);
+    for row in rows.lines() {
+        let value: serde_json::Value = serde_json::from_str(row).expect(row);
+        assert!(["why", "passed"].iter().any(|word| value["type"] == **word), "{row}");
+    }
+}
+
+/// A rule that a packet passed stands behind its steps.
+#[test]
+fn what_was_passed() {
+    let mut bytes = Vec::new();
+    let mut sink = Pretty::new(&mut bytes, false).in_utc();
+    let raw = table("raw", "PREROUTING", Hook::Prerouting, &[]);
+    let mut show = || {
+        sink.step(&step(1, &raw, 0, Action::Continue, view(&TCP)))?;
+        let checks = explain("-A PREROUTING -i eth1 -m set --match-set x src", &view(&TCP), Known::All);
+        let passed = Passed {
+            name: "raw:PREROUTING:rule:1".to_owned(),
+            text: "-A PREROUTING -i eth1 -m set --match-set x src".into(),
+            owner: None,
+            behind: false,
+            checks,
+        };
+        sink.told(1, "raw:PREROUTING:rule:1", &Told::Passed(passed))?;
+        sink.told(1, "raw:PREROUTING:rule:2", &Told::Unknown("its path is in doubt"))?;
+        sink.path(&path(1, Some(Verdict::Accept), Certainty::Complete, &[]))?;
+        sink.flush()
+    };
+    show().expect("memory can be written to");
+    drop(sink);
+    expect![[r#"
+        15:04:05.000000 ip in eth0 10.0.0.1:4242 > 10.0.0.2:80 tcp length 60 netns 4026531840 packet 1
+          prerouting   raw:PREROUTING:policy:1  continue
+          passed raw:PREROUTING:rule:1  -A PREROUTING -i eth1 -m set --match-set x src
+            -i eth1: the packet has eth0
+            -m set --match-set x src: not known
+          whether it passed raw:PREROUTING:rule:2 is not known: its path is in doubt
+          = accept, complete
+    "#]]
+    .assert_eq(&String::from_utf8(bytes).expect("sinks write UTF-8"));
 }
 
 fn capture(output: Output, play: fn(&mut dyn Sink) -> io::Result<()>) -> String {

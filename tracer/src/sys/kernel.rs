@@ -234,6 +234,11 @@ fn has_btf(module: &str) -> bool {
     Path::new("/sys/kernel/btf").join(module).exists()
 }
 
+/// CPUs that are in use.
+pub fn online_cpus() -> Option<u32> {
+    read("/sys/devices/system/cpu/online").and_then(|text| count_cpus(&text))
+}
+
 fn first_words(text: &str) -> impl Iterator<Item = String> {
     text.lines().filter_map(|line| line.split_ascii_whitespace().next()).map(str::to_owned)
 }

@@ -1,10 +1,12 @@
 //! The operating system, and all unsafe code of this crate.
 
 pub mod bpf;
+pub mod child;
 pub mod clock;
 pub mod guard;
 pub mod iptables;
 pub mod kernel;
+pub mod link;
 pub mod module;
 pub mod netlink;
 pub mod netns;

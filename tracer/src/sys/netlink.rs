@@ -94,6 +94,15 @@ pub struct Socket {
 impl Socket {
     /// Opens one in a network namespace, or in the calling thread's own.
     pub fn open(namespace: Option<&File>, protocol: Protocol) -> Result<Self, Error> {
+        Self::of_protocol(namespace, Some(protocol))
+    }
+
+    /// The same for devices and addresses: `NETLINK_ROUTE`, whose number is 0.
+    pub fn open_route(namespace: &File) -> Result<Self, Error> {
+        Self::of_protocol(Some(namespace), None)
+    }
+
+    fn of_protocol(namespace: Option<&File>, protocol: Option<Protocol>) -> Result<Self, Error> {
         let opened = match namespace {
             Some(namespace) => netns::inside(namespace, || open(protocol))?,
             None => open(protocol),
@@ -244,9 +253,9 @@ impl AsRawFd for Socket {
     }
 }
 
-fn open(protocol: Protocol) -> io::Result<OwnedFd> {
+fn open(protocol: Option<Protocol>) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(protocol))?;
+    let fd = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
     net::bind(&fd, &SocketAddrNetlink::new(0, 0))?;
     // For the kernel's words about an error, without the request that led to it. Kernels before 4.12 have none.
     for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {

@@ -3,6 +3,7 @@
 //! The figures do not depend on the machine they are taken on and repeat within a fraction of a per cent, so they
 //! compare with those of another day. `tests/bench` has the program that takes them.
 
+mod baseline;
 mod figures;
 mod limits;
 mod pwru;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{build, places, process, setup, vm};
 
+use baseline::{Baseline, Change};
 use figures::Figures;
 
 /// What to measure, and how to show it.
@@ -37,9 +39,31 @@ pub(crate) struct Options {
     /// Prints Markdown
     #[arg(long)]
     markdown: bool,
+    /// Fails when a row costs over 3 % more than the committed tests/bench/baseline.toml says
+    #[arg(long)]
+    check: bool,
+    /// Writes what was measured to tests/bench/baseline.toml
+    #[arg(long, conflicts_with = "check")]
+    save: bool,
     /// Takes what was built before
     #[arg(long)]
     no_build: bool,
+}
+
+impl Options {
+    /// What is cheap enough to be checked with every change, with what was built before.
+    pub(crate) fn quick_check() -> Self {
+        Self {
+            kernel: vec!["6.1".to_owned()],
+            row: ["no-match", "match-trace"].map(str::to_owned).to_vec(),
+            rounds: 1,
+            json: None,
+            markdown: false,
+            check: true,
+            save: false,
+            no_build: true,
+        }
+    }
 }
 
 /// The rulesets, in the order in which they are measured.
@@ -95,6 +119,15 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         let checks = limits::check(figures);
         failed |= checks.iter().any(|check| check.passed == Some(false));
         checks.iter().for_each(|check| println!("{check}"));
+    }
+    let baseline = Baseline::read()?;
+    if options.save {
+        baseline.save(&all)?;
+    } else if options.check {
+        let changes: Vec<Change> = all.iter().flat_map(|figures| baseline.changes(figures)).collect();
+        changes.iter().for_each(|change| println!("{change}"));
+        // What some figures have to be beside others is another question, which needs all of them.
+        failed = changes.iter().any(Change::is_worse);
     }
     if let Some(file) = &options.json {
         fs::write(file, serde_json::to_string_pretty(&all)?)

@@ -93,6 +93,7 @@ impl Error {
             Self::NoObject | Self::NoRoom | Self::Program(_) => None,
             Self::Kernel(error) => error.remedy(),
             Self::Attach(error) => error.remedy(),
+            Self::Load(error) if system_code(error) == Some(libc::ENOMEM) => Some(LESS_ROOM.to_owned()),
             Self::Load(_) | Self::Map { .. } => not_permitted(self).then(|| PRIVILEGES.to_owned()),
             #[cfg(feature = "debug-log")]
             Self::Messages(_) => None,
@@ -101,6 +102,8 @@ impl Error {
 }
 
 const PRIVILEGES: &str = "run it as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYSLOG";
+
+const LESS_ROOM: &str = "make more memory free, or trace with less room for events: --buffer 4M";
 
 /// The system's number for the first cause of an error.
 fn system_code(error: &(dyn std::error::Error + 'static)) -> Option<i32> {

@@ -4,7 +4,7 @@ use super::known::Known;
 use super::nft::Live;
 use super::plan::{Marking, Plan};
 use super::rows::Rows;
-use super::{Next, Session, Wish, buffer_bytes, say};
+use super::{Next, Session, Wish, say};
 use crate::backend::ebpf;
 use crate::backend::log::{self, Log};
 use crate::backend::netlink::{self, Netlink};
@@ -72,7 +72,7 @@ impl Listening {
         }
         let (source, backend) = match (plan, namespaces.as_slice()) {
             (Plan::Netlink(_), [namespace]) => {
-                (netlink_source(namespace, &mut footprint, plan, chains)?, "netlink")
+                (netlink_source(namespace, &mut footprint, plan, (chains, wish.config.buffer))?, "netlink")
             }
             _ => {
                 let file = wish.config.log_file.as_deref();
@@ -152,7 +152,7 @@ pub(in crate::command) fn attempt(plan: Plan) -> Result<Option<String>, Failure>
             outside.iter().for_each(|_| footprint.would_set(log::ALL_NETNS, "1"));
             source
         }
-        _ => netlink_source(&scratch, &mut footprint, plan, false)?,
+        _ => netlink_source(&scratch, &mut footprint, plan, (false, None))?,
     };
     let _ =
         mark(&mut footprint, &scratch, plan.marking(), &everything).map_err(|error| unmarked(plan, error))?;
@@ -165,7 +165,7 @@ fn source_alone(here: &File, plan: Plan) -> Result<(), Failure> {
         Plan::Log(_) => {
             open_log(None, plan).and_then(|_| initial_namespace(std::slice::from_ref(here), plan)).map(drop)
         }
-        _ => open_netlink(here, plan, buffer_bytes(BUFFER_BYTES) as usize).map(drop),
+        _ => open_netlink(here, plan, BUFFER_BYTES as usize).map(drop),
     }
 }
 
@@ -378,7 +378,10 @@ fn log_style(output: Output) -> LogStyle {
 }
 
 /// The initial namespace, where the log of another one has to be allowed.
-fn initial_namespace(namespaces: &[File], plan: Plan) -> Result<Option<File>, Failure> {
+pub(in crate::command) fn initial_namespace(
+    namespaces: &[File],
+    plan: Plan,
+) -> Result<Option<File>, Failure> {
     if !matches!(plan, Plan::Log(_)) || namespaces.iter().all(log::is_initial) {
         return Ok(None);
     }
@@ -401,10 +404,10 @@ fn netlink_source(
     namespace: &File,
     footprint: &mut Footprint,
     plan: Plan,
-    chains: bool,
+    (chains, buffer): (bool, Option<u32>),
 ) -> Result<Source, Failure> {
-    let (has_legacy, bytes) =
-        (fetch::has_legacy(namespace).map_err(Failure::running)?, buffer_bytes(BUFFER_BYTES) as usize);
+    let bytes = buffer.unwrap_or(BUFFER_BYTES) as usize;
+    let has_legacy = fetch::has_legacy(namespace).map_err(Failure::running)?;
     let mut netlink = if has_legacy {
         logged(namespace, footprint, plan, bytes)?
     } else {

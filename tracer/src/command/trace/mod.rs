@@ -1,6 +1,7 @@
 //! `nftracer trace`
 
 mod both;
+mod buffer;
 #[doc(hidden)]
 pub mod interpreter;
 mod kept;
@@ -14,6 +15,7 @@ mod rows;
 pub mod runs;
 mod shown;
 
+use super::why::explain::Explaining;
 use crate::cli::trace::TraceConfig;
 use crate::error::{Failure, Kind};
 use crate::filter::{self, Filter};
@@ -59,11 +61,15 @@ trait Session {
 struct Wish<'a> {
     config: &'a TraceConfig,
     filter: &'a Filter,
+    open_sink: &'a OpenSink<'a>,
 }
+
+/// Opens what all that is found out goes into. Each way that is tried opens its own.
+pub(super) type OpenSink<'a> = dyn Fn() -> Result<Box<dyn Sink>, Failure> + 'a;
 
 impl Wish<'_> {
     fn sink(&self) -> Result<Box<dyn Sink>, Failure> {
-        super::open_sink(self.config.output, self.config.write.as_deref())
+        (self.open_sink)()
     }
 
     fn start(&self, backend: &'static str, footprint: String, log_style: LogStyle) -> Start {
@@ -80,8 +86,19 @@ impl Wish<'_> {
 
 /// Traces until it is told to stop.
 pub fn run(config: TraceConfig) -> Result<(), Failure> {
+    run_into(&config, &|| {
+        let sink = super::open_sink(config.output, config.write.as_deref())?;
+        Ok(match &config.explain {
+            Some(rule) => Box::new(Explaining::new(sink, rule, &config.netns)),
+            None => sink,
+        })
+    })
+}
+
+/// Traces until it is told to stop, or the sink has enough.
+pub(super) fn run_into(config: &TraceConfig, open_sink: &OpenSink<'_>) -> Result<(), Failure> {
     let filter = filter::compile(&config.filter, &pcap::compile).map_err(Failure::usage)?;
-    let wish = Wish { config: &config, filter: &filter };
+    let wish = Wish { config, filter: &filter, open_sink };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the event loop")?.block_on(async {
         let mut refused = Vec::new();
@@ -123,14 +140,6 @@ fn nothing_works(mut refused: Vec<Failure>) -> Failure {
         Some(remedy) => failure.with_remedy(remedy),
         None => failure,
     }
-}
-
-/// The size of a buffer between the kernel and us; the environment variable is for tests of what happens when it is
-/// full.
-fn buffer_bytes(usual: u32) -> u32 {
-    let wanted = std::env::var("NFTRACER_RING_BYTES").ok().and_then(|bytes| bytes.parse::<u32>().ok());
-    let wanted = wanted.and_then(u32::checked_next_power_of_two);
-    wanted.map_or(usual, |bytes| bytes.max(4096))
 }
 
 /// Says something beside the output.

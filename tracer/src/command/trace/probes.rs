@@ -2,7 +2,7 @@
 
 use super::interpreter::{Interpreter, NotRead, Reading};
 use super::runs::{Heard, NftReading};
-use super::{Next, Session, Wish, buffer_bytes, say};
+use super::{Next, Session, Wish, buffer, say};
 use crate::backend::ebpf::{self, CommitCounts, Ebpf, ReplaceCounts};
 use crate::cli::trace::Mark;
 use crate::command;
@@ -37,7 +37,8 @@ const LOOKS_PER_COUNT: u32 = 10;
 
 /// Tables of this size fit in any case, larger ones when they were there at the beginning.
 const TABLE_ENTRIES: u32 = 2048;
-const RING_BYTES: u32 = 1 << 25;
+/// CPUs of a host that does not tell.
+const CPUS: u32 = 2;
 
 /// The namespaces that are traced. They are open only while their tables are read: an open one outlives its last
 /// process.
@@ -317,7 +318,7 @@ impl Probing {
             nftables,
             filter: wish.filter,
             netns,
-            ring_bytes: buffer_bytes(RING_BYTES),
+            ring_bytes: config.buffer.unwrap_or_else(usual_ring_bytes),
             table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
             method: config.attach,
         };
@@ -410,6 +411,13 @@ impl Probing {
             _key: None,
         })
     }
+}
+
+/// What suits this host.
+fn usual_ring_bytes() -> u32 {
+    let system = rustix::system::sysinfo();
+    let memory_bytes = system.totalram.saturating_mul(system.mem_unit.into());
+    buffer::ring_bytes(memory_bytes, kernel::online_cpus().unwrap_or(CPUS))
 }
 
 impl Session for Probing {

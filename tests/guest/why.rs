@@ -1,0 +1,25 @@
+//! What is said of packets that do not get through.
+
+use anyhow::Result;
+use nftracer_tests::faults::FAULTS;
+use nftracer_tests::lab::{Lab, Spread};
+use nftracer_tests::netns::Netns;
+use nftracer_tests::traffic::Senders;
+
+use crate::{Options, Outcome, Test};
+
+pub(crate) const TESTS: &[Test] = &[Test { name: "why_ebpf", run: ebpf }];
+
+fn ebpf(options: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    let lab = Lab::build("nft", Spread::SameCpu)?;
+    let senders = Senders::open(&lab)?;
+    lab.all().into_iter().try_for_each(Netns::clear_rules)?;
+    for (fault, number) in FAULTS.iter().zip(0..) {
+        fault.examine(&lab, &senders, number, &["--backend", "ebpf"])?;
+        if options.verbose {
+            println!("  {}", fault.name);
+        }
+    }
+    Ok(Outcome::Passed(format!("{} faults", FAULTS.len())))
+}

@@ -1,0 +1,95 @@
+//! Waits for the first packet that is dropped.
+
+use super::look;
+use super::rules::Rules;
+use crate::path::{Path, Step};
+use crate::sink::{Sink, Start, Totals};
+use crate::sys::clock;
+use crate::why::{Met, Why, fate};
+use std::collections::BTreeMap;
+use std::io;
+
+/// Steps of unfinished packets that are kept; beyond that those of the oldest packet are forgotten.
+const PENDING_STEPS: usize = 100_000;
+
+/// Keeps the steps of packets until one of these is found to have been dropped, and tells of that one.
+pub(super) struct Watch {
+    shown: Box<dyn Sink>,
+    rules: Rules,
+    pending: BTreeMap<u64, Vec<Met>>,
+    pending_steps: usize,
+    /// Paths whose end was not seen are always in doubt.
+    has_doubt: bool,
+    found: bool,
+}
+
+impl Watch {
+    /// Tells `shown` of the packet that was dropped.
+    pub(super) fn new(shown: Box<dyn Sink>, rules: Rules) -> Self {
+        Self { shown, rules, pending: BTreeMap::new(), pending_steps: 0, has_doubt: false, found: false }
+    }
+
+    fn take(&mut self, packet: u64) -> Vec<Met> {
+        let steps = self.pending.remove(&packet).unwrap_or_default();
+        self.pending_steps -= steps.len();
+        steps
+    }
+}
+
+impl Sink for Watch {
+    fn begin(&mut self, start: &Start) -> io::Result<()> {
+        self.has_doubt = start.backend != "ebpf";
+        self.rules.hold();
+        self.shown.begin(start)
+    }
+
+    fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
+        if self.found {
+            return Ok(());
+        }
+        self.pending.entry(step.packet).or_default().push(step.into());
+        self.pending_steps += 1;
+        while self.pending_steps > PENDING_STEPS
+            && let Some((&oldest, _)) = self.pending.first_key_value()
+        {
+            self.take(oldest);
+        }
+        Ok(())
+    }
+
+    fn path(&mut self, path: &Path) -> io::Result<()> {
+        let steps = self.take(path.packet);
+        if self.found {
+            return Ok(());
+        }
+        let now_ns = clock::epoch_ns().wrapping_add(clock::monotonic_ns());
+        let last_ns = steps.last().and_then(|step| step.time_ns);
+        let silent_ns = last_ns.map_or(0, |last_ns| now_ns.saturating_sub(last_ns));
+        let Self { rules, has_doubt, .. } = self;
+        let has_stand = &mut |hook| rules.recent(path.netns).has_stand(path.family, hook);
+        let Some(fate) = fate(path, &steps, has_stand, silent_ns, *has_doubt) else { return Ok(()) };
+        let first_ns = steps.first().and_then(|step| step.time_ns);
+        let met = first_ns.zip(last_ns).and_then(|(first_ns, last_ns)| rules.met(first_ns, last_ns));
+        let mut why = Why::of(path, &steps, fate, &mut |step| met?.chain(step));
+        let (netns, loaded) = (rules.netns(path.netns), rules.recent(path.netns));
+        let is_of_iptables = why.at.as_ref().is_some_and(|at| loaded.is_of_iptables(at));
+        why.look = look::command(&why, &netns, is_of_iptables);
+        self.found = true;
+        self.shown.why(Some(&why), 1)
+    }
+
+    fn finish(&mut self, totals: &Totals) -> io::Result<()> {
+        if !self.found {
+            self.shown.why(None, totals.packets)?;
+        }
+        self.shown.finish(totals)
+    }
+
+    fn enough(&self) -> bool {
+        self.found
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.shown.flush()
+    }
+}
