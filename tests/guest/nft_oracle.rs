@@ -314,10 +314,10 @@ fn edited(options: &Options) -> Result<Outcome> {
     )))
 }
 
-/// Without probes: against the programs that users have. One packet after the other, so there are few.
+/// Without probes: against the program that users have. One packet after the other, so there are few.
 fn netlink(_: &Options) -> Result<Outcome> {
     crate::load_modules();
-    Ok(Outcome::Passed(monitored::generated(NETLINK_RULESETS)?))
+    Ok(Outcome::Passed(monitored::generated(NETLINK_RULESETS, true)?))
 }
 
 /// The first packet of a connection has its address translated; those after it say so, in both directions.

@@ -6,7 +6,7 @@ use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_handwritten", run: monitored::handwritten },
-    Test { name: "nft_generated", run: || monitored::generated(rulesets()) },
+    Test { name: "nft_generated", run: || monitored::generated(rulesets(), false) },
 ];
 
 /// Generated rulesets, unless `NFTRACER_RULESETS` says otherwise.

@@ -102,7 +102,7 @@ impl Baseline {
         let changed = |row: &super::figures::Row| {
             let before = *known.rows.get(&row.name)?;
             let now = row.figure.map(|figure| figure.total);
-            let is_same = now.is_some_and(|now| (now / before as f64 - 1.0).abs() <= GROWTH);
+            let is_same = now.is_some_and(|now| (now - before as f64).abs() <= before as f64 * GROWTH);
             (!is_same).then(|| Change {
                 kernel: figures.kernel.clone(),
                 row: row.name.clone(),
