@@ -15,11 +15,14 @@ fn ebpf(options: &Options) -> Result<Outcome> {
     let lab = Lab::build("nft", Spread::SameCpu)?;
     let senders = Senders::open(&lab)?;
     lab.all().into_iter().try_for_each(Netns::clear_rules)?;
-    for (fault, number) in FAULTS.iter().zip(0..) {
+    // Each needs a tracer of its own, which takes a while to start here.
+    let step = FAULTS.len().div_ceil(options.faults.max(1)).max(1);
+    let faults: Vec<_> = FAULTS.iter().zip(0..).step_by(step).collect();
+    for &(fault, number) in &faults {
         fault.examine(&lab, &senders, number, &["--backend", "ebpf"])?;
         if options.verbose {
             println!("  {}", fault.name);
         }
     }
-    Ok(Outcome::Passed(format!("{} faults", FAULTS.len())))
+    Ok(Outcome::Passed(format!("{} of {} faults", faults.len(), FAULTS.len())))
 }

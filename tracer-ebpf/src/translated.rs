@@ -23,16 +23,22 @@ pub fn matches<A: Access>(skb: u64) -> bool {
     if linear > i32::MAX as u32 - link {
         return false;
     }
-    run_translated(packet.network() - u64::from(link), linear + link, packet.len + link) != 0
+    let Some(workspace) = WORKSPACE.get_ptr_mut(0) else { return false };
+    // SAFETY: a per-CPU map value of this program's own. Through memory the head becomes a number: newer verifiers know
+    // it as a pointer, which no global function takes.
+    unsafe { core::ptr::write_volatile(&raw mut (*workspace).start, packet.head) };
+    let offset = u64::from(packet.network_header).wrapping_sub(u64::from(link));
+    run_translated(offset, linear + link, packet.len + link) != 0
 }
 
-/// Runs the translated filter on a packet that begins at an address, has `linear` bytes there and `length` in all.
+/// Runs the translated filter on a packet that begins at this offset from the address in the workspace, has `linear` bytes
+/// there and `length` in all.
 ///
 /// A global function: the kernel's verifier looks at it by itself, for any arguments. What is in the room is written
 /// over before the object is loaded; as it is compiled it matches no packet.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn run_translated(start: u64, linear: u32, length: u32) -> u32 {
+pub extern "C" fn run_translated(offset: u64, linear: u32, length: u32) -> u32 {
     let Some(workspace) = WORKSPACE.get_ptr_mut(0) else { return 0 };
     let bytes = config!(filter_window);
     if bytes > WINDOW_BYTES as u32 {
@@ -42,6 +48,7 @@ pub extern "C" fn run_translated(start: u64, linear: u32, length: u32) -> u32 {
     // SAFETY: a per-CPU map value of this program's own. What is written over the room keeps to the registers named
     // here and to the workspace; the kernel's verifier proves the rest.
     unsafe {
+        let start = core::ptr::read_volatile(&raw const (*workspace).start).wrapping_add(offset);
         if !copy((&raw mut (*workspace).window).cast::<u8>(), bytes, start) {
             return 0;
         }
