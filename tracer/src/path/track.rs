@@ -92,6 +92,8 @@ struct Open {
     established: Option<Established>,
     /// A nat table stands at a hook where it was.
     has_nat: bool,
+    /// Where it was sent to, if that can matter.
+    outdev: [u8; 16],
 }
 
 /// What a packet waits for.
@@ -195,6 +197,8 @@ pub struct Visit {
     netns: u32,
     entry_ns: u64,
     place: Place,
+    /// Where it came from and where it goes: names with zeros behind; nothing but zeros for none.
+    devices: [[u8; 16]; 2],
     family: Family,
     entry: Option<Header>,
     exit: Option<Header>,
@@ -210,9 +214,6 @@ struct Place {
     /// `None` without a conntrack entry.
     connection: Option<Connection>,
     loopback: bool,
-    /// Names of devices, with zeros behind; nothing but zeros for none.
-    indev: [u8; 16],
-    outdev: [u8; 16],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -263,9 +264,8 @@ impl Visit {
                 priority,
                 connection: has(fact::CONNTRACK).then(|| Connection::of(family, conntrack, entry)),
                 loopback: has(fact::OUT) && traversal.outdev.starts_with(LOOPBACK),
-                indev: traversal.indev,
-                outdev: traversal.outdev,
             },
+            devices: [traversal.indev, traversal.outdev],
             family,
             entry,
             exit: if has(fact::EXIT) { Header::at_exit(family, entry, traversal) } else { None },
@@ -294,9 +294,8 @@ impl Visit {
                 priority: run.priority,
                 connection: has(fact::CONNTRACK).then(|| Connection::of(family, conntrack, header)),
                 loopback: has(fact::OUT) && run.outdev.starts_with(LOOPBACK),
-                indev: run.indev,
-                outdev: run.outdev,
             },
+            devices: [run.indev, run.outdev],
             family,
             entry: header,
             exit: header,
@@ -518,7 +517,19 @@ impl Open {
         };
         let (last, skb, exit_ns) = (visit.place, visit.skb, visit.entry_ns);
         let (established, has_nat) = (None, false);
-        Self { path, last, skb, exit_ns, header: None, stands, behind: 0, met: 0, established, has_nat }
+        Self {
+            path,
+            last,
+            skb,
+            exit_ns,
+            header: None,
+            stands,
+            behind: 0,
+            met: 0,
+            established,
+            has_nat,
+            outdev: [0; 16],
+        }
     }
 
     fn doubt(&mut self, why: String) {
@@ -645,12 +656,15 @@ impl Open {
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }
-        self.established = match (self.established, visit.established) {
-            (Some(earlier), Some(later)) => Some(earlier.then(later)),
-            (earlier, later) => later.or(earlier),
-        };
+        if let Some(later) = visit.established {
+            self.established = Some(self.established.map_or(later, |earlier| earlier.then(later)));
+        }
         self.has_nat |= self.stands.nat(place.hook) & self.stands.sure(place.hook) != 0;
-        self.meets_untraced(Hook::Ingress, &place.indev);
+        if self.stands.has_untraced() {
+            let [indev, outdev] = visit.devices;
+            self.meets_untraced(Hook::Ingress, &indev);
+            self.outdev = outdev;
+        }
         self.header = visit.exit;
         self.last = place;
         self.behind = before;
@@ -670,9 +684,6 @@ impl Open {
 
     /// A device where it was, or went, can have base chains that are not traced.
     fn meets_untraced(&mut self, hook: Hook, device: &[u8]) {
-        if !self.stands.has_untraced() {
-            return;
-        }
         let (stands, device) = (Rc::clone(&self.stands), trimmed(device));
         for name in stands.untraced(hook, device).filter(|_| !device.is_empty()) {
             self.doubt(format!("{name} is not traced"));
@@ -755,7 +766,7 @@ impl Open {
             }
         }
         if self.path.verdict == Some(Verdict::Accept) {
-            let device = self.last.outdev;
+            let device = self.outdev;
             self.meets_untraced(Hook::Egress, &device);
         }
         self.path.note = self.established.and_then(|established| established.text(self.has_nat));

@@ -90,6 +90,7 @@ pub struct Interpreter {
 }
 
 /// What stands at the hooks, with what it was made from.
+#[derive(Clone)]
 struct Standing {
     loaded: Loaded,
     version: Option<Rc<nftables::versions::Version>>,
@@ -98,7 +99,11 @@ struct Standing {
 
 /// What stands at the hooks of each namespace for each family.
 #[derive(Default)]
-struct Standings(KernelMap<(u32, Family), Standing>);
+struct Standings {
+    all: KernelMap<(u32, Family), Standing>,
+    /// The place asked about last: mostly the one asked about next.
+    last: Option<((u32, Family), Standing)>,
+}
 
 impl Standings {
     /// What stands at the hooks of a namespace with these tables and these rules of nftables.
@@ -110,15 +115,23 @@ impl Standings {
         version: Option<&Rc<nftables::versions::Version>>,
     ) -> Rc<Stands> {
         let place = (netns, family);
-        if let Some(standing) = self.0.get(&place)
-            && standing.loaded == loaded
-            && standing.version.as_ref().map(Rc::as_ptr) == version.map(Rc::as_ptr)
+        let is_current = |standing: &Standing| {
+            standing.version.as_ref().map(Rc::as_ptr) == version.map(Rc::as_ptr) && standing.loaded == loaded
+        };
+        if let Some((last, standing)) = &self.last
+            && *last == place
+            && is_current(standing)
         {
+            return Rc::clone(&standing.stands);
+        }
+        if let Some(standing) = self.all.get(&place).filter(|standing| is_current(standing)) {
+            self.last = Some((place, standing.clone()));
             return Rc::clone(&standing.stands);
         }
         let stands = Rc::new(Stands::of(loaded, family, version.map(|version| &version.ruleset)));
         let standing = Standing { loaded, version: version.cloned(), stands: Rc::clone(&stands) };
-        self.0.insert(place, standing);
+        self.last = Some((place, standing.clone()));
+        self.all.insert(place, standing);
         stands
     }
 }
