@@ -34,7 +34,7 @@ fn missing_modules(_: &Options) -> Result<Outcome> {
         return Ok(Outcome::Skipped("the tables' modules are loaded already".to_owned()));
     }
     let ended = tracer::run(&["trace", "--for", "100ms"], &[])?;
-    expect(&ended, &[3], &["ip_tables"])?;
+    expect(&ended, &[3], &["ipt_do_table", "nft_do_chain", "iptables-legacy"])?;
     check(!loaded(), "it loaded a module")?;
     Ok(Outcome::Passed(ended.errors.join(" / ")))
 }

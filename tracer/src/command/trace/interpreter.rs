@@ -5,6 +5,7 @@ use super::runs::{Ended, Heard, NftReading, Rules, Runs};
 use super::shown::Shown;
 use crate::backend::ebpf::decode::{Record, Seen};
 use crate::fetch::Fetched;
+use crate::footprint;
 use crate::hash::KernelMap;
 use crate::history::{Counts, History, Loaded, Unknown, Version};
 use crate::netfilter::{Family, Hook, Verdict};
@@ -290,8 +291,13 @@ impl Interpreter {
         let mut names = std::mem::take(&mut self.names);
         let mut mark = run.mark;
         self.shown.forget();
+        // The rules by which another nftracer marks packets are no steps, as its own would not be.
+        let marks = ruleset
+            .tables
+            .iter()
+            .any(|table| table.handle == run.table && footprint::is_table_of_ours(&table.name));
         for met in followed.met {
-            let Some(version) = &version else { break };
+            let Some(version) = version.as_ref().filter(|_| !marks) else { break };
             let name = version.name(&met.located);
             mark = met.mark.unwrap_or(mark);
             let step = Step {
@@ -312,7 +318,7 @@ impl Interpreter {
             steps: &mut names,
             certainty: if why.is_some() { Certainty::Inexact } else { Certainty::Complete },
             why,
-            generation: version.as_ref().and_then(|version| version.tag(run.table)),
+            generation: version.as_ref().filter(|_| !marks).and_then(|version| version.tag(run.table)),
             outcome: None,
             verdict: followed.verdict,
         };

@@ -8,7 +8,7 @@ use crate::cli::trace::Mark;
 use crate::command;
 use crate::error::Failure;
 use crate::fetch;
-use crate::footprint::Key;
+use crate::footprint::{self, Key};
 use crate::netfilter::{Family, Hook, TableFamily};
 use crate::netlink::{Message, messages};
 use crate::nftables::{Ruleset, Table};
@@ -172,9 +172,11 @@ fn is_ip(table: &Table) -> bool {
     matches!(table.family, TableFamily::Ip | TableFamily::Ip6 | TableFamily::Inet)
 }
 
-/// Those at devices are not traced, but what packets have met of them has to be known.
+/// Those at devices are not traced, but what packets have met of them has to be known. By its own tables another nftracer
+/// marks packets, and nothing else.
 fn sees_packets(table: &Table) -> bool {
     (is_ip(table) || table.family == TableFamily::Netdev)
+        && !footprint::is_table_of_ours(&table.name)
         && table.chains.iter().any(|chain| chain.base.is_some())
 }
 
