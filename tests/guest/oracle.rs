@@ -1,6 +1,7 @@
 //! nftracer against the kernel's own TRACE, packet by packet.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -364,8 +365,11 @@ fn check_missed(verdict: &Verdict, totals: &Totals) -> Result<()> {
     let figures = &verdict.figures;
     // A packet that says that it is inexact may lack traversals, too; even all of them, or all after an address changed.
     let told = totals.missed + totals.lost + figures.told + figures.inexact;
+    // What a target starts inside a traversal that a kprobe missed moves no count of the kernel's, and kprobes are all
+    // there is where modules are not described.
+    let inside = if Path::new("/sys/kernel/btf/ip_tables").exists() { 0 } else { totals.missed / 2 };
     check(
-        figures.unseen <= told,
+        figures.unseen <= told + inside,
         format!(
             "{} traversals unseen, such as {:?}, but the totals are {totals:?}",
             figures.unseen, verdict.unseen_example
