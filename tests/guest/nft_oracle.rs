@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use nftracer_tests::compare::{Verdict, compare, is_finished, is_settled};
 use nftracer_tests::lab::{Family, Lab, Spread, addresses};
 use nftracer_tests::nft_rules::{HANDWRITTEN, generate};
-use nftracer_tests::nftrace::{Listener, MARKER};
+use nftracer_tests::nftrace::{self, MARKER};
 use nftracer_tests::ruleset::TABLES;
 use nftracer_tests::tracer::{Certainty, Packet, Step, Trace, Tracer};
 use nftracer_tests::traffic::{OPEN, Planner, Senders, Server, Shot, connection};
@@ -131,7 +131,7 @@ impl Session {
         let Some(tracer) = &self.tracer else { bail!("no tracer runs") };
         wait::until_steady(SETTLES_WITHIN, 2, || tracer.seen());
         tracer.take();
-        let listener = Listener::start(&self.lab.r)?;
+        let listener = nftrace::listen(&self.lab.r)?;
         send(self)?;
         let (mut rows, mut trace) = (Vec::new(), Trace::default());
         let mut silence = SILENCE[0];

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nftracer_tests::compare::{Verdict, compare, is_finished, is_settled};
 use nftracer_tests::lab::{Family, Lab, Place, Spread};
-use nftracer_tests::nflog::{Listener, Row};
+use nftracer_tests::listener::{Listener, Row};
+use nftracer_tests::nflog;
 use nftracer_tests::packet::Identity;
 use nftracer_tests::ruleset;
 use nftracer_tests::tracer::{Ended, Totals, Trace, Tracer};
@@ -42,7 +43,7 @@ impl Session {
             netns.clear_rules()?;
         }
         let listeners =
-            listened.iter().map(|place| Listener::start(lab.netns(*place))).collect::<Result<Vec<_>>>()?;
+            listened.iter().map(|place| nflog::listen(lab.netns(*place))).collect::<Result<Vec<_>>>()?;
         Ok(Self {
             senders: Senders::open(&lab)?,
             _servers: Server::everywhere(&lab)?,

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
-use nftracer_tests::nflog::Listener;
+use nftracer_tests::nflog;
 use nftracer_tests::tracer::{self, Ended, Tracer};
 
 use crate::crash::state;
@@ -47,7 +47,7 @@ fn bad_input() -> Result<String> {
 /// Group 0 belongs to somebody else.
 fn group_is_taken() -> Result<String> {
     let netns = crate::netns("g")?;
-    let listener = Listener::start(&netns)?;
+    let listener = nflog::listen(&netns)?;
     let before = state(&netns)?;
     let ended = tracer::run(&["trace", "--backend", "netlink", "--netns", netns.name()], &[])?;
     expect(&ended, 3, "group 0")?;

@@ -9,7 +9,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::AddAssign;
 
-use crate::nflog::Row;
+use crate::listener::Row;
 use crate::packet::Identity;
 use crate::tracer::{Certainty, Step, Trace};
 

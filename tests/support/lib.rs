@@ -18,6 +18,7 @@ pub mod faults;
 pub mod generate;
 pub mod kmsg;
 pub mod lab;
+pub mod listener;
 pub mod monitor;
 pub mod monitored;
 pub mod netns;

@@ -1,21 +1,18 @@
 //! The kernel's own TRACE, as it comes over netlink: a listener on group 0 of nfnetlink_log.
 //!
-//! TRACE rules and `net.netfilter.nf_log.2` and `.10` have to point there; [`Listener::start`] does the latter.
+//! TRACE rules and `net.netfilter.nf_log.2` and `.10` have to point there; [`listen`] does the latter.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::net::{bind, recv, send, socket_with, sockopt};
 
+use crate::listener::{Listener, Row, Taken};
 use crate::netns::Netns;
-use crate::packet::{Identity, identity};
+use crate::packet::identity;
 
 /// `NFNL_SUBSYS_ULOG`, in the upper byte of a message's type.
 const ULOG: u16 = 4 << 8;
@@ -35,75 +32,24 @@ mod attribute {
     pub(super) const SEQ: u16 = 12;
 }
 
-/// One line of the kernel's TRACE.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
-    /// Inode number of the namespace.
-    pub netns: u64,
-    /// Number of the netfilter hook.
-    pub hook: u8,
-    /// `table:chain:kind:number`
-    pub step: String,
-    /// The packet at that moment.
-    pub packet: Identity,
-    /// Its mark.
-    pub mark: u32,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    rows: Mutex<Vec<Row>>,
-    lost: AtomicU64,
-    stop: AtomicBool,
-}
-
-/// Listens in one namespace until dropped.
-#[derive(Debug)]
-pub struct Listener {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Listener {
-    /// Points the namespace's TRACE to netlink and begins to listen.
-    pub fn start(netns: &Netns) -> Result<Self> {
-        for family in ["2", "10"] {
-            netns.sysctl(&format!("net/netfilter/nf_log/{family}"), "nfnetlink_log")?;
+/// Points a namespace's TRACE to netlink and begins to listen.
+pub fn listen(netns: &Netns) -> Result<Listener> {
+    for family in ["2", "10"] {
+        netns.sysctl(&format!("net/netfilter/nf_log/{family}"), "nfnetlink_log")?;
+    }
+    let socket = netns.enter(open)?;
+    let inode = netns.inode();
+    let (mut buffer, mut next_sequence) = (vec![0; 64 << 10], None);
+    Ok(Listener::start(socket, move |socket, taken| {
+        loop {
+            match recv(socket.as_fd(), &mut buffer[..], RecvFlags::DONTWAIT) {
+                Ok((_, length)) => take(&buffer[..length], inode, taken, &mut next_sequence),
+                // The gap in the sequence tells how many.
+                Err(Errno::NOBUFS) => {}
+                Err(_) => break,
+            }
         }
-        let socket = netns.enter(open)?;
-        let shared = Arc::new(Shared::default());
-        let (inode, theirs) = (netns.inode(), Arc::clone(&shared));
-        let thread = thread::spawn(move || listen(&socket, inode, &theirs));
-        Ok(Self { shared, thread: Some(thread) })
-    }
-
-    /// What came since the last call.
-    pub fn take(&self) -> Vec<Row> {
-        std::mem::take(&mut *self.rows())
-    }
-
-    /// How many rows wait.
-    pub fn waiting(&self) -> usize {
-        self.rows().len()
-    }
-
-    /// How many lines never arrived, so far.
-    pub fn lost(&self) -> u64 {
-        self.shared.lost.load(Ordering::Relaxed)
-    }
-
-    fn rows(&self) -> MutexGuard<'_, Vec<Row>> {
-        self.shared.rows.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+    }))
 }
 
 fn open() -> Result<OwnedFd> {
@@ -154,25 +100,7 @@ fn attribute_bytes(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn listen(socket: &OwnedFd, netns: u64, shared: &Shared) {
-    let mut buffer = vec![0; 64 << 10];
-    let mut next_sequence: Option<u32> = None;
-    let patience = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-    while !shared.stop.load(Ordering::Relaxed) {
-        let mut waiting = [PollFd::new(socket, PollFlags::IN)];
-        let _ = poll(&mut waiting, Some(&patience));
-        loop {
-            match recv(socket.as_fd(), &mut buffer[..], RecvFlags::DONTWAIT) {
-                Ok((_, length)) => take(&buffer[..length], netns, shared, &mut next_sequence),
-                // The gap in the sequence tells how many.
-                Err(Errno::NOBUFS) => {}
-                Err(_) => break,
-            }
-        }
-    }
-}
-
-fn take(datagram: &[u8], netns: u64, shared: &Shared, next_sequence: &mut Option<u32>) {
+fn take(datagram: &[u8], netns: u64, taken: &Taken, next_sequence: &mut Option<u32>) {
     for (kind, body) in messages(datagram) {
         if kind != ULOG {
             continue;
@@ -180,12 +108,10 @@ fn take(datagram: &[u8], netns: u64, shared: &Shared, next_sequence: &mut Option
         let Some((row, sequence)) = row(body, netns) else { continue };
         if let Some(sequence) = sequence {
             let gap = next_sequence.map_or(0, |expected| sequence.wrapping_sub(expected));
-            shared.lost.fetch_add(gap.into(), Ordering::Relaxed);
+            taken.lose(gap.into());
             *next_sequence = Some(sequence.wrapping_add(1));
         }
-        if let Some(row) = row {
-            shared.rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
-        }
+        taken.add(row);
     }
 }
 

@@ -1,13 +1,9 @@
-//! The kernel's own trace of nftables, as it comes over netlink, in the rows of [`crate::nflog`].
+//! The kernel's own trace of nftables, as it comes over netlink, in the same rows as [`crate::nflog`] gives.
 //!
 //! Packets have to be marked, see [`MARKER`].
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::AsFd as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result};
 use nftracer::fetch::nft::Nftables;
@@ -15,10 +11,9 @@ use nftracer::netlink::messages;
 use nftracer::nftables::Ruleset;
 use nftracer::nftables::trace::{GROUP, TraceEvent, TraceKind, decode};
 use nftracer::sys::netlink::{NETFILTER, Received, Socket};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::listener::{Listener, Row};
 use crate::netns::Netns;
-use crate::nflog::Row;
 use crate::packet::{Identity, identity};
 
 /// Marks every packet before all other chains, so that the kernel tells of it.
@@ -31,84 +26,27 @@ table inet marker {
 
 const RECEIVE_BUFFER_BYTES: usize = 96 << 20;
 
-#[derive(Debug, Default)]
-struct Shared {
-    rows: Mutex<Vec<Row>>,
-    lost: AtomicU64,
-    stop: AtomicBool,
-}
-
-/// Listens in one namespace until dropped.
-#[derive(Debug)]
-pub struct Listener {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Listener {
-    /// Begins to listen. The rules that packets will meet have to be there.
-    pub fn start(netns: &Netns) -> Result<Self> {
-        let namespace = File::open(format!("/run/netns/{}", netns.name()))?;
-        let socket = Socket::open(Some(&namespace), NETFILTER)?;
-        socket.set_receive_buffer(RECEIVE_BUFFER_BYTES)?;
-        socket.join_group(GROUP)?;
-        let ruleset = Nftables::open(&namespace)?.context("nf_tables is not loaded")?.structure()?;
-        let shared = Arc::new(Shared::default());
-        let mut reader = Reader { ruleset, netns: netns.inode(), packets: HashMap::new() };
-        let theirs = Arc::clone(&shared);
-        let thread = thread::spawn(move || listen(&socket, &mut reader, &theirs));
-        Ok(Self { shared, thread: Some(thread) })
-    }
-
-    /// What came since the last call.
-    pub fn take(&self) -> Vec<Row> {
-        std::mem::take(&mut *self.rows())
-    }
-
-    /// How many rows wait.
-    pub fn waiting(&self) -> usize {
-        self.rows().len()
-    }
-
-    /// How often messages were lost, so far.
-    pub fn lost(&self) -> u64 {
-        self.shared.lost.load(Ordering::Relaxed)
-    }
-
-    fn rows(&self) -> MutexGuard<'_, Vec<Row>> {
-        self.shared.rows.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn listen(socket: &Socket, reader: &mut Reader, shared: &Shared) {
+/// Begins to listen in a namespace. The rules that packets will meet have to be there.
+pub fn listen(netns: &Netns) -> Result<Listener> {
+    let namespace = File::open(format!("/run/netns/{}", netns.name()))?;
+    let socket = Socket::open(Some(&namespace), NETFILTER)?;
+    socket.set_receive_buffer(RECEIVE_BUFFER_BYTES)?;
+    socket.join_group(GROUP)?;
+    let ruleset = Nftables::open(&namespace)?.context("nf_tables is not loaded")?.structure()?;
+    let mut reader = Reader { ruleset, netns: netns.inode(), packets: HashMap::new() };
     let mut buffer = Vec::new();
-    let patience = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-    while !shared.stop.load(Ordering::Relaxed) {
-        let _ = poll(&mut [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)], Some(&patience));
+    Ok(Listener::start(socket, move |socket, taken| {
         loop {
             match socket.recv(&mut buffer) {
                 Ok(Received::Datagram(bytes)) => {
                     let events = messages(bytes);
-                    let rows: Vec<Row> =
-                        events.filter_map(|message| reader.row(&decode(&message.netfilter()?)?)).collect();
-                    shared.rows.lock().unwrap_or_else(PoisonError::into_inner).extend(rows);
+                    taken.add(events.filter_map(|message| reader.row(&decode(&message.netfilter()?)?)));
                 }
-                Ok(Received::Overrun) => {
-                    shared.lost.fetch_add(1, Ordering::Relaxed);
-                }
+                Ok(Received::Overrun) => taken.lose(1),
                 Ok(Received::Empty) | Err(_) => break,
             }
         }
-    }
+    }))
 }
 
 /// Turns messages into rows.
