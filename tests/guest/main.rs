@@ -32,6 +32,9 @@ pub(crate) struct Options {
     /// Names of tests, or the beginnings of names; `all`; `list`
     #[arg(required = true)]
     tests: Vec<String>,
+    /// Goes on after this test
+    #[arg(long)]
+    after: Option<String>,
     /// How many rulesets to make up
     #[arg(long, default_value_t = 200)]
     rulesets: usize,
@@ -109,8 +112,13 @@ fn main() -> ExitCode {
     let wanted = |test: &&Test| {
         options.tests.iter().any(|name| name == "all" || test.name == name || test.name.starts_with(&**name))
     };
-    let tests: Vec<&Test> = tests.filter(wanted).collect();
-    if tests.is_empty() {
+    let mut tests: Vec<&Test> = tests.filter(wanted).collect();
+    if let Some(last) = &options.after
+        && let Some(at) = tests.iter().position(|test| test.name == last)
+    {
+        tests.drain(..=at);
+    }
+    if tests.is_empty() && options.after.is_none() {
         eprintln!("there is no such test");
         return ExitCode::from(2);
     }

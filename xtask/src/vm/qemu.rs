@@ -7,8 +7,9 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -93,6 +94,18 @@ pub(crate) enum Verdict {
     Hang(String),
     /// The machine ended before the command did.
     Vanished(String),
+    /// The emulator itself was killed by a signal, such as that of an assertion of its own.
+    Crashed(String),
+}
+
+impl Verdict {
+    /// Tells a guest that ended early from an emulator that did, whose end this is.
+    fn of_emulator(self, ended: ExitStatus) -> Self {
+        match self {
+            Self::Vanished(said) if ended.signal().is_some() => Self::Crashed(said),
+            other => other,
+        }
+    }
 }
 
 enum Event {
@@ -137,12 +150,15 @@ pub(crate) fn run(machine: &Machine<'_>, mut output: impl FnMut(&[u8])) -> Resul
         let _ = sender.send(Event::Ended(said));
     });
 
-    let outcome = follow(machine, &events, &mut output);
+    let mut outcome = follow(machine, &events, &mut output);
     // The monitor ends the machine in a way that restores the terminal.
     let _ = monitor.write_all(b"quit\n");
-    if !ends_soon(&mut child)? {
-        child.kill()?;
-        child.wait()?;
+    match ends_soon(&mut child)? {
+        Some(status) => outcome.verdict = outcome.verdict.of_emulator(status),
+        None => {
+            child.kill()?;
+            child.wait()?;
+        }
     }
     let _ = fs::write(machine.folder.join("console"), &outcome.console);
     Ok(outcome)
@@ -389,14 +405,14 @@ fn read_result(mut reader: impl BufRead) -> Option<GuestResult> {
     Some(GuestResult { status, complaints: String::from_utf8_lossy(&complaints).into_owned(), files })
 }
 
-fn ends_soon(child: &mut Child) -> Result<bool> {
+fn ends_soon(child: &mut Child) -> Result<Option<ExitStatus>> {
     for _ in 0..200 {
-        if child.try_wait()?.is_some() {
-            return Ok(true);
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
         }
         thread::sleep(Duration::from_millis(10));
     }
-    Ok(false)
+    Ok(None)
 }
 
 fn read_errors(child: &mut Child) -> String {
@@ -410,6 +426,14 @@ fn read_errors(child: &mut Child) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_signal_is_the_emulators_fault() {
+        let vanished = || Verdict::Vanished("said".to_owned());
+        assert_eq!(vanished().of_emulator(ExitStatus::from_raw(6)), Verdict::Crashed("said".to_owned()));
+        assert_eq!(vanished().of_emulator(ExitStatus::from_raw(1 << 8)), vanished());
+        assert_eq!(Verdict::Exited(0).of_emulator(ExitStatus::from_raw(6)), Verdict::Exited(0));
+    }
 
     #[test]
     fn a_result_is_a_line_and_two_blocks() {

@@ -20,7 +20,16 @@ impl Report {
     /// Begins the report of one kernel, whose output is shown on `show`. If the guest is to run tests, it has to name
     /// at least one. If it is not `alone`, others run at the same time, and each line names its kernel.
     pub(crate) fn kernel<W: Write>(row: &Row, tests: bool, alone: bool, show: W) -> Lines<'_, W> {
-        Lines { report: Self::default(), row, tests, alone, show, line: Vec::new() }
+        Lines {
+            report: Self::default(),
+            row,
+            tests,
+            alone,
+            show,
+            line: Vec::new(),
+            last: None,
+            said_anything: false,
+        }
     }
 
     /// Adds what another kernel's tests came to.
@@ -57,6 +66,14 @@ impl fmt::Display for Report {
     }
 }
 
+/// Where to go on.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Resume {
+    Start,
+    /// This test.
+    After(String),
+}
+
 /// The output of one guest: shown as it comes, read line by line.
 pub(crate) struct Lines<'a, W> {
     report: Report,
@@ -65,11 +82,15 @@ pub(crate) struct Lines<'a, W> {
     alone: bool,
     show: W,
     line: Vec<u8>,
+    /// The last test that said how it ended.
+    last: Option<String>,
+    said_anything: bool,
 }
 
 impl<W: Write> Lines<'_, W> {
     /// The next bytes of the output.
     pub(crate) fn take(&mut self, bytes: &[u8]) {
+        self.said_anything = true;
         if self.alone {
             let _ = self.show.write_all(bytes).and_then(|()| self.show.flush());
         }
@@ -78,6 +99,17 @@ impl<W: Write> Lines<'_, W> {
             if piece.ends_with(b"\n") {
                 self.read_line();
             }
+        }
+    }
+
+    /// Where another machine can go on after the emulator of this one crashed, which says nothing about the guest:
+    /// after the test that this names, or at the beginning. None where it would repeat what was already said.
+    pub(crate) fn resume(&mut self) -> Option<Resume> {
+        self.line.clear();
+        match &self.last {
+            Some(test) if self.tests => Some(Resume::After(test.clone())),
+            None if self.tests || !self.said_anything => Some(Resume::Start),
+            _ => None,
         }
     }
 
@@ -99,6 +131,7 @@ impl<W: Write> Lines<'_, W> {
             Verdict::Trouble(line) => self.fail(&format!("the kernel got into trouble: {line}")),
             Verdict::Hang(how) => self.fail(&format!("hang: {how}")),
             Verdict::Vanished(said) => self.fail(&format!("the machine ended early {said}")),
+            Verdict::Crashed(said) => self.fail(&format!("the emulator crashed again and again: {said}")),
         }
         if !complaints.is_empty() {
             self.fail("the kernel's log has complaints");
@@ -125,6 +158,7 @@ impl<W: Write> Lines<'_, W> {
             let _ = self.show.write_all(shown.as_bytes());
         }
         let Some((name, result)) = test else { return };
+        self.last = Some(name.to_owned());
         match result.split_whitespace().next() {
             Some("ok") => self.report.passed += 1,
             Some("FAILED") => self.fail(name),
@@ -182,6 +216,26 @@ mod tests {
     fn a_skip_fails_where_a_backend_is_demanded() {
         let text = report(&row(&["ebpf"]), b"test c ... skipped (no ebpf)\n", &Verdict::Exited(0));
         assert!(text.ends_with("0 passed, 1 failed, 0 skipped"), "{text}");
+    }
+
+    #[test]
+    fn tests_go_on_after_the_last_one() {
+        let row = row(&[]);
+        let mut lines = Report::kernel(&row, true, true, std::io::sink());
+        assert_eq!(lines.resume(), Some(Resume::Start));
+        lines.take(b"test a ... ok\ntest b ... F");
+        assert_eq!(lines.resume(), Some(Resume::After("a".to_owned())));
+        lines.take(b"test b ... ok\n");
+        assert_eq!(lines.finish(&Verdict::Exited(0), "").to_string(), "2 passed, 0 failed, 0 skipped");
+    }
+
+    #[test]
+    fn a_command_that_spoke_is_not_repeated() {
+        let row = row(&[]);
+        let mut lines = Report::kernel(&row, false, true, std::io::sink());
+        assert_eq!(lines.resume(), Some(Resume::Start));
+        lines.take(b"one");
+        assert_eq!(lines.resume(), None);
     }
 
     #[test]
