@@ -12,6 +12,7 @@ use std::rc::Rc;
 /// A sink with its totals. After the first failure of the sink nothing more is written.
 pub(super) struct Outlet {
     sink: Box<dyn Sink>,
+    shows_paths: bool,
     totals: Totals,
     limit: Option<NonZeroU64>,
     failed: Option<io::Error>,
@@ -24,7 +25,8 @@ pub(super) struct Outlet {
 impl Outlet {
     /// Gives out at most `limit` packets.
     pub(super) fn new(sink: Box<dyn Sink>, limit: Option<NonZeroU64>) -> Self {
-        Self { sink, totals: Totals::default(), limit, failed: None, doubt: None, shown: None }
+        let shows_paths = sink.shows_paths();
+        Self { sink, shows_paths, totals: Totals::default(), limit, failed: None, doubt: None, shown: None }
     }
 
     /// Says that tracing has begun.
@@ -41,6 +43,11 @@ impl Outlet {
     /// Whether all packets that were asked for have been given out.
     pub(super) fn enough(&self) -> bool {
         self.limit.is_some_and(|limit| self.totals.packets >= limit.get()) || self.sink.enough()
+    }
+
+    /// Whether the steps of a path are shown with it, too.
+    pub(super) fn shows_paths(&self) -> bool {
+        self.shows_paths
     }
 
     /// Gives out a step.

@@ -52,6 +52,8 @@ struct AtHook {
     all: u64,
     sure: u64,
     nat: u64,
+    /// Something stands at a hook that can come after this one; then the same for what goes out through loopback.
+    goes_on: [bool; 2],
 }
 
 /// A base chain at devices, which probes do not trace.
@@ -73,6 +75,17 @@ pub struct Stands {
 /// The bits of the first `count`, at most 64.
 fn lowest(count: usize) -> u64 {
     u64::MAX.checked_shl(count as u32).map_or(u64::MAX, |above| !above)
+}
+
+/// Hooks that can come after another; `loopback` says whether the packet goes out through such a device.
+fn hooks_after(hook: Hook, loopback: bool) -> &'static [Hook] {
+    match hook {
+        Hook::Prerouting => &[Hook::Input, Hook::Forward, Hook::Postrouting],
+        Hook::Output if loopback => &[Hook::Postrouting, Hook::Prerouting, Hook::Input],
+        Hook::Forward | Hook::Output => &[Hook::Postrouting],
+        Hook::Postrouting if loopback => &[Hook::Prerouting, Hook::Input],
+        Hook::Input | Hook::Postrouting | Hook::Ingress | Hook::Egress => &[],
+    }
 }
 
 impl Stands {
@@ -138,6 +151,10 @@ impl Stands {
             (at.sure, at.nat) = (bits(|stand| stand.sure), bits(|stand| stand.nat));
             at.all = lowest(at.stands.len());
         }
+        for hook in Hook::ALL.iter().take(self.hooks.len()) {
+            let any = |loopback| hooks_after(*hook, loopback).iter().any(|later| self.all(*later as u8) != 0);
+            self.hooks[*hook as usize].goes_on = [any(false), any(true)];
+        }
     }
 
     fn at(&self, hook: u8) -> &AtHook {
@@ -177,6 +194,12 @@ impl Stands {
     /// All that are there, or may have come.
     pub(super) fn all(&self, hook: u8) -> u64 {
         self.at(hook).all
+    }
+
+    /// Whether something stands at a hook that can come after this one.
+    #[inline]
+    pub(super) fn goes_on(&self, hook: u8, loopback: bool) -> bool {
+        self.at(hook).goes_on[usize::from(loopback)]
     }
 
     /// Whether there are legacy tables, whose shared sequence count shows what probes have missed.

@@ -94,6 +94,8 @@ struct Open {
     has_nat: bool,
     /// Where it was sent to, if that can matter.
     outdev: [u8; 16],
+    /// Something of its way is known.
+    begun: bool,
 }
 
 /// What a packet waits for.
@@ -506,13 +508,13 @@ impl Open {
         let path = Path {
             packet: number,
             family: visit.family,
-            steps: Vec::with_capacity(USUAL_STEPS),
+            steps: Vec::new(),
             verdict: None,
             certainty: Certainty::Complete,
             why: Vec::new(),
             outcome: None,
             note: None,
-            generation: Vec::with_capacity(USUAL_STEPS),
+            generation: Vec::new(),
             netns: Some(visit.netns),
         };
         let (last, skb, exit_ns) = (visit.place, visit.skb, visit.entry_ns);
@@ -529,6 +531,7 @@ impl Open {
             established,
             has_nat,
             outdev: [0; 16],
+            begun: false,
         }
     }
 
@@ -558,8 +561,11 @@ impl Open {
         earlier: Option<Connection>,
         later: Option<Connection>,
     ) -> u64 {
-        let nat = self.stands.nat(hook);
         let missing = self.stands.sure(hook) & among & !met;
+        let nat = self.stands.nat(hook);
+        if missing & nat == 0 || met & nat != 0 {
+            return missing & !nat;
+        }
         let consulted = match (earlier, later) {
             (Some(earlier), _) => earlier.undecided(hook),
             (None, Some(later)) => later.is_first(),
@@ -567,7 +573,7 @@ impl Open {
         };
         // The first that decides is the last that is asked.
         let first_nat = (missing & nat) & (missing & nat).wrapping_neg();
-        let asked = if consulted && met & nat == 0 { first_nat } else { 0 };
+        let asked = if consulted { first_nat } else { 0 };
         (missing & !nat) | asked
     }
 
@@ -625,7 +631,7 @@ impl Open {
     fn add(&mut self, part: Part<'_>, visit: &Visit) {
         let place = visit.place;
         let (before, bit) = self.stands.place(place.hook, place.priority, place.key);
-        if !self.path.steps.is_empty() || self.path.verdict.is_some() {
+        if self.begun {
             let last = self.last;
             // What was missing before that has been said.
             let behind = self.behind;
@@ -665,12 +671,19 @@ impl Open {
             self.meets_untraced(Hook::Ingress, &indev);
             self.outdev = outdev;
         }
+        self.begun = true;
         self.header = visit.exit;
         self.last = place;
         self.behind = before;
         self.met |= bit;
         self.exit_ns = visit.entry_ns;
-        self.path.steps.append(part.steps);
+        if !part.steps.is_empty() {
+            if self.path.steps.is_empty() {
+                self.path.steps.reserve(USUAL_STEPS);
+                self.path.generation.reserve(USUAL_STEPS);
+            }
+            self.path.steps.append(part.steps);
+        }
         self.path.verdict = part.verdict.or(self.path.verdict);
         self.path.certainty = self.path.certainty.max(part.certainty);
         self.path.outcome = part.outcome;
@@ -679,7 +692,9 @@ impl Open {
         {
             self.path.why.push(why);
         }
-        self.path.generation.extend(part.generation);
+        if let Some(generation) = part.generation {
+            self.path.generation.push(generation);
+        }
     }
 
     /// A device where it was, or went, can have base chains that are not traced.
@@ -701,17 +716,6 @@ impl Open {
         if nat { ahead } else { ahead & !self.stands.nat(hook) }
     }
 
-    /// Hooks that can come after the one where the packet was last.
-    fn hooks_ahead(&self) -> &'static [Hook] {
-        match Hook::ALL[usize::from(self.last.hook)] {
-            Hook::Prerouting => &[Hook::Input, Hook::Forward, Hook::Postrouting],
-            Hook::Output if self.last.loopback => &[Hook::Postrouting, Hook::Prerouting, Hook::Input],
-            Hook::Forward | Hook::Output => &[Hook::Postrouting],
-            Hook::Postrouting if self.last.loopback => &[Hook::Prerouting, Hook::Input],
-            Hook::Input | Hook::Postrouting | Hook::Ingress | Hook::Egress => &[],
-        }
-    }
-
     /// What can be seen of the packet after what it met last.
     #[inline]
     fn next(&self) -> Next {
@@ -727,8 +731,7 @@ impl Open {
     #[inline]
     fn is_unfinished(&self) -> bool {
         let over = matches!(self.path.verdict, Some(Verdict::Drop | Verdict::Stolen));
-        let later = || self.hooks_ahead().iter().any(|hook| self.stands.all(*hook as u8) != 0);
-        !over && (self.ahead() != 0 || later())
+        !over && (self.stands.goes_on(self.last.hook, self.last.loopback) || self.ahead() != 0)
     }
 
     /// Whether it has to be seen again: between these hooks hardly anything drops a packet.

@@ -55,6 +55,10 @@ impl<W: Write> Sink for Line<W> {
         Ok(())
     }
 
+    fn shows_paths(&self) -> bool {
+        false
+    }
+
     fn finish(&mut self, _totals: &Totals) -> io::Result<()> {
         self.flush()
     }

@@ -126,6 +126,10 @@ pub trait Sink {
     fn log_style(&mut self, _style: LogStyle) {}
     /// A packet is done.
     fn path(&mut self, path: &Path) -> io::Result<()>;
+    /// Whether the steps of a path and its tables matter to [`path`](Self::path).
+    fn shows_paths(&self) -> bool {
+        true
+    }
     /// What a packet says to the rule of this name, `table:chain:rule:number`, that it passed. Comes before its path.
     fn told(&mut self, _packet: u64, _name: &str, _told: &Told) -> io::Result<()> {
         Ok(())

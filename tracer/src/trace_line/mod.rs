@@ -101,9 +101,7 @@ fn after_name(line: &mut Line, packet: &PacketView<'_>, style: LogStyle) {
 }
 
 fn whole_line(out: &mut Vec<u8>, fill: impl FnOnce(&mut Line)) {
-    let mut line = Line::new();
-    fill(&mut line);
-    out.extend_from_slice(line.as_bytes());
+    out.extend_from_slice(Line::default().filled(fill));
 }
 
 /// From the IP header on.

@@ -114,7 +114,7 @@ const NET6: &str = "SRC=fd09:0000:0000:0000:0000:0000:0000:0002 DST=fd09:0000:00
 #[test]
 fn numbers_as_the_kernel_prints_them() {
     for value in [0, 9, 10, 99, 100, 255, 256, 999, 1000, 65535, 99999, 100000, 4294967295] {
-        let mut line = Line::new();
+        let mut line = Line::default();
         line.decimal(value);
         line.text(b" ");
         line.short_hex(value);
@@ -128,7 +128,7 @@ fn numbers_as_the_kernel_prints_them() {
 fn all_but_printable_ascii_is_escaped() {
     for before in 0..16 {
         for byte in 0..=u8::MAX {
-            let mut line = Line::new();
+            let mut line = Line::default();
             line.raw(&b"a name with blanks"[..before]);
             line.raw(&[byte, b'~', b' ']);
             line.escape();

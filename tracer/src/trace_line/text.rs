@@ -47,14 +47,24 @@ fn digit_count(value: u8) -> usize {
 
 /// The line being written, cut where the kernel cuts it. Holds what `struct nf_log_buf` holds, and room for one text
 /// beyond, so that one comparison tells whether a text goes in.
+#[derive(Debug)]
 pub(super) struct Line {
     bytes: [u8; LINE_MAX + TEXT_MAX],
     len: usize,
 }
 
-impl Line {
-    pub(super) fn new() -> Self {
+impl Default for Line {
+    fn default() -> Self {
         Self { bytes: [0; LINE_MAX + TEXT_MAX], len: 0 }
+    }
+}
+
+impl Line {
+    /// What `fill` writes from the beginning.
+    pub(super) fn filled(&mut self, fill: impl FnOnce(&mut Self)) -> &[u8] {
+        self.len = 0;
+        fill(self);
+        self.as_bytes()
     }
 
     pub(super) fn as_bytes(&self) -> &[u8] {
@@ -94,7 +104,7 @@ impl Line {
         if is_printable_text(self.as_bytes()) {
             return;
         }
-        let mut escaped = Self::new();
+        let mut escaped = Self::default();
         for &byte in self.as_bytes() {
             if is_printable(byte) {
                 escaped.text(&[byte]);

@@ -1,7 +1,7 @@
 //! Writing many lines: what is the same as a moment ago is copied.
 
-use super::text::{LINE_MAX, is_printable_text};
-use super::{LogStyle, PREFIX, devices, headers, owner_and_mark, whole_line};
+use super::text::{LINE_MAX, Line, is_printable_text};
+use super::{LogStyle, PREFIX, devices, headers, owner_and_mark};
 use crate::packet::PacketView;
 use crate::packet::recent::{Content, Devices, Recent};
 
@@ -13,6 +13,8 @@ pub struct Writer {
     headers: Recent<Content, Headers>,
     /// What follows the name in the line that was written last.
     rest: Vec<u8>,
+    /// Memory for what is being written.
+    line: Line,
 }
 
 /// What a line says of a packet's headers.
@@ -32,18 +34,22 @@ impl Writer {
     /// Appends the line for a packet at an entry, as [`write`](super::write) does.
     pub fn write(&mut self, out: &mut Vec<u8>, name: &str, packet: &PacketView<'_>) {
         let style = self.style;
-        let devices = self.devices.text(packet, |text| whole_line(text, |line| devices(line, packet, style)));
+        let line = &mut self.line;
+        let devices = self.devices.text(packet, |text| {
+            text.extend_from_slice(line.filled(|line| devices(line, packet, style)));
+        });
         // A packet that comes in over loopback has lost its owner, and is otherwise as it went out.
         let bare = PacketView { owner: None, mark: 0, ..*packet };
         let headers = self.headers.made(&bare, |made| {
             made.text.clear();
-            whole_line(&mut made.text, |line| made.goes_on = headers(line, &bare, style).is_continue());
+            let text = line.filled(|line| made.goes_on = headers(line, &bare, style).is_continue());
+            made.text.extend_from_slice(text);
         });
         self.rest.clear();
         self.rest.extend_from_slice(devices);
         self.rest.extend_from_slice(&headers.text);
         if headers.goes_on {
-            whole_line(&mut self.rest, |line| owner_and_mark(line, packet));
+            self.rest.extend_from_slice(line.filled(|line| owner_and_mark(line, packet)));
         }
         if !self.write_again(out, name) {
             super::write(out, name, packet, style);

@@ -361,7 +361,7 @@ impl Interpreter {
         self.history.version(traversal)
     }
 
-    /// Gives out the steps of a traversal, and puts their names into `names`.
+    /// Gives out the steps of a traversal, and puts their names into `names` if they will be asked for.
     fn steps<'n>(
         &mut self,
         number: u64,
@@ -408,20 +408,25 @@ impl Interpreter {
         if !again {
             self.shown.forget();
         }
+        let named = self.outlet.shows_paths();
         let last = entries.len().saturating_sub(1);
         for (index, &entry) in entries.iter().enumerate() {
             if again
                 && let Some(name) = version.known_name(entry)
                 && self.outlet.step_again(name)
             {
-                names.push(Rc::clone(name));
+                if named {
+                    names.push(Rc::clone(name));
+                }
                 continue;
             }
             let Some((name, rule)) = version.rule(entry) else {
                 certainty = Certainty::Inexact;
                 continue;
             };
-            names.push(Rc::clone(name));
+            if named {
+                names.push(Rc::clone(name));
+            }
             let (state, view_doubt) = views.at(index);
             let ended = (index == last && outcome.is_none()).then_some(traversal.verdict);
             let step = Step {
@@ -445,7 +450,7 @@ impl Interpreter {
             steps: names,
             certainty,
             why,
-            generation: Some(Rc::clone(&version.tag)),
+            generation: named.then(|| Rc::clone(&version.tag)),
             outcome,
             verdict: verdict_of(traversal),
         }
