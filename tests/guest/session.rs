@@ -20,6 +20,8 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(180);
 const SHORT_SILENCE: u32 = 4;
 /// Looks without a change, after which nothing more will come.
 const LONG_SILENCE: u32 = 400;
+/// The same as long as the tracer has told nothing: it may be reading rules.
+const FIRST_SILENCE: u32 = 4000;
 
 pub(crate) struct Session {
     pub(crate) lab: Lab,
@@ -166,7 +168,8 @@ impl Session {
             let over = match silence {
                 SHORT_SILENCE => is_settled(&rows, &trace),
                 // What nobody saw never comes.
-                LONG_SILENCE.. => is_finished(&trace),
+                FIRST_SILENCE.. => is_finished(&trace),
+                LONG_SILENCE.. => is_finished(&trace) && (rows.is_empty() || !trace.steps.is_empty()),
                 _ => false,
             };
             over.then_some(())

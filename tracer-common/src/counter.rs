@@ -12,6 +12,8 @@ pub enum Counter {
     LeftOut,
     /// Runs of nftables left out for the same reason.
     RunsLeftOut,
+    /// Traversals of traced packets whose end no program saw.
+    Unended,
     /// Frames thrown away because more traversals were open on one CPU than there are frames.
     Overflowed,
     /// Exits that belong to no open frame of the CPU they happened on.
@@ -20,6 +22,13 @@ pub enum Counter {
 
 impl Counter {
     /// All counters, by index.
-    pub const ALL: [Self; 6] =
-        [Self::Lost, Self::Missed, Self::LeftOut, Self::RunsLeftOut, Self::Overflowed, Self::OrphanExits];
+    pub const ALL: [Self; 7] = [
+        Self::Lost,
+        Self::Missed,
+        Self::LeftOut,
+        Self::RunsLeftOut,
+        Self::Unended,
+        Self::Overflowed,
+        Self::OrphanExits,
+    ];
 }

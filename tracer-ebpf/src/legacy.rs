@@ -177,6 +177,7 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
     cpu().depth.set(depth);
     let frame = state.frame(depth);
     if frame.traced.get() != 0 {
+        count(Counter::Unended, 1);
         // SAFETY: a per-CPU map value of this program's own.
         unsafe {
             let traversal = &mut *(&raw mut (*record).traversal);

@@ -362,11 +362,12 @@ impl Ebpf {
         Ok(Lost { records: self.counter(Counter::Lost)?, missed_runs })
     }
 
-    /// Traversals of tables that no program saw. The sequence count does not tell of those that one target starts inside
-    /// another traversal, and the kernel does not tell of those that found none of our probes in place.
+    /// Traversals of tables that no program saw, or not to their end: the kernel leaves the exit of one out where another
+    /// exit is at work, and then nobody knows its rules. The sequence count does not tell of those that one target starts
+    /// inside another traversal, and the kernel does not tell of those that found none of our probes in place.
     pub fn missed_traversals(&self) -> Result<u64, Error> {
         let missed = self.counter(Counter::Missed)?.max(self.left_out(Begins::Traversal)?);
-        Ok(self.counter(Counter::LeftOut)? + missed)
+        Ok(self.counter(Counter::LeftOut)? + self.counter(Counter::Unended)? + missed)
     }
 
     fn left_out(&self, begins: Begins) -> Result<u64, Error> {
