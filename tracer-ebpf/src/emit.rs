@@ -9,7 +9,7 @@ use core::ffi::c_void;
 use core::mem::offset_of;
 use core::ptr::{read_volatile, write_volatile};
 use tracer_common::counter::Counter;
-use tracer_common::legacy::{FIRST_MATCHES, Traversal};
+use tracer_common::legacy::{EXIT_BYTES, FIRST_MATCHES, Traversal};
 
 /// Adds to a per-CPU counter.
 #[inline(always)]
@@ -21,7 +21,8 @@ pub fn count(counter: Counter, amount: u64) {
 }
 
 /// Sends a traversal with its first matches. Copied word by word into a reservation, which costs a third of what the
-/// helper that copies by itself costs.
+/// helper that copies by itself costs. What is not counted as copied is left as the ring has it: matches beyond the last,
+/// bytes at exit where there are none.
 ///
 /// # Safety
 /// `record` must be valid, and all of its traversal written.
@@ -37,13 +38,15 @@ pub unsafe fn send_traversal(record: *const Record, state: &State) {
         let from = record.cast::<u64>();
         let matches = (&raw const (*record).tail.matches).cast::<u64>();
         const FIRST_MATCH: usize = offset_of!(Traversal, matches) / 8;
-        const AFTER_MATCHES: usize = FIRST_MATCH + FIRST_MATCHES;
+        const EXIT_BYTES_AT: usize = FIRST_MATCH + FIRST_MATCHES;
+        const AFTER_EXIT: usize = EXIT_BYTES_AT + EXIT_BYTES / 8;
+        const { assert!(offset_of!(Traversal, exit_bytes) == EXIT_BYTES_AT * 8) };
         copy_words::<FIRST_MATCH>(to, from);
         copy_words::<FIRST_MATCHES>(to.add(FIRST_MATCH), matches);
-        copy_words::<{ size_of::<Traversal>() / 8 - AFTER_MATCHES }>(
-            to.add(AFTER_MATCHES),
-            from.add(AFTER_MATCHES),
-        );
+        if (*record).traversal.exit.copied != 0 {
+            copy_words::<{ EXIT_BYTES / 8 }>(to.add(EXIT_BYTES_AT), from.add(EXIT_BYTES_AT));
+        }
+        copy_words::<{ size_of::<Traversal>() / 8 - AFTER_EXIT }>(to.add(AFTER_EXIT), from.add(AFTER_EXIT));
         let sent = state.records.get().wrapping_add(1);
         state.records.set(sent);
         let flags = if sent % RECORDS_PER_LOOK == 0 { wake() } else { u64::from(BPF_RB_NO_WAKEUP) };

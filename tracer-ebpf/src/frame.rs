@@ -149,6 +149,8 @@ pub struct State {
     tables: [KnownTable; TABLE_SLOTS as usize],
     /// Snapshots of small tables, by frame.
     small: UnsafeCell<[SmallBlock; DEPTH as usize]>,
+    /// The counters of a small table as they are now.
+    small_now: UnsafeCell<SmallBlock>,
     /// What is asked about a table for the first time: see [`crate::snapshot::survey`].
     pub policies: UnsafeCell<Policies>,
     /// Where its chains begin, and where their policies are, by hook.
@@ -229,6 +231,12 @@ impl State {
         let depth = crate::snapshot::mask::<{ DEPTH - 1 }>(u64::from(depth)) as usize;
         // SAFETY: the mask keeps the index in range.
         unsafe { self.small.get().cast::<SmallBlock>().add(depth) }
+    }
+
+    /// Room for the counters of a small table, to be compared with its snapshot.
+    #[inline(always)]
+    pub fn small_now(&self) -> *mut SmallBlock {
+        self.small_now.get()
     }
 }
 

@@ -61,12 +61,13 @@ pub struct End {
 pub fn enter<A: Access>(call: &Call) {
     let cpu = cpu();
     let alone = cpu.alone(|| {
-        if cpu.depth.get() == 0 && Question::of::<A>(call).is_some_and(|question| question.is_untraced()) {
+        let Some(question) = Question::of::<A>(call) else { return };
+        if cpu.depth.get() == 0 && question.is_untraced() {
             drop_none(pass(cpu));
         } else {
-            // A copy, so that the short way needs no memory.
-            let call = *call;
-            follow::<A>(&call);
+            // Copies, so that the short way needs no memory.
+            let (call, question) = (*call, question);
+            follow::<A>(cpu, &call, &question);
         }
     });
     if !alone {
@@ -91,9 +92,7 @@ fn leave_out() {
 /// The way of a packet that is traced, has to be judged, or comes while another one is followed. Apart from the short
 /// one, which would have to share its registers.
 #[inline(never)]
-fn follow<A: Access>(call: &Call) {
-    let cpu = cpu();
-    let Some(question) = Question::of::<A>(call) else { return };
+fn follow<A: Access>(cpu: &Cpu, call: &Call, question: &Question) {
     match question.decide::<A>(call) {
         Some(selected) => drop_none(push::<A>(cpu, call, Some((question.hook(), selected)))),
         None if cpu.depth.get() != 0 => drop_none(push::<A>(cpu, call, None)),
@@ -600,15 +599,15 @@ pub fn leave<A: Access>(end: &End) {
         }
         if cpu.depth.get() != 0 {
             let end = *end;
-            end_frame::<A>(&end);
+            end_frame::<A>(cpu, &end);
         }
     });
 }
 
 /// Apart from the short way, as [`follow`] is.
 #[inline(never)]
-fn end_frame<A: Access>(end: &End) {
-    drop_none(pop::<A>(cpu(), end));
+fn end_frame<A: Access>(cpu: &Cpu, end: &End) {
+    drop_none(pop::<A>(cpu, end));
 }
 
 /// Ends the frame of a traversal, if it has one.
@@ -641,13 +640,16 @@ fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
     let depth = snapshot::mask::<{ DEPTH - 1 }>(u64::from(depth)) as u32;
     let frame = state.frame(depth);
     let per_cpu = kernel::per_cpu_offset(cpu)?;
-    let traced = frame.traced.get() != 0;
-    let changed = traced && snapshot::compare(frame, depth);
-    let sequence = kernel::recseq(per_cpu)?;
-    if traced {
+    let sequence = if frame.traced.get() != 0 {
+        let record = RECORDS.get_ptr_mut(depth)?;
+        let changed = snapshot::compare(state, frame, record, depth);
+        let sequence = kernel::recseq(per_cpu)?;
         check(cpu, frame, sequence);
-        finish::<A>(state, frame, depth, end, changed)?;
-    }
+        finish::<A>(state, frame, record, end, changed);
+        sequence
+    } else {
+        kernel::recseq(per_cpu)?
+    };
     cpu.depth.set(depth);
     if depth > 0 {
         let outer = state.frame(depth - 1);
@@ -697,8 +699,7 @@ fn check(cpu: &Cpu, frame: &Frame, sequence: u32) {
 
 /// Fills the exit half of the record and sends it. `changed` says whether a target may have changed the packet.
 #[inline(always)]
-fn finish<A: Access>(state: &State, frame: &Frame, depth: u32, end: &End, changed: bool) -> Option<()> {
-    let record: *mut Record = RECORDS.get_ptr_mut(depth)?;
+fn finish<A: Access>(state: &State, frame: &Frame, record: *mut Record, end: &End, changed: bool) {
     // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
     let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
     identify(traversal, frame);
@@ -741,12 +742,11 @@ fn finish<A: Access>(state: &State, frame: &Frame, depth: u32, end: &End, change
         // SAFETY: a map value and a reservation, both of the size of a traversal; the matches were written by
         // `snapshot`, those beyond the last one are left from others and not counted.
         unsafe { send_traversal(record, state) };
-        return Some(());
+        return;
     }
     traversal.kind = kind::LONG_TRAVERSAL;
     let matches = snapshot::bounded(matches, MAX_MATCHES as u32);
     let tail = (MORE_BYTES + LONG_EXIT_BYTES) as u64 + u64::from(matches) * size_of::<Match>() as u64;
     // SAFETY: at most the size of the record.
     unsafe { send(record.cast::<u8>(), size_of::<Traversal>() as u64 + tail) };
-    Some(())
 }

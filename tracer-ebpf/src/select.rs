@@ -176,9 +176,12 @@ impl Question {
             || (nft!(witness) != 0 && before & POSITION == self.now && !met().has(self.tag))
     }
 
-    /// What saw the packet of this slot where it was last.
+    /// What saw the packet of this slot where it was last, if that is kept.
     #[inline(always)]
     fn met(&self) -> Met {
+        if nft!(witness) == 0 {
+            return Met(0);
+        }
         Met(MET.get::<{ DECISIONS - 1 }>(self.slot))
     }
 

@@ -14,7 +14,7 @@
 use crate::config::offset;
 use crate::frame::{Frame, HOOKS, KnownTable, Rules, SMALL, State, cpu, state};
 use crate::kernel::{copy, per_cpu_offset, read};
-use crate::maps::{BLOCK_OFFSETS, BLOCK_SCRATCH, Block, CURRENT, MAX_BLOCKS, RECORDS, SNAPSHOTS};
+use crate::maps::{BLOCK_OFFSETS, BLOCK_SCRATCH, Block, CURRENT, MAX_BLOCKS, RECORDS, Record, SNAPSHOTS};
 use tracer_common::legacy::{MAX_MATCHES, RULES_PER_BLOCK, doubt};
 
 /// IPv4 and IPv6 entries: where the counters lie, and the length of the entry (`struct ipt_entry`, `struct ip6t_entry`;
@@ -87,10 +87,16 @@ pub fn first_block(private: u64, family: u8, per_cpu: u64) -> Option<u64> {
 /// older verifiers learn nothing.
 #[inline(always)]
 pub fn opaque(value: u32) -> u32 {
-    let mut opaque = u64::from(value);
+    whole(u64::from(value)) as u32
+}
+
+/// [`opaque`] for a whole register.
+#[inline(always)]
+fn whole(value: u64) -> u64 {
+    let mut opaque = value;
     // SAFETY: moves a register to itself.
     unsafe { core::arch::asm!("{0} = {0}", inout(reg) opaque) };
-    opaque as u32
+    opaque
 }
 
 /// `value`, at most `limit`, compared where the verifier can see it.
@@ -531,14 +537,11 @@ pub fn take_small(state: &State, frame: &Frame, depth: u32) {
     }
 }
 
-/// What [`compare_block`] does, for a small table.
-#[unsafe(no_mangle)]
+/// What [`compare_block`] does, for a small table. Not a global function: it is called in one place only, and saves the
+/// look-ups of what its caller has.
 #[inline(never)]
-pub extern "C" fn compare_small(depth: u32) -> u32 {
-    let Some(state) = state() else { return 1 };
-    let Some(record) = RECORDS.get_ptr_mut(depth) else { return 1 };
-    let Some(current) = CURRENT.get_ptr_mut(0) else { return 1 };
-    let frame = state.frame(depth);
+fn compare_small(state: &'static State, record: *mut Record, depth: u32) -> u32 {
+    let (frame, current) = (state.frame(depth), state.small_now());
     if !copy_small(frame, current.cast::<u8>()) {
         return 1;
     }
@@ -551,14 +554,15 @@ pub extern "C" fn compare_small(depth: u32) -> u32 {
     unsafe {
         let mut found = 0;
         let matches = (&raw mut (*record).tail.matches).cast::<u64>();
-        for rule in 0..SMALL {
-            if rule >= opaque(count) {
+        // In whole registers: halves would have to be cleared in each turn.
+        for rule in 0..u64::from(SMALL) {
+            if rule >= whole(u64::from(count)) {
                 break;
             }
             let at = rule as usize * 2;
             let moved = (*now.add(at)).wrapping_sub(*before.add(at)) & 0xffff_ffff;
             let slot = mask::<{ SMALL - 1 }>(found) as usize;
-            core::ptr::write_volatile(matches.add(slot), u64::from(first + rule) | (moved << 32));
+            core::ptr::write_volatile(matches.add(slot), (u64::from(first) + rule) | (moved << 32));
             found += is_nonzero(moved);
             changed |= (changers >> rule) & is_nonzero(moved);
         }
@@ -575,8 +579,7 @@ const CHANGED: u32 = 2;
 #[inline(never)]
 pub extern "C" fn adjust_small(depth: u32, resume: u32) -> u32 {
     let Some(state) = state() else { return 1 };
-    let Some(current) = CURRENT.get_ptr_mut(0) else { return 1 };
-    let frame = state.frame(depth);
+    let (frame, current) = (state.frame(depth), state.small_now());
     if !copy_small(frame, current.cast::<u8>()) {
         return 1;
     }
@@ -618,18 +621,16 @@ pub fn resume(frame: &Frame, depth: u32) {
 
 /// Writes the matches to the frame's record. Says whether a target may have changed the packet.
 #[inline(always)]
-pub fn compare(frame: &Frame, depth: u32) -> bool {
+pub fn compare(state: &'static State, frame: &Frame, record: *mut Record, depth: u32) -> bool {
     if frame.number.get() <= SMALL {
-        let result = compare_small(depth);
+        let result = compare_small(state, record, depth);
         check(frame, result & !CHANGED);
         return result != 0;
     }
     check(frame, compare_blocks(depth));
-    if let Some(record) = RECORDS.get_ptr(depth) {
-        // SAFETY: a map value.
-        if unsafe { (*record).traversal.match_count } > MAX_MATCHES as u32 {
-            frame.doubt(doubt::TOO_MANY);
-        }
+    // SAFETY: a map value.
+    if unsafe { (*record).traversal.match_count } > MAX_MATCHES as u32 {
+        frame.doubt(doubt::TOO_MANY);
     }
     true
 }
