@@ -39,10 +39,15 @@ pub unsafe fn send_traversal(record: *const Record, state: &State) {
         let matches = (&raw const (*record).tail.matches).cast::<u64>();
         const FIRST_MATCH: usize = offset_of!(Traversal, matches) / 8;
         const EXIT_BYTES_AT: usize = FIRST_MATCH + FIRST_MATCHES;
+        const FEW: usize = FIRST_MATCHES / 2;
         const AFTER_EXIT: usize = EXIT_BYTES_AT + EXIT_BYTES / 8;
         const { assert!(offset_of!(Traversal, exit_bytes) == EXIT_BYTES_AT * 8) };
         copy_words::<FIRST_MATCH>(to, from);
-        copy_words::<FIRST_MATCHES>(to.add(FIRST_MATCH), matches);
+        // Most packets meet few rules of a table.
+        copy_words::<FEW>(to.add(FIRST_MATCH), matches);
+        if (*record).traversal.match_count > FEW as u32 {
+            copy_words::<{ FIRST_MATCHES - FEW }>(to.add(FIRST_MATCH + FEW), matches.add(FEW));
+        }
         if (*record).traversal.exit.copied != 0 {
             copy_words::<{ EXIT_BYTES / 8 }>(to.add(EXIT_BYTES_AT), from.add(EXIT_BYTES_AT));
         }

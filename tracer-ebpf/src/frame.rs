@@ -171,6 +171,12 @@ unsafe impl Sync for Cpu {}
 unsafe impl Sync for State {}
 
 impl Cpu {
+    /// Number of the CPU whose line this is, without asking for it again.
+    #[inline(always)]
+    pub fn number(&self) -> u32 {
+        (distance(core::ptr::from_ref(self) as u64) / size_of::<Self>() as u64) as u32
+    }
+
     /// Does something as the only program at work on this CPU. Returns whether it could be done.
     #[inline(always)]
     pub fn alone(&self, work: impl FnOnce()) -> bool {

@@ -9,7 +9,7 @@
 
 use crate::config::{config, offset};
 use crate::emit::{count, send, send_traversal};
-use crate::frame::{Cpu, DEPTH, Frame, KnownTable, SMALL, State, cpu, cpu_number, distance, state};
+use crate::frame::{Cpu, DEPTH, Frame, KnownTable, SMALL, State, cpu, distance, state};
 use crate::kernel::{self, Access, HookState, Packet, Skb, copy, read, read_pair};
 use crate::maps::{RECORDS, Record, replace_count};
 use crate::select::{Question, Selected};
@@ -173,14 +173,15 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
     let (Some(state), Some(record)) = (state(), RECORDS.get_ptr_mut(depth)) else {
         return 1;
     };
-    cpu().depth.set(depth);
+    let cpu = cpu();
+    cpu.depth.set(depth);
     let frame = state.frame(depth);
     if frame.traced.get() != 0 {
         count(Counter::Unended, 1);
         // SAFETY: a per-CPU map value of this program's own.
         unsafe {
             let traversal = &mut *(&raw mut (*record).traversal);
-            identify(traversal, frame);
+            identify(cpu, traversal, frame);
             traversal.doubts |= why;
             traversal.kind = kind::TRAVERSAL;
             traversal.verdict = 0;
@@ -197,8 +198,8 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
 
 /// Fills in what is known of a traversal at its end, however it ends.
 #[inline(always)]
-fn identify(traversal: &mut Traversal, frame: &Frame) {
-    traversal.cpu = cpu_number() as u32;
+fn identify(cpu: &Cpu, traversal: &mut Traversal, frame: &Frame) {
+    traversal.cpu = cpu.number();
     traversal.private = frame.private.get();
     traversal.replace_count = frame.replace_count.get();
     traversal.doubts = frame.doubts.get();
@@ -405,7 +406,10 @@ fn begin<A: Access>(
     put(&mut traversal.dev_type, 0);
     put(&mut traversal.hard_header_len, 0);
     traversal.netns = config!(netns);
-    clear(&mut traversal.entry);
+    let skb = A::skb(call.skb);
+    if skb.is_none() {
+        clear(&mut traversal.entry);
+    }
     if let Some(hook_state) = A::hook_state(call.state) {
         if traversal.netns == 0 {
             traversal.netns = A::field(hook_state.net, offset!(net_inum)).unwrap_or(0);
@@ -416,9 +420,11 @@ fn begin<A: Access>(
         if device::<A>(&mut traversal.outdev, hook_state.outdev) {
             facts |= fact::OUT;
         }
-        if let Some(skb) = A::skb(call.skb) {
+        if let Some(skb) = skb {
             facts |= fill::<A>(state, traversal, &hook_state, &skb);
         }
+    } else {
+        clear(&mut traversal.entry);
     }
     traversal.facts = facts;
 }
@@ -645,7 +651,7 @@ fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
         let changed = snapshot::compare(state, frame, record, depth);
         let sequence = kernel::recseq(per_cpu)?;
         check(cpu, frame, sequence);
-        finish::<A>(state, frame, record, end, changed);
+        finish::<A>(cpu, state, frame, record, end, changed);
         sequence
     } else {
         kernel::recseq(per_cpu)?
@@ -699,12 +705,11 @@ fn check(cpu: &Cpu, frame: &Frame, sequence: u32) {
 
 /// Fills the exit half of the record and sends it. `changed` says whether a target may have changed the packet.
 #[inline(always)]
-fn finish<A: Access>(state: &State, frame: &Frame, record: *mut Record, end: &End, changed: bool) {
+fn finish<A: Access>(cpu: &Cpu, state: &State, frame: &Frame, record: *mut Record, end: &End, changed: bool) {
     // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
     let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
-    identify(traversal, frame);
+    identify(cpu, traversal, frame);
     traversal.verdict = end.verdict;
-    clear(&mut traversal.exit);
     let matches = traversal.match_count;
     let long = matches > FIRST_MATCHES as u32 || traversal.entry.copied > ENTRY_BYTES as u32;
     let skb = if A::TYPED { end.skb } else { frame.skb.get() };
@@ -736,6 +741,8 @@ fn finish<A: Access>(state: &State, frame: &Frame, record: *mut Record, end: &En
                 if copy(bytes, len, packet.network()) { len } else { 0 }
             }
         };
+    } else {
+        clear(&mut traversal.exit);
     }
     if !long {
         traversal.kind = kind::TRAVERSAL;
