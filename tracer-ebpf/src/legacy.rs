@@ -64,10 +64,14 @@ pub fn enter<A: Access>(call: &Call) {
         let Some(question) = Question::of::<A>(call) else { return };
         if cpu.depth.get() == 0 && question.is_untraced() {
             drop_none(pass(cpu));
-        } else {
-            // Copies, so that the short way needs no memory.
-            let (call, question) = (*call, question);
+            return;
+        }
+        // Copies, so that the short way needs no memory.
+        let (call, question) = (*call, question);
+        if A::TYPED {
             follow::<A>(cpu, &call, &question);
+        } else {
+            follow_probed::<A>(cpu, &call);
         }
     });
     if !alone {
@@ -93,6 +97,20 @@ fn leave_out() {
 /// one, which would have to share its registers.
 #[inline(never)]
 fn follow<A: Access>(cpu: &Cpu, call: &Call, question: &Question) {
+    judge::<A>(cpu, call, question);
+}
+
+/// As [`follow`]. Programs of kprobes have no room left on their stack for the question: it is asked again.
+#[inline(never)]
+fn follow_probed<A: Access>(cpu: &Cpu, call: &Call) {
+    if let Some(question) = Question::of::<A>(call) {
+        judge::<A>(cpu, call, &question);
+    }
+}
+
+/// Decides about a packet, and follows its traversal if need be.
+#[inline(always)]
+fn judge<A: Access>(cpu: &Cpu, call: &Call, question: &Question) {
     match question.decide::<A>(call) {
         Some(selected) => drop_none(push::<A>(cpu, call, Some((question.hook(), selected)))),
         None if cpu.depth.get() != 0 => drop_none(push::<A>(cpu, call, None)),
