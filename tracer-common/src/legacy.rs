@@ -190,11 +190,11 @@ pub struct Traversal {
     pub family: u8,
     /// Low three bits of `skb->_nfct`: `enum ip_conntrack_info`.
     pub ctinfo: u8,
-    /// Bytes in `mac`.
+    /// Bytes in `mac`, valid with [`fact::MAC`].
     pub mac_len: u8,
-    /// `skb->dev->type`, an ARPHRD value.
+    /// `skb->dev->type`, an ARPHRD value; valid with [`fact::IN`].
     pub dev_type: u16,
-    /// `skb->dev->hard_header_len`.
+    /// `skb->dev->hard_header_len`, likewise.
     pub hard_header_len: u16,
     /// Table name, filled with zeros.
     pub table_name: [u8; 32],
@@ -202,7 +202,7 @@ pub struct Traversal {
     pub indev: [u8; 16],
     /// Name of the output device, likewise with [`fact::OUT`].
     pub outdev: [u8; 16],
-    /// Link-layer header.
+    /// Link-layer header of a packet with [`fact::IN`].
     pub mac: [u8; MAC_BYTES],
     /// The packet at entry.
     pub entry: SkbState,

@@ -159,6 +159,10 @@ pub struct State {
     pub sock: Cell<u64>,
     pub sock_packet: Cell<u64>,
     pub owner: Cell<u64>,
+    /// Where the link-layer header lay that was copied last, and whose it was: packet, hook and depth of the frame in
+    /// whose record it is.
+    pub mac_at: Cell<u64>,
+    pub mac_of: Cell<u64>,
     /// Records sent.
     pub records: Cell<u64>,
     /// Runs of nftables numbered on this CPU.

@@ -274,13 +274,16 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
         let record = RECORDS.get_ptr_mut(depth)?;
         // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
         let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
-        begin::<A>(state, traversal, call, traced, now_ns, missed);
+        begin::<A>(state, traversal, depth, call, traced, now_ns, missed);
         if depth > 0 {
             traversal.facts |= fact::NESTED;
         }
         frame.traced.set(1);
         if watch(state, frame, traversal, depth, per_cpu).is_none() {
             frame.doubt(doubt::UNREADABLE);
+            put(&mut traversal.number, 0);
+            put(&mut traversal.size, 0);
+            put(&mut traversal.match_count, 0);
         }
     }
     cpu.depth.set(depth + 1);
@@ -348,6 +351,7 @@ fn watch(
         snapshot::take_small(state, frame, depth);
         return Some(());
     }
+    put(&mut traversal.match_count, 0);
     // All of them, where there are too many for bits.
     frame.changers.set(u64::MAX);
     let blocks = snapshot::blocks(number);
@@ -395,6 +399,7 @@ fn learn(known: &KnownTable, table: u64, private: u64, count: u32, family: u8, p
 fn begin<A: Access>(
     state: &State,
     traversal: &mut Traversal,
+    depth: u32,
     call: &Call,
     (hook, selected): (u8, Selected),
     now_ns: u64,
@@ -409,24 +414,11 @@ fn begin<A: Access>(
     traversal.checkpoint_ns = checkpoint_ns;
     traversal.hook = hook;
     traversal.family = A::field::<u8>(call.state, offset!(state_pf)).unwrap_or(0);
-    for field in [
-        &mut traversal.match_count,
-        &mut traversal.number,
-        &mut traversal.size,
-        &mut traversal.ct_status,
-        &mut traversal.uid,
-        &mut traversal.gid,
-    ] {
-        put(field, 0);
-    }
-    put(&mut traversal.ctinfo, 0);
-    put(&mut traversal.mac_len, 0);
-    put(&mut traversal.dev_type, 0);
-    put(&mut traversal.hard_header_len, 0);
     traversal.netns = config!(netns);
     let skb = A::skb(call.skb);
     if skb.is_none() {
         clear(&mut traversal.entry);
+        put(&mut traversal.ctinfo, 0);
     }
     if let Some(hook_state) = A::hook_state(call.state) {
         if traversal.netns == 0 {
@@ -439,17 +431,24 @@ fn begin<A: Access>(
             facts |= fact::OUT;
         }
         if let Some(skb) = skb {
-            facts |= fill::<A>(state, traversal, &hook_state, &skb);
+            facts |= fill::<A>(state, traversal, depth, &hook_state, &skb);
         }
     } else {
         clear(&mut traversal.entry);
+        put(&mut traversal.ctinfo, 0);
     }
     traversal.facts = facts;
 }
 
 /// Fills in what the skb tells; returns the facts learned.
 #[inline(always)]
-fn fill<A: Access>(state: &State, traversal: &mut Traversal, hook_state: &HookState, skb: &Skb) -> u32 {
+fn fill<A: Access>(
+    state: &State,
+    traversal: &mut Traversal,
+    depth: u32,
+    hook_state: &HookState,
+    skb: &Skb,
+) -> u32 {
     let mut facts = 0;
     traversal.ctinfo = (skb.nfct & 7) as u8;
     if skb.nfct > 7
@@ -463,7 +462,7 @@ fn fill<A: Access>(state: &State, traversal: &mut Traversal, hook_state: &HookSt
     traversal.entry.copied = copy_packet(traversal, &skb.packet);
     // The kernel's logger prints the link layer only where there is an input device.
     if hook_state.indev != 0 {
-        facts |= link::<A>(traversal, skb);
+        facts |= link::<A>(state, traversal, depth, skb);
     }
     if skb.sock != 0 {
         let owner = known_owner::<A>(state, traversal.packet, skb.sock, hook_state.net);
@@ -550,9 +549,10 @@ pub fn device<A: Access>(to: &mut [u8; 16], address: u64) -> bool {
     true
 }
 
-/// Reads the link layer of an incoming packet; returns the facts learned.
+/// Reads the link layer of an incoming packet; returns the facts learned. Its header stays as it is as long as the packet
+/// is at one hook, and need not be read again where this record still has it.
 #[inline(always)]
-fn link<A: Access>(traversal: &mut Traversal, skb: &Skb) -> u32 {
+fn link<A: Access>(state: &State, traversal: &mut Traversal, depth: u32, skb: &Skb) -> u32 {
     let (dev_type, hard_header_len) = (offset!(dev_type), offset!(dev_hard_header_len));
     if !A::TYPED && hard_header_len == dev_type + 2 {
         let both: u32 = read(skb.dev + dev_type).unwrap_or(0);
@@ -565,11 +565,19 @@ fn link<A: Access>(traversal: &mut Traversal, skb: &Skb) -> u32 {
     if skb.mac_header == skb.packet.network_header {
         return 0;
     }
-    let len = snapshot::bounded(u32::from(traversal.hard_header_len), MAC_BYTES as u32);
     let address = skb.packet.head + u64::from(skb.mac_header);
+    let of = (traversal.packet << 6) | (u64::from(traversal.hook) << 3) | u64::from(depth);
+    if state.mac_at.get() == address && state.mac_of.get() == of {
+        return fact::MAC;
+    }
+    let len = snapshot::bounded(u32::from(traversal.hard_header_len), MAC_BYTES as u32);
     // SAFETY: `len` is at most the length of the array.
     if unsafe { copy((&raw mut traversal.mac).cast::<u8>(), len, address) } {
         traversal.mac_len = len as u8;
+        state.mac_at.set(address);
+        state.mac_of.set(of);
+    } else {
+        put(&mut traversal.mac_len, 0);
     }
     fact::MAC
 }

@@ -543,6 +543,8 @@ pub fn take_small(state: &State, frame: &Frame, depth: u32) {
 fn compare_small(state: &'static State, record: *mut Record, depth: u32) -> u32 {
     let (frame, current) = (state.frame(depth), state.small_now());
     if !copy_small(frame, current.cast::<u8>()) {
+        // SAFETY: a map value.
+        unsafe { (*record).traversal.match_count = 0 };
         return 1;
     }
     let Rules { first, count } = frame.rules.get();

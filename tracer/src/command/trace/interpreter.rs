@@ -553,12 +553,16 @@ fn view<'a>(traversal: &'a Traversal, state: State<'a>) -> PacketView<'a> {
         family: Family::from_nfproto(traversal.family).unwrap_or(Family::Ipv4),
         indev: has(fact::IN).then(|| trimmed(&traversal.indev)),
         outdev: has(fact::OUT).then(|| trimmed(&traversal.outdev)),
-        link: Link {
-            dev_type: traversal.dev_type,
-            hard_header_len: traversal.hard_header_len,
-            header: has(fact::MAC)
-                .then(|| &traversal.mac[..usize::from(traversal.mac_len).min(traversal.mac.len())]),
-            ..Link::default()
+        link: if has(fact::IN) {
+            Link {
+                dev_type: traversal.dev_type,
+                hard_header_len: traversal.hard_header_len,
+                header: has(fact::MAC)
+                    .then(|| &traversal.mac[..usize::from(traversal.mac_len).min(traversal.mac.len())]),
+                ..Link::default()
+            }
+        } else {
+            Link::default()
         },
         len: state.len,
         bytes: state.bytes,
