@@ -94,7 +94,7 @@ fn watch(session: &Session, both: [&Tracer; 2], shots: &[Shot]) -> Result<[Trace
     }
     let mut traces = [Trace::default(), Trace::default()];
     let (mut last, mut silence) = (seen(), 0);
-    wait::until(SETTLES_WITHIN, || {
+    let settled = wait::until(SETTLES_WITHIN, || {
         for (trace, tracer) in traces.iter_mut().zip(both) {
             trace.append(tracer.take());
         }
@@ -104,5 +104,6 @@ fn watch(session: &Session, both: [&Tracer; 2], shots: &[Shot]) -> Result<[Trace
         let over = silence > SHORT_SILENCE && same || silence > LONG_SILENCE;
         (over && traces.iter().all(is_finished)).then_some(())
     });
+    check(settled.is_some(), format!("not settled within {SETTLES_WITHIN:?}"))?;
     Ok(traces)
 }

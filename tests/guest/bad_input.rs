@@ -93,11 +93,11 @@ fn tables_vanish(options: &Options) -> Result<Outcome> {
         let ruleset = &HANDWRITTEN[round % HANDWRITTEN.len()];
         session.load(Place::R, family, &ruleset.text(family))?;
         session.fire(&planner.shots(family, 20));
-        total.add(session.judge());
+        total.add(session.judge()?);
         // Without TRACE the kernel is silent, and nftracer need not be.
         session.lab.r.clear_rules()?;
         session.fire(&planner.shots(family, 20));
-        session.discard();
+        session.discard()?;
     }
     session.end(&mut total)?;
     check(total.wrong.is_empty(), format!("{:?}", total.wrong.first()))?;

@@ -129,13 +129,15 @@ impl Session {
     /// The same, with what nftracer told.
     fn judge_traced(&self, send: impl FnOnce(&Self) -> Result<()>) -> Result<(Verdict, Trace)> {
         let Some(tracer) = &self.tracer else { bail!("no tracer runs") };
-        wait::until_steady(SETTLES_WITHIN, 2, || tracer.seen());
+        let steady = wait::until_steady(SETTLES_WITHIN, 2, || tracer.seen());
+        check(steady, format!("nftracer does not come to rest within {SETTLES_WITHIN:?}"))?;
         tracer.take();
         let listener = nftrace::listen(&self.lab.r)?;
         send(self)?;
         let (mut rows, mut trace) = (Vec::new(), Trace::default());
         let mut silence = SILENCE[0];
-        wait::until(SETTLES_WITHIN, || {
+        let namespaces = [self.lab.r.inode()];
+        let settled = wait::until(SETTLES_WITHIN, || {
             let looks = std::mem::replace(&mut silence, SILENCE[1]);
             wait::until_steady(SETTLES_WITHIN, looks, || (listener.waiting(), tracer.seen()));
             rows.extend(listener.take());
@@ -145,11 +147,18 @@ impl Session {
             let silent = looks == SILENCE[1] && is_finished(&trace);
             // Either side may be the slower one.
             let agreed = || {
-                !rows.is_empty() && is_settled(&rows, &trace) && compare(&rows, &trace, 0).wrong.is_empty()
+                !rows.is_empty()
+                    && is_settled(&rows, &trace, &namespaces)
+                    && compare(&rows, &trace, &namespaces, 0).wrong.is_empty()
             };
             (silent || agreed()).then_some(())
         });
-        let verdict = compare(&rows, &trace, listener.lost());
+        let (lines, steps) = (rows.len(), trace.steps.len());
+        check(
+            settled.is_some(),
+            format!("not settled within {SETTLES_WITHIN:?}: {lines} lines of the kernel, {steps} steps"),
+        )?;
+        let verdict = compare(&rows, &trace, &namespaces, listener.lost());
         Ok((verdict, trace))
     }
 

@@ -66,18 +66,21 @@ fn itself(options: &Options) -> Result<Outcome> {
         for text in texts.chain((0..10).map(made)) {
             session.load(Place::R, family, &text)?;
             let shots = planner.shots(family, SHOTS);
-            session.kernel_rows();
+            session.kernel_rows()?;
             session.fire(&shots);
             // Datagrams in pieces are put together before the first table.
             let whole = shots.iter().filter(|shot| shot.packet.fragment.is_none() && shot.from != Place::B);
             let mut wanted: Vec<_> = whole.filter_map(|shot| identity(&shot.packet.bytes()[0])).collect();
             packets += wanted.len();
-            wait::until(Duration::from_secs(10), || {
-                let seen = session.kernel_rows();
-                rows += seen.len();
-                wanted.retain(|packet| seen.iter().all(|row| row.packet != *packet));
-                wanted.is_empty().then_some(())
-            });
+            wait::until(Duration::from_secs(10), || match session.kernel_rows() {
+                Ok(seen) => {
+                    rows += seen.len();
+                    wanted.retain(|packet| seen.iter().all(|row| row.packet != *packet));
+                    wanted.is_empty().then_some(Ok(()))
+                }
+                Err(error) => Some(Err(error)),
+            })
+            .transpose()?;
             check(wanted.is_empty(), format!("the kernel did not tell of {wanted:?} with\n{text}"))?;
         }
     }
@@ -99,7 +102,7 @@ fn handwritten(options: &Options, family: Family) -> Result<Outcome> {
         }
         session.fire(&planner.shots(family, SHOTS));
         let fired = Instant::now();
-        let mut verdict = session.judge();
+        let mut verdict = session.judge()?;
         let settled = fired.elapsed();
         // What connections need of neighbours' answers comes in any order, so they are on their own.
         let at = addresses(family);
@@ -108,7 +111,7 @@ fn handwritten(options: &Options, family: Family) -> Result<Outcome> {
         }
         connection(&session.lab.r, at.b, OPEN)?;
         connection(&session.lab.r, at.lo, OPEN)?;
-        verdict.add(session.judge());
+        verdict.add(session.judge()?);
         if options.verbose {
             println!("  {}: {} ({settled:?})", ruleset.name, verdict.figures);
         }
@@ -143,7 +146,7 @@ impl Case {
     fn run(&self, session: &mut Session, ruleset: &Ruleset) -> Result<()> {
         session.load(Place::R, ruleset.family, &ruleset.text())?;
         session.fire(&self.shots);
-        session.wait_for_kernel();
+        session.wait_for_kernel()?;
         Ok(())
     }
 }
@@ -169,7 +172,7 @@ fn generated(options: &Options) -> Result<Outcome> {
             session.trace()?;
         }
         cases.iter().try_for_each(|case| case.run(&mut session, &case.ruleset))?;
-        let verdict = session.judge();
+        let verdict = session.judge()?;
         if options.verbose {
             let sizes: Vec<_> = cases.iter().map(|case| case.ruleset.size()).collect();
             println!(
@@ -208,7 +211,7 @@ fn explain(session: &mut Session, cases: &[Case], verdict: &Verdict, options: &O
     let seeds = format!("seeds {} to {}", cases[0].seed, cases[cases.len() - 1].seed);
     for case in cases {
         case.run(session, &case.ruleset)?;
-        let alone = session.judge();
+        let alone = session.judge()?;
         if case.is_faulty(&alone) {
             let (smaller, fault) = shrink(session, case, alone, options);
             let place = format!("seed {}, {:?}, {:?}", case.seed, smaller.family, case.shape);
@@ -235,7 +238,7 @@ fn shrink(session: &mut Session, case: &Case, verdict: Verdict, options: &Option
             if case.run(session, &smaller).is_err() {
                 continue;
             }
-            let verdict = session.judge();
+            let Ok(verdict) = session.judge() else { break 'again };
             if case.is_faulty(&verdict) {
                 (smallest, fault) = (smaller, verdict);
                 continue 'again;
@@ -278,7 +281,7 @@ fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let editor = edited.then(|| scope.spawn(|| edit(session.lab.r.name(), &stop, &edits)));
-            for _ in 0..16 {
+            let fired = (0..16).try_for_each(|_| {
                 let bursts: Vec<Vec<Shot>> = planners
                     .iter_mut()
                     .map(|planner| Family::ALL.map(|family| planner.shots(family, BURST)).concat())
@@ -289,12 +292,13 @@ fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
                         scope.spawn(move || session.fire(burst));
                     }
                 });
-                session.wait_for_readers();
-            }
+                session.wait_for_readers()
+            });
             stop.store(true, Ordering::Relaxed);
-            editor.map(|editor| editor.join())
-        });
-        let verdict = session.judge();
+            editor.map(|editor| editor.join());
+            fired
+        })?;
+        let verdict = session.judge()?;
         if options.verbose {
             println!("  round {round}: {}", verdict.figures);
         }
@@ -381,6 +385,7 @@ fn check_missed(verdict: &Verdict, totals: &Totals) -> Result<()> {
 fn is_missing(reason: &str) -> bool {
     reason.split("; ").all(|part| {
         part.ends_with(" was not seen")
+            || part.starts_with("its end was not seen")
             || part.starts_with("it was not seen ")
             || part.starts_with("its earlier tables were not seen")
             || part.starts_with("the order in ")

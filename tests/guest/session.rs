@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nftracer_tests::compare::{Verdict, compare, is_finished, is_settled};
 use nftracer_tests::lab::{Family, Lab, Place, Spread};
 use nftracer_tests::listener::{Listener, Row};
@@ -27,12 +27,22 @@ pub(crate) struct Session {
     pub(crate) lab: Lab,
     pub(crate) senders: Senders,
     listeners: Vec<Listener>,
+    /// The namespaces in which the kernel is listened to.
+    heard: Vec<u64>,
     tracer: Option<Tracer>,
     /// What the running tracer has told so far, for its totals.
     told: Totals,
     odd: Vec<String>,
     lost_before: u64,
     _servers: Vec<Server>,
+}
+
+/// Waits until something has stayed the same for so many looks.
+fn steady<T: PartialEq>(looks: u32, look: impl FnMut() -> T) -> Result<()> {
+    crate::check(
+        wait::until_steady(SETTLES_WITHIN, looks, look),
+        format!("it does not come to rest within {SETTLES_WITHIN:?}"),
+    )
 }
 
 impl Session {
@@ -50,6 +60,7 @@ impl Session {
             senders: Senders::open(&lab)?,
             _servers: Server::everywhere(&lab)?,
             listeners,
+            heard: listened.iter().map(|place| lab.netns(*place).inode()).collect(),
             lab,
             tracer: None,
             told: Totals::default(),
@@ -75,7 +86,7 @@ impl Session {
         self.told = Totals::default();
         self.odd.clear();
         // What flew before is not for this comparison.
-        self.wait_for_kernel();
+        self.wait_for_kernel()?;
         self.listeners.iter().for_each(|listener| drop(listener.take()));
         self.lost_before = self.lost();
         Ok(())
@@ -87,40 +98,41 @@ impl Session {
     }
 
     /// Waits until both sides have told all, and holds them against each other.
-    pub(crate) fn judge(&mut self) -> Verdict {
-        let (rows, trace) = self.settle();
+    pub(crate) fn judge(&mut self) -> Result<Verdict> {
+        let (rows, trace) = self.settle()?;
         self.note(&trace);
         let lost = self.lost();
-        let verdict = compare(&rows, &trace, lost - self.lost_before);
+        let verdict = compare(&rows, &trace, &self.heard, lost - self.lost_before);
         self.lost_before = lost;
-        verdict
+        Ok(verdict)
     }
 
     /// As in [`Self::judge`], of those packets that are wanted, but not judged yet.
-    pub(crate) fn settle_for(&mut self, wanted: &dyn Fn(&Identity) -> bool) -> (Vec<Row>, Trace) {
-        let (rows, trace) = self.settle_if(wanted);
+    pub(crate) fn settle_for(&mut self, wanted: &dyn Fn(&Identity) -> bool) -> Result<(Vec<Row>, Trace)> {
+        let (rows, trace) = self.settle_if(wanted)?;
         self.note(&trace);
-        (rows, trace)
+        Ok((rows, trace))
     }
 
     /// Lets what was sent go its ways unjudged.
-    pub(crate) fn discard(&mut self) {
+    pub(crate) fn discard(&mut self) -> Result<()> {
         if let Some(tracer) = &self.tracer {
-            wait::until_steady(SETTLES_WITHIN, LONG_SILENCE, || (self.waiting(), tracer.seen()));
+            steady(LONG_SILENCE, || (self.waiting(), tracer.seen()))?;
         }
-        let (_, trace) = self.settle();
+        let (_, trace) = self.settle()?;
         self.note(&trace);
+        Ok(())
     }
 
     /// What the kernel tells of what was sent.
-    pub(crate) fn kernel_rows(&self) -> Vec<Row> {
-        self.wait_for_kernel();
-        self.listeners.iter().flat_map(Listener::take).collect()
+    pub(crate) fn kernel_rows(&self) -> Result<Vec<Row>> {
+        self.wait_for_kernel()?;
+        Ok(self.listeners.iter().flat_map(Listener::take).collect())
     }
 
     /// Ends the tracer. What it still tells is compared; its totals have to be the sum of what it told.
     pub(crate) fn end(&mut self, verdict: &mut Verdict) -> Result<Totals> {
-        verdict.add(self.judge());
+        verdict.add(self.judge()?);
         let tracer = self.tracer.take().context("a tracer runs")?;
         let ended = tracer.stop(Signal::TERM)?;
         self.note(&ended.trace);
@@ -129,14 +141,14 @@ impl Session {
     }
 
     /// Waits until the kernel has told of what was sent.
-    pub(crate) fn wait_for_kernel(&self) {
-        wait::until_steady(SETTLES_WITHIN, SHORT_SILENCE, || self.waiting());
+    pub(crate) fn wait_for_kernel(&self) -> Result<()> {
+        steady(SHORT_SILENCE, || self.waiting())
     }
 
     /// Waits until what both sides tell is read, so that bursts do not outrun the readers.
-    pub(crate) fn wait_for_readers(&self) {
+    pub(crate) fn wait_for_readers(&self) -> Result<()> {
         let seen = || self.tracer.as_ref().map(Tracer::seen);
-        wait::until_steady(SETTLES_WITHIN, 2, || (self.waiting(), seen()));
+        steady(2, || (self.waiting(), seen()))
     }
 
     fn check_end(&self, ended: &Ended) -> Result<()> {
@@ -148,15 +160,15 @@ impl Session {
         crate::check(told == end, format!("told {told:?}, but the totals say {end:?}: {errors}"))
     }
 
-    fn settle(&self) -> (Vec<Row>, Trace) {
+    fn settle(&self) -> Result<(Vec<Row>, Trace)> {
         self.settle_if(&|_| true)
     }
 
-    fn settle_if(&self, wanted: &dyn Fn(&Identity) -> bool) -> (Vec<Row>, Trace) {
+    fn settle_if(&self, wanted: &dyn Fn(&Identity) -> bool) -> Result<(Vec<Row>, Trace)> {
         let (mut rows, mut trace) = (Vec::new(), Trace::default());
-        let Some(tracer) = &self.tracer else { return (self.kernel_rows(), trace) };
+        let Some(tracer) = &self.tracer else { return Ok((self.kernel_rows()?, trace)) };
         let (mut came, mut last, mut silence) = (0, None, 0);
-        wait::until(SETTLES_WITHIN, || {
+        let settled = wait::until(SETTLES_WITHIN, || {
             for row in self.listeners.iter().flat_map(Listener::take) {
                 came += 1;
                 rows.extend(wanted(&row.packet).then_some(row));
@@ -166,7 +178,7 @@ impl Session {
             silence = if last == now { silence + 1 } else { 0 };
             last = now;
             let over = match silence {
-                SHORT_SILENCE => is_settled(&rows, &trace),
+                SHORT_SILENCE => is_settled(&rows, &trace, &self.heard),
                 // What nobody saw never comes.
                 FIRST_SILENCE.. => is_finished(&trace),
                 LONG_SILENCE.. => is_finished(&trace) && (rows.is_empty() || !trace.steps.is_empty()),
@@ -174,7 +186,17 @@ impl Session {
             };
             over.then_some(())
         });
-        (rows, trace)
+        if settled.is_none() {
+            let open = trace.steps.iter().find(|step| !trace.packets.contains_key(&step.packet));
+            bail!(
+                "not settled within {SETTLES_WITHIN:?}: {} lines of the kernel, {} steps of nftracer, {} packets \
+                 that ended; still open: {open:?}",
+                rows.len(),
+                trace.steps.len(),
+                trace.packets.len()
+            );
+        }
+        Ok((rows, trace))
     }
 
     fn note(&mut self, trace: &Trace) {

@@ -134,12 +134,12 @@ impl Verdict {
     }
 }
 
-/// Compares. `oracle_lost` lines of the kernel's are known to be missing.
-pub fn compare(rows: &[Row], trace: &Trace, oracle_lost: u64) -> Verdict {
+/// Compares what both told of these namespaces. `oracle_lost` lines of the kernel's are known to be missing.
+pub fn compare(rows: &[Row], trace: &Trace, namespaces: &[u64], oracle_lost: u64) -> Verdict {
     let mut verdict = Verdict::default();
     let kernel = kernel_traversals(rows, trace.detailed);
-    let tracer = tracer_traversals(&trace.steps, trace.detailed);
-    count_packets(trace, &mut verdict);
+    let tracer = tracer_traversals(trace, namespaces);
+    count_packets(trace, namespaces, &mut verdict);
     verdict.figures.traversals = u64::try_from(kernel.len()).unwrap_or(u64::MAX);
     verdict.figures.oracle_lost = oracle_lost;
     // Packets of which the kernel shows that there are several that look the same.
@@ -173,10 +173,10 @@ pub fn is_finished(trace: &Trace) -> bool {
     trace.steps.iter().all(|step| trace.packets.contains_key(&step.packet))
 }
 
-/// Whether both sides told of the same traversals, and nftracer finished all packets.
-pub fn is_settled(rows: &[Row], trace: &Trace) -> bool {
+/// Whether both sides told of the same traversals in these namespaces, and nftracer finished all packets.
+pub fn is_settled(rows: &[Row], trace: &Trace, namespaces: &[u64]) -> bool {
     let kernel = kernel_traversals(rows, trace.detailed);
-    let tracer = tracer_traversals(&trace.steps, trace.detailed);
+    let tracer = tracer_traversals(trace, namespaces);
     let steps = |traversal| tracer.get(traversal).map_or(0, Vec::len);
     kernel.len() == tracer.len()
         && kernel.iter().all(|(traversal, theirs)| steps(traversal) == theirs.len())
@@ -196,13 +196,19 @@ fn kernel_traversals(rows: &[Row], detailed: bool) -> Kernel<'_> {
     traversals
 }
 
-fn tracer_traversals(steps: &[Step], detailed: bool) -> HashMap<Traversal, Vec<&Step>> {
+fn tracer_traversals<'a>(trace: &'a Trace, namespaces: &[u64]) -> HashMap<Traversal, Vec<&'a Step>> {
     let mut traversals = HashMap::<_, Vec<_>>::new();
-    for step in steps.iter().filter(|step| is_ours(&step.identity, &step.step)) {
-        let traversal = traversal(step.netns, step.hook, &step.step, &step.identity, detailed);
+    let ours = |step: &&Step| is_ours(&step.identity, &step.step) && !is_foreign(step, namespaces);
+    for step in trace.steps.iter().filter(ours) {
+        let traversal = traversal(step.netns, step.hook, &step.step, &step.identity, trace.detailed);
         traversals.entry(traversal).or_default().push(step);
     }
     traversals
+}
+
+/// Of a namespace in which nobody listens to the kernel: a trace of all namespaces tells of those, too.
+fn is_foreign(step: &Step, namespaces: &[u64]) -> bool {
+    step.netns != 0 && !namespaces.contains(&step.netns)
 }
 
 /// Not what the kernel sends on its own account, and not the rules that switch TRACE on.
@@ -220,8 +226,12 @@ fn traversal(netns: u64, hook: u8, step: &str, packet: &Identity, detailed: bool
     Traversal { netns, hook, table, packet }
 }
 
-fn count_packets(trace: &Trace, verdict: &mut Verdict) {
-    for packet in trace.packets.values() {
+fn count_packets(trace: &Trace, namespaces: &[u64], verdict: &mut Verdict) {
+    let foreign = trace.steps.iter().filter(|step| is_foreign(step, namespaces));
+    let foreign: HashSet<u64> = foreign.map(|step| step.packet).collect();
+    for packet in
+        trace.packets.iter().filter(|(number, _)| !foreign.contains(number)).map(|(_, packet)| packet)
+    {
         let figures = &mut verdict.figures;
         figures.packets += 1;
         match packet.certainty {
@@ -271,7 +281,7 @@ fn judge(
         return;
     }
     if kernel == tracer {
-        judge_marks(traversal, theirs, steps, verdict);
+        judge_marks(traversal, theirs, steps, several, verdict);
         return;
     }
     let same_set = sorted(&kernel) == sorted(&tracer);
@@ -300,14 +310,44 @@ fn starts_again(theirs: &[(usize, &Row)]) -> bool {
     policies > 1 || theirs.iter().skip(1).any(|(_, row)| Some(&row.step) == first)
 }
 
-fn judge_marks(traversal: &Traversal, theirs: &[(usize, &Row)], steps: &[&Step], verdict: &mut Verdict) {
-    let differs = |((_, row), step): &(&(usize, &Row), &&Step)| !step.doubt && row.mark != step.mark;
-    if let Some(((_, row), step)) = theirs.iter().zip(steps).find(differs) {
-        verdict.wrong.push(Wrong {
-            what: format!("mark at {} of {traversal:?}", step.step),
-            kernel: vec![format!("{:#x}", row.mark)],
-            tracer: vec![format!("{:#x}", step.mark)],
-        });
+/// Holds the marks against each other. Which of several packets that look the same is which is not known: of those it
+/// is asked whether each step came with each mark as often.
+fn judge_marks(
+    traversal: &Traversal,
+    theirs: &[(usize, &Row)],
+    steps: &[&Step],
+    several: bool,
+    verdict: &mut Verdict,
+) {
+    let wrong = |step: &str, kernel: &[u32], tracer: &[u32]| {
+        let hex = |marks: &[u32]| marks.iter().map(|mark| format!("{mark:#x}")).collect();
+        Wrong { what: format!("mark at {step} of {traversal:?}"), kernel: hex(kernel), tracer: hex(tracer) }
+    };
+    if !several {
+        let differs = |((_, row), step): &(&(usize, &Row), &&Step)| !step.doubt && row.mark != step.mark;
+        let found = theirs.iter().zip(steps).find(differs);
+        verdict.wrong.extend(found.map(|((_, row), step)| wrong(&step.step, &[row.mark], &[step.mark])));
+        return;
+    }
+    let mut marks = BTreeMap::<&str, (Vec<u32>, Vec<u32>, usize)>::new();
+    for (_, row) in theirs {
+        marks.entry(&row.step).or_default().0.push(row.mark);
+    }
+    for step in steps {
+        let (_, sure, doubtful) = marks.entry(&step.step).or_default();
+        if step.doubt { *doubtful += 1 } else { sure.push(step.mark) }
+    }
+    for (step, (mut kernel, tracer, doubtful)) in marks {
+        let all = kernel.clone();
+        for mark in &tracer {
+            if let Some(at) = kernel.iter().position(|other| other == mark) {
+                kernel.swap_remove(at);
+            }
+        }
+        if kernel.len() > doubtful {
+            verdict.wrong.push(wrong(step, &all, &tracer));
+            return;
+        }
     }
 }
 
@@ -429,7 +469,7 @@ mod tests {
 
     #[track_caller]
     fn check(kernel: &[Row], tracer: &[(u32, Certainty, &[&str])], wrong: usize, unseen: u64) {
-        let verdict = compare(kernel, &trace(tracer), 0);
+        let verdict = compare(kernel, &trace(tracer), &[1], 0);
         assert_eq!((verdict.wrong.len(), verdict.figures.unseen), (wrong, unseen), "{:?}", verdict.wrong);
     }
 
@@ -474,7 +514,7 @@ mod tests {
         let mut kernel = rows(60, PATH);
         kernel.extend(rows(60, PATH));
         let both: &[_] = &[(60, Certainty::Complete, PATH), (60, Certainty::Complete, PATH)];
-        let verdict = compare(&kernel, &trace(both), 0);
+        let verdict = compare(&kernel, &trace(both), &[1], 0);
         assert!(verdict.wrong.is_empty(), "{:?}", verdict.wrong);
         assert_eq!((verdict.figures.unseen, verdict.figures.together), (0, 0));
         check(&kernel, &both[..1], 0, 2);
@@ -484,5 +524,32 @@ mod tests {
     fn the_hooks_order_is_the_kernels() {
         let other = [PATH[1], PATH[2], PATH[3], PATH[0]];
         check(&rows(60, PATH), &[(60, Certainty::Complete, &other)], 1, 0);
+    }
+
+    #[test]
+    fn marks_of_twins_are_compared_together() {
+        let mut kernel = [rows(60, &PATH[..1]), rows(60, &PATH[..1])].concat();
+        let mut both = trace(&[(60, Certainty::Complete, &PATH[..1]), (60, Certainty::Complete, &PATH[..1])]);
+        (kernel[0].mark, both.steps[1].mark) = (7, 7);
+        let wrong = |trace: &Trace| compare(&kernel, trace, &[1], 0).wrong.len();
+        assert_eq!(wrong(&both), 0, "in another order");
+        both.steps[0].mark = 7;
+        assert_eq!(wrong(&both), 1, "one too often");
+        both.steps[0].doubt = true;
+        assert_eq!(wrong(&both), 0, "one is in doubt");
+        both.steps[1].mark = 8;
+        assert_eq!(wrong(&both), 1, "a mark that the kernel does not know");
+    }
+
+    #[test]
+    fn other_namespaces_are_left_out() {
+        let told: &[_] = &[(60, Certainty::Complete, PATH), (60, Certainty::Inexact, &PATH[..1])];
+        let mut trace = trace(told);
+        trace.steps.iter_mut().filter(|step| step.packet == 2).for_each(|step| step.netns = 2);
+        let verdict = compare(&rows(60, PATH), &trace, &[1], 0);
+        assert!(verdict.wrong.is_empty(), "{:?}", verdict.wrong);
+        assert_eq!((verdict.figures.packets, verdict.figures.inexact), (1, 0));
+        assert!(is_settled(&rows(60, PATH), &trace, &[1]));
+        assert!(!is_settled(&rows(60, PATH), &trace, &[1, 2]));
     }
 }

@@ -203,11 +203,12 @@ impl Session {
             let said = || monitors.iter().map(|(_, monitor)| monitor.count()).collect::<Vec<_>>();
             let settle = |netns: &Netns, looks: u32| {
                 let is_read = || monitor::is_read(netns).unwrap_or(true).then_some(());
-                wait::until(SETTLES_WITHIN, is_read);
-                wait::until_steady(SETTLES_WITHIN, looks, said);
+                let read = wait::until(SETTLES_WITHIN, is_read).is_some();
+                let steady = wait::until_steady(SETTLES_WITHIN, looks, said);
+                check(read && steady, format!("not settled within {SETTLES_WITHIN:?}"))
             };
             self.send(connect, |netns| settle(netns, FEW_LOOKS))?;
-            settle(&self.lab.r, LOOKS);
+            settle(&self.lab.r, LOOKS)?;
             let ended = tracer.stop(Signal::INT)?;
             let errors = ended.errors.join("\n");
             check(ended.status.code() == Some(0), errors.clone())?;
@@ -236,22 +237,22 @@ impl Session {
     }
 
     /// Sends, and gives the monitors time for each packet.
-    fn send(&mut self, connect: bool, pause: impl Fn(&Netns)) -> Result<()> {
+    fn send(&mut self, connect: bool, pause: impl Fn(&Netns) -> Result<()>) -> Result<()> {
         for family in Family::ALL {
             for shot in self.planner.shots(family, SHOTS) {
                 // The monitors take what is in a later fragment for ports.
                 if shot.packet.fragment.is_none() {
                     self.senders.fire(&shot);
-                    pause(&self.lab.r);
+                    pause(&self.lab.r)?;
                 }
             }
         }
         if connect {
             for at in Family::ALL.map(addresses) {
                 connection(&self.lab.a, at.b, OPEN)?;
-                pause(&self.lab.r);
+                pause(&self.lab.r)?;
                 connection(&self.lab.r, at.lo, OPEN)?;
-                pause(&self.lab.r);
+                pause(&self.lab.r)?;
             }
         }
         Ok(())
