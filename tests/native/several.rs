@@ -1,11 +1,12 @@
 //! Several runs at once, and what is left when even the guard is killed.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nftracer_tests::netns::Netns;
-use nftracer_tests::tracer::{self, Tracer};
+use nftracer_tests::tracer::{self, Certainty, Trace, Tracer};
 use nftracer_tests::wait;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -16,9 +17,13 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "two_at_once", run: two_at_once },
     Test { name: "leaves_no_trace", run: leaves_no_trace },
     Test { name: "doctor_cleans", run: doctor_cleans },
+    Test { name: "names_are_not_enough", run: names_are_not_enough },
 ];
 
 const SOON: Duration = Duration::from_secs(10);
+/// Called as the tables by which runs mark packets, and nothing of the kind.
+const USERS_TABLE: &str =
+    "table inet nftracer_7_8 {\n chain in { type filter hook input priority 0; udp dport 9 drop; }\n}\n";
 
 fn start(netns: &Netns, backend: &str, mark: &str) -> Result<Tracer> {
     Tracer::start(&["--backend", backend, "--mark", mark, "--netns", netns.name(), "-o", "json"], &[])
@@ -119,6 +124,7 @@ fn kill(pid: i32) -> Result<()> {
 fn doctor_cleans() -> Result<String> {
     let netns = crate::netns("d")?;
     prepare(&netns)?;
+    netns.command("nft", &["-f", "-"], USERS_TABLE)?;
     let before = state(&netns)?;
     let elsewhere = crate::netns("e")?;
     let living = start(&elsewhere, "netlink", "rule")?;
@@ -141,4 +147,22 @@ fn doctor_cleans() -> Result<String> {
     check(state(&elsewhere)? == others, "a living run lost what it needs")?;
     living.stop(Signal::INT)?;
     Ok(said.join(" / "))
+}
+
+/// A user's table is traced like any other, however it is called.
+fn names_are_not_enough() -> Result<String> {
+    let netns = crate::netns("y")?;
+    netns.command("nft", &["-f", "-"], USERS_TABLE)?;
+    let tracer = start(&netns, "netlink", "nft")?;
+    netns.enter(|| Ok(UdpSocket::bind("127.0.0.1:0")?.send_to(b"x", "127.0.0.1:9")?))?;
+    let dropped = |trace: &Trace| trace.packets.values().any(|packet| packet.verdict == "drop");
+    wait::until(SOON, || tracer.look(dropped).then_some(()));
+    let ended = tracer.stop(Signal::INT)?;
+    let dropped = ended.trace.packets.values().find(|packet| packet.verdict == "drop");
+    let dropped = dropped.with_context(|| format!("nothing is dropped: {:?}", ended.trace.packets))?;
+    let is_right = dropped.path == ["nftracer_7_8:in:rule:1"] && dropped.certainty == Certainty::Complete;
+    check(is_right, format!("{dropped:?}"))?;
+    let others = ended.trace.steps.iter().filter(|step| !step.step.starts_with("nftracer_7_8:"));
+    check(others.count() == 0, format!("marking is shown: {:?}", ended.trace.steps))?;
+    Ok(format!("{:?}", dropped.path))
 }

@@ -80,11 +80,7 @@ fn found() -> Vec<Found> {
             owners(Family::Ipv4).chain(owners(Family::Ipv6)).filter(|(_, owner)| !owner.is_alive()).collect()
         });
         // To ask for tables would load the module.
-        let tables = if module::is_there("nf_tables") {
-            table::owners(&namespace).unwrap_or_default()
-        } else {
-            Vec::new()
-        };
+        let tables = if module::is_there("nf_tables") { table::owners(&namespace) } else { Vec::new() };
         let tables = tables.into_iter().filter(|owner| !owner.is_alive()).collect();
         Some(Found { netns, namespace, rules: rules.ok()?, tables })
     };

@@ -19,6 +19,7 @@ pub use key::Key;
 
 use crate::filter::Filter;
 use crate::netfilter::Family;
+use crate::nftables;
 use crate::sys::guard::Guard;
 use crate::sys::process::Process;
 use crate::sys::{module, netlink, netns, sysctl};
@@ -374,8 +375,14 @@ pub fn is_rule_of_ours(text: &str) -> bool {
     rule::owner(text).is_some()
 }
 
-/// Whether a table of nftables is one that marks packets for a run.
-pub fn is_table_of_ours(name: &str) -> bool {
+/// Whether a table of nftables is one that marks packets for a run: it is called so, and does nothing else. A user's own
+/// may have any name.
+pub fn is_table_of_ours(table: &nftables::Table) -> bool {
+    table::owner(&table.name).is_some() && table::only_marks(table)
+}
+
+/// Whether a table of nftables that cannot be looked at is called as those that mark packets for a run.
+pub fn is_named_like_ours(name: &str) -> bool {
     table::owner(name).is_some()
 }
 

@@ -1,8 +1,10 @@
 //! A private table of nftables that sets the trace bit of packets, which the legacy tables look at as well.
 
 use super::select::{Field, Selection, Test};
-use crate::netfilter::Family;
+use crate::fetch::nft::Nftables;
+use crate::netfilter::{Family, Hook, TableFamily, Verdict};
 use crate::netlink::{Body, Builder};
+use crate::nftables::{self, Base};
 use crate::path::group::join::MARK;
 use crate::sys::netlink::{Error, NETFILTER, Socket};
 use crate::sys::process::Process;
@@ -59,6 +61,22 @@ pub(super) fn owner(name: &str) -> Option<Process> {
     format!("{pid}:{start}").parse().ok()
 }
 
+/// Whether a table does what those of ours do, and nothing else: it sets the trace bit of packets, at [`MARK`] or where
+/// no packet gets to.
+pub(super) fn only_marks(table: &nftables::Table) -> bool {
+    let is_marking = |base: &Base| {
+        let hook = matches!(base.hook, Some(Hook::Prerouting | Hook::Output));
+        hook && base.priority == MARK && base.kind == "filter" && base.policy == Verdict::Accept
+    };
+    let mut chains = table.chains.iter();
+    table.family == TableFamily::Inet
+        && table.sets.is_empty()
+        && table.flowtables.is_empty()
+        && chains.all(|chain| {
+            chain.base.as_ref().is_none_or(is_marking) && chain.rules.iter().all(|rule| rule.only_traces)
+        })
+}
+
 impl Table {
     /// Makes it, all at once. Kernels that know no owners make one that stays until it is removed.
     pub(super) fn make(namespace: &File, name: &str, selections: &[Selection]) -> Result<Self, Error> {
@@ -108,21 +126,12 @@ pub(super) fn remove(namespace: &File, name: &str) -> Result<bool, Error> {
 }
 
 /// The runs that have a table in a namespace.
-pub(super) fn owners(namespace: &File) -> Result<Vec<Process>, Error> {
-    let mut socket = Socket::open(Some(namespace), NETFILTER)?;
-    let dump = REQUEST | libc::NLM_F_DUMP as u16;
-    let request = |sequence| {
-        let kind = (SUBSYSTEM, libc::NFT_MSG_GETTABLE as u8);
-        Builder::new().netfilter(kind, dump, sequence, (INET, 0), |_| ())
+pub(super) fn owners(namespace: &File) -> Vec<Process> {
+    let nftables = Nftables::open(namespace).ok().flatten();
+    let Some(ruleset) = nftables.and_then(|mut nftables| nftables.structure().ok()) else {
+        return Vec::new();
     };
-    let found = socket.dump(request, |message| {
-        let attributes = message.netfilter()?.attributes;
-        owner(&crate::netlink::find(attributes, attribute::TABLE_NAME)?.text())
-    });
-    match found {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Ok(Vec::new()),
-        found => found,
-    }
+    ruleset.tables.iter().filter(|table| only_marks(table)).filter_map(|table| owner(&table.name)).collect()
 }
 
 /// The messages of one transaction, with the numbers of their answers.

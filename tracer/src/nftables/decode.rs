@@ -23,6 +23,8 @@ const CHAIN_BINDING: u32 = 0x4;
 const SET_ANONYMOUS: u32 = 0x1;
 /// `NFT_SET_MAP`
 const SET_MAP: u32 = 0x8;
+/// `NFT_META_NFTRACE`
+const META_NFTRACE: u32 = 12;
 /// `NFTNL_UDATA_RULE_COMMENT` of libnftnl.
 const UDATA_COMMENT: u8 = 0;
 /// `UDATA_TYPE_EBTABLES_POLICY` of iptables.
@@ -64,6 +66,9 @@ pub(super) mod nfta {
     pub(in crate::nftables) const EXPR_NAME: u16 = 1;
     pub(in crate::nftables) const EXPR_DATA: u16 = 2;
     pub(in crate::nftables) const IMMEDIATE_DATA: u16 = 2;
+    pub(in crate::nftables) const META_KEY: u16 = 2;
+    pub(in crate::nftables) const META_SREG: u16 = 3;
+    pub(in crate::nftables) const PAYLOAD_SREG: u16 = 5;
     pub(in crate::nftables) const DATA_VERDICT: u16 = 2;
     pub(in crate::nftables) const VERDICT_CODE: u16 = 1;
     pub(in crate::nftables) const VERDICT_CHAIN: u16 = 2;
@@ -200,11 +205,17 @@ impl Parts {
         let (mut names, mut verdict_of_rule) = (Vec::new(), None);
         let expressions = find(body, nfta::RULE_EXPRESSIONS);
         let mut content = DefaultHasher::new();
+        let (mut only_asks, mut traces) = (true, false);
         for element in expressions.iter().flat_map(Attribute::nested) {
             let name = self.name(element.value, nfta::EXPR_NAME).unwrap_or_default();
             name.hash(&mut content);
             if !COUNTS.contains(&&*name) {
                 element.value.hash(&mut content);
+            }
+            match effect(&name, element.value) {
+                Effect::None => {}
+                Effect::Trace => traces = true,
+                Effect::Other => only_asks = false,
             }
             if &*name == "immediate" {
                 verdict_of_rule = immediate(element.value).or(verdict_of_rule);
@@ -219,6 +230,7 @@ impl Parts {
             comment: comment(userdata),
             policy: userdata_of(userdata, UDATA_EBTABLES_POLICY).is_some(),
             expressions: names,
+            only_traces: only_asks && traces,
             verdict: verdict_of_rule,
             text: None,
             nft: None,
@@ -322,6 +334,28 @@ fn devices(place: &[u8], one: u16, many: u16) -> Vec<String> {
 fn immediate(expression: &[u8]) -> Option<RuleVerdict<'static>> {
     let data = find(find(expression, nfta::EXPR_DATA)?.value, nfta::IMMEDIATE_DATA)?;
     Some(verdict(find(data.value, nfta::DATA_VERDICT)?.value)?.into_owned())
+}
+
+/// What an expression does besides asking.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    None,
+    /// Sets the packet's trace bit.
+    Trace,
+    Other,
+}
+
+fn effect(name: &str, expression: &[u8]) -> Effect {
+    let data = find(expression, nfta::EXPR_DATA).map_or(&[][..], |data| data.value);
+    let writes = |source: u16| find(data, source).is_some();
+    match name {
+        "cmp" | "bitwise" | "range" => Effect::None,
+        "payload" if !writes(nfta::PAYLOAD_SREG) => Effect::None,
+        "immediate" if immediate(expression).is_none() => Effect::None,
+        "meta" if !writes(nfta::META_SREG) => Effect::None,
+        "meta" if be32(data, nfta::META_KEY) == META_NFTRACE => Effect::Trace,
+        _ => Effect::Other,
+    }
 }
 
 /// The comment in a rule's userdata.

@@ -119,6 +119,8 @@ pub struct Rule {
     pub policy: bool,
     /// Names of its expressions, in order: `meta`, `cmp`, `immediate`, `match`, …
     pub expressions: Vec<Arc<str>>,
+    /// Does nothing but ask for bytes of the packet, and set its trace bit.
+    pub only_traces: bool,
     /// The verdict it ends with, unless a map holds it or it has none.
     pub verdict: Option<RuleVerdict<'static>>,
     /// As its owner's tool prints it; `None` where that is not known.

@@ -1,6 +1,6 @@
 //! Which base chains see a packet, and which of them should have told of it.
 
-use super::Ruleset;
+use super::{Ruleset, Table};
 use crate::netfilter::{Family, Hook, TableFamily};
 use crate::path::group::join::At;
 use std::collections::HashSet;
@@ -26,9 +26,9 @@ struct Stand {
 }
 
 impl Stands {
-    /// The base chains that packets come to, without those of tables that `passed_over` names.
-    pub fn of(ruleset: &Ruleset, passed_over: impl Fn(&str) -> bool) -> Self {
-        let standing = ruleset.standing().filter(|(table, ..)| !passed_over(&table.name));
+    /// The base chains that packets come to, without those of tables that are `passed_over`.
+    pub fn of(ruleset: &Ruleset, passed_over: impl Fn(&Table) -> bool) -> Self {
+        let standing = ruleset.standing().filter(|(table, ..)| !passed_over(table));
         let stands = standing.map(|(table, chain, base, at)| Stand {
             name: (table.family, Arc::clone(&table.name), Arc::clone(&chain.name)),
             at,

@@ -3,7 +3,6 @@
 use super::kept::Kept;
 use super::known::Does;
 use super::nft::Live;
-use crate::footprint;
 use crate::netfilter::{TableFamily, Verdict};
 use crate::netlink::Message;
 use crate::nftables::Located;
@@ -107,7 +106,7 @@ impl Both {
 
     /// No more of a packet comes from legacy tables.
     pub(super) fn close(&mut self, path: Path) -> Option<Joined<Kept>> {
-        self.join.close(Half::Legacy(path.packet), path)
+        self.join.close(Half::Legacy(path.packet), path).map(|joined| without_ours(&self.live, joined))
     }
 
     /// Takes a message of nftables: its kind and what follows the header. Gives the packet of legacy tables that has
@@ -132,11 +131,12 @@ impl Both {
         let mut done = Vec::new();
         let added = assembler.add(&event, located, (time_ns, netns), &mut name, &mut |path| done.push(path));
         for path in done {
-            join.close(Half::Nft(path.packet), path).into_iter().for_each(&mut *finish);
+            let joined = join.close(Half::Nft(path.packet), path);
+            joined.into_iter().for_each(|joined| finish(without_ours(live, joined)));
         }
         let half = Half::Nft(added.packet);
         join.meet(half, seen(&event, located.as_ref(), &added, clock_ns), live.stands());
-        if let Some(step) = added.step.filter(|_| !footprint::is_table_of_ours(&event.table)) {
+        if let Some(step) = added.step.filter(|_| !live.is_of_ours(event.family, &event.table)) {
             join.keep(half, clock_ns, Kept::of(&step));
         }
         join.gone(half)
@@ -144,9 +144,10 @@ impl Both {
 
     /// Gives out the packets of which nftables told nothing since a time.
     pub(super) fn expire(&mut self, before_ns: u64, finish: &mut dyn FnMut(Joined<Kept>)) {
-        let Self { assembler, join, .. } = self;
+        let Self { live, assembler, join, .. } = self;
         assembler.expire(before_ns, &mut |path| {
-            join.close(Half::Nft(path.packet), path).into_iter().for_each(&mut *finish);
+            let joined = join.close(Half::Nft(path.packet), path);
+            joined.into_iter().for_each(|joined| finish(without_ours(live, joined)));
         });
     }
 
@@ -161,6 +162,13 @@ impl Both {
     pub(super) fn end(&mut self, clock_ns: u64) {
         self.join.end(clock_ns);
     }
+}
+
+/// A packet without the versions of tables that mark packets for a run: those are no part of the ruleset.
+fn without_ours(live: &Live, mut joined: Joined<Kept>) -> Joined<Kept> {
+    let table = |tag: &str| tag.rsplit_once('@').map_or(tag, |(table, _)| table).to_owned();
+    joined.path.generation.retain(|tag| !live.is_of_ours(TableFamily::Inet, &table(tag)));
+    joined
 }
 
 fn is_end(verdict: Option<Verdict>) -> bool {

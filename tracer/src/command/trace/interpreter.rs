@@ -295,7 +295,7 @@ impl Interpreter {
         let marks = ruleset
             .tables
             .iter()
-            .any(|table| table.handle == run.table && footprint::is_table_of_ours(&table.name));
+            .any(|table| table.handle == run.table && footprint::is_table_of_ours(table));
         for met in followed.met {
             let Some(version) = version.as_ref().filter(|_| !marks) else { break };
             let name = version.name(&met.located);

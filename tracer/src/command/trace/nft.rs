@@ -2,11 +2,14 @@
 
 use crate::fetch::nft::{self, Fetched, Nftables};
 use crate::footprint;
+use crate::netfilter::TableFamily;
 use crate::nftables::stands::Stands;
 use crate::nftables::trace::TraceEvent;
 use crate::nftables::{Located, Ruleset, inherit_texts, lacks_text};
+use std::collections::HashSet;
 use std::fs::File;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A generation of which the announcement was lost counts as announced when it is this old.
@@ -23,6 +26,8 @@ pub(super) struct Live {
     /// The rules that messages are about.
     held: Ruleset,
     stands: Rc<Stands>,
+    /// Tables that are called as those that mark packets for a run, and do something else.
+    foreign: HashSet<(TableFamily, Arc<str>)>,
     /// Rules that were not announced yet.
     next: Option<Ruleset>,
     /// What the kernel told when it was asked last; `None` when it did not answer.
@@ -45,9 +50,10 @@ impl Live {
         let began = Instant::now();
         let Fetched { ruleset, text_reasons } = nftables.fetch()?;
         let generation = Some(ruleset.generation);
-        let live = Self {
+        let mut live = Self {
             nftables,
             stands: stands(&ruleset),
+            foreign: HashSet::new(),
             held: ruleset,
             next: None,
             now: generation,
@@ -56,6 +62,7 @@ impl Live {
             is_marked,
             printed: (Instant::now(), began.elapsed()),
         };
+        live.note_foreign();
         Ok(Some((live, text_reasons)))
     }
 
@@ -69,6 +76,21 @@ impl Live {
         &self.stands
     }
 
+    /// Whether a table marks packets for a run. Of one that could not be read in time the name has to do.
+    pub(super) fn is_of_ours(&self, family: TableFamily, table: &str) -> bool {
+        let mut foreign = self.foreign.iter();
+        footprint::is_named_like_ours(table)
+            && !foreign.any(|(other, name)| *other == family && **name == *table)
+    }
+
+    fn note_foreign(&mut self) {
+        let tables = self.next.iter().chain([&self.held]).flat_map(|ruleset| &ruleset.tables);
+        let foreign = tables.filter(|table| {
+            footprint::is_named_like_ours(&table.name) && !footprint::is_table_of_ours(table)
+        });
+        self.foreign.extend(foreign.map(|table| (table.family, Arc::clone(&table.name))));
+    }
+
     /// Asks the kernel for the generation of its rules, and reads them when it is another. All messages that are asked about
     /// afterwards have come before.
     pub(super) fn settle(&mut self) {
@@ -80,6 +102,7 @@ impl Live {
                 inherit_texts(next, &self.held);
                 self.now = Some(next.generation);
             }
+            self.note_foreign();
         }
         if self.announced.is_none() {
             self.do_without_announcement();

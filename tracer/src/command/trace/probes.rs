@@ -176,7 +176,7 @@ fn is_ip(table: &Table) -> bool {
 /// marks packets, and nothing else.
 fn sees_packets(table: &Table) -> bool {
     (is_ip(table) || table.family == TableFamily::Netdev)
-        && !footprint::is_table_of_ours(&table.name)
+        && !footprint::is_table_of_ours(table)
         && table.chains.iter().any(|chain| chain.base.is_some())
 }
 

@@ -8,7 +8,6 @@ use super::nft::Live;
 use crate::backend::netlink::{self, Arrival};
 use crate::command::choice::matches;
 use crate::filter::Filter;
-use crate::footprint;
 use crate::hash::KernelMap;
 use crate::kernel_log::{Record, Time};
 use crate::netfilter::{Family, Hook, Verdict};
@@ -350,7 +349,6 @@ impl Show {
         self.count += 1;
         Kept::settle(&mut steps);
         path.steps = steps.iter().map(Kept::name).collect();
-        path.generation.retain(|tag| !footprint::is_table_of_ours(tag.split('@').next().unwrap_or_default()));
         if let Some(last) = steps.last().filter(|step| step.is_legacy()) {
             let goes_on = || self.known.goes_on(&last.packet(), last.table(), last.hook());
             end(&mut path, last_of(last.action().as_ref()), goes_on);

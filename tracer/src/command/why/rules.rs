@@ -153,7 +153,7 @@ impl Loaded {
         let mut base_chains = self.nftables.standing();
         self.legacy.iter().any(legacy)
             || base_chains.any(|(table, _, base, at)| {
-                let ours = footprint::is_table_of_ours(&table.name);
+                let ours = footprint::is_table_of_ours(table);
                 at.hook == hook && table.family.sees(family, hook) && !base.is_nat() && !ours
             })
     }
