@@ -13,6 +13,7 @@ mod paths;
 mod refused;
 mod several;
 mod why;
+mod wireshark;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -43,6 +44,7 @@ const TESTS: &[&[Test]] = &[
     nft_corpus::TESTS,
     several::TESTS,
     why::TESTS,
+    wireshark::TESTS,
     DOCTOR,
     everywhere::TESTS,
     marks::TESTS,

@@ -31,6 +31,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-system-x86", "qemu-system-x86_64"),
     ("iptables", "xtables-legacy-multi"),
     ("nftables", "nft"),
+    ("tshark", "tshark"),
     ("iproute2", "ip"),
     ("ipset", "ipset"),
     ("busybox-static", "busybox"),
