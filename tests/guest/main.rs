@@ -4,6 +4,7 @@ mod agree;
 mod bad_input;
 mod bench;
 mod classic;
+mod counts;
 mod doctor;
 mod filters;
 mod footprint;
@@ -86,6 +87,7 @@ const TESTS: &[&[Test]] = &[
     footprint::TESTS,
     filters::TESTS,
     usage::TESTS,
+    counts::TESTS,
     why::TESTS,
     bad_input::TESTS,
     bench::TESTS,

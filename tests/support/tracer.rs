@@ -95,6 +95,8 @@ pub struct Totals {
     pub missed: u64,
     pub unordered: u64,
     pub inexact: u64,
+    pub sampled_out: Option<u64>,
+    pub limited_out: Option<u64>,
 }
 
 /// What was read of `-o json` so far.

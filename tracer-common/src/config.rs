@@ -39,8 +39,8 @@ pub struct Config {
     pub filter_window: u32,
     /// Bytes in front of the IP header where the packet begins for the translated filter.
     pub filter_link_bytes: u32,
-    /// Fills the structure to a multiple of eight.
-    pub reserved: u32,
+    /// Whether only a part of the packets that match is traced: see [`throttle`](crate::throttle).
+    pub throttled: u32,
     /// Field offsets.
     pub offsets: Offsets,
     /// Fills the structure to a multiple of eight.

@@ -18,11 +18,15 @@ pub enum Counter {
     Overflowed,
     /// Exits that belong to no open frame of the CPU they happened on.
     OrphanExits,
+    /// Packets that matched and were left out by chance, as was asked for.
+    SampledOut,
+    /// Packets that matched and were left out because there were enough in their second.
+    LimitedOut,
 }
 
 impl Counter {
     /// All counters, by index.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Lost,
         Self::Missed,
         Self::LeftOut,
@@ -30,5 +34,7 @@ impl Counter {
         Self::Unended,
         Self::Overflowed,
         Self::OrphanExits,
+        Self::SampledOut,
+        Self::LimitedOut,
     ];
 }

@@ -16,4 +16,5 @@ pub mod legacy;
 pub mod nft;
 pub mod offsets;
 pub mod place;
+pub mod throttle;
 pub mod translated;

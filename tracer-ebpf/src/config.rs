@@ -19,7 +19,7 @@ pub static CONFIG: Config = Config {
     wakeup_bytes: 0,
     filter_window: 0,
     filter_link_bytes: 0,
-    reserved: 0,
+    throttled: 0,
     offsets: Offsets::UNRESOLVED,
     reserved_after_offsets: [0; Config::OFFSETS_PADDING],
     filter: Program::ANY,

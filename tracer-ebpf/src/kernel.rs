@@ -401,3 +401,15 @@ impl Window {
         }
     }
 }
+
+/// Adds to a number that several CPUs may add to at once; the target has no atomics in `core`.
+///
+/// # Safety
+/// `number` must be valid.
+#[inline(always)]
+pub unsafe fn add(number: *mut u64, amount: u64) {
+    // SAFETY: the caller vouches for the number.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({number} + 0) += {amount}", number = in(reg) number, amount = in(reg) amount)
+    };
+}

@@ -16,6 +16,7 @@ mod nft;
 mod replace;
 mod select;
 mod snapshot;
+mod throttle;
 mod translated;
 
 use aya_ebpf::EbpfContext;

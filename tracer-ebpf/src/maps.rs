@@ -11,6 +11,7 @@ use tracer_common::counter::Counter;
 use tracer_common::filter::Key;
 use tracer_common::legacy::{LongTail, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits};
+use tracer_common::throttle::Throttle;
 use tracer_common::translated::Workspace;
 
 /// Counter blocks of the largest table that can be followed: 65 536 entries.
@@ -86,6 +87,10 @@ pub static SKB: PerCpuArray<SkbWindow> = PerCpuArray::with_max_entries(1, 0);
 pub static FILTER: PerCpuArray<FilterInput> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
+
+/// How many of the packets that match are traced.
+#[map]
+pub static THROTTLE: Array<Throttle> = Array::with_max_entries(1, 0);
 
 /// Runs of nftables that are open, by a hash of their key.
 #[map]

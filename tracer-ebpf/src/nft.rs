@@ -500,7 +500,7 @@ pub fn commit_begins(net: u64) -> Option<()> {
         let before = core::ptr::read_volatile(known);
         let only = (before == 0 || before == number) && cursor.is_some();
         core::ptr::write_volatile(known, if only { number } else { SEVERAL });
-        add_one(&raw mut (*commits).begun);
+        kernel::add(&raw mut (*commits).begun, 1);
     }
     COMMITTING.insert(kernel::task(), UnderWay { net, slot, cursor: cursor.unwrap_or(0) }, 0).ok()
 }
@@ -516,24 +516,12 @@ pub fn commit_ends() -> Option<()> {
     // SAFETY: a map value.
     unsafe {
         if cursor(net) != Some(before) {
-            add_one(&raw mut (*commits).made);
+            kernel::add(&raw mut (*commits).made, 1);
         }
-        add_one(&raw mut (*commits).done);
+        kernel::add(&raw mut (*commits).done, 1);
     }
     forget_chains();
     COMMITTING.remove(task).ok()
-}
-
-/// Adds to a number that several CPUs may add to at once; the target has no atomics in `core`.
-///
-/// # Safety
-/// `number` must be valid.
-#[inline(always)]
-unsafe fn add_one(number: *mut u64) {
-    // SAFETY: the caller vouches for the number.
-    unsafe {
-        core::arch::asm!("lock *(u64 *)({number} + 0) += {one}", number = in(reg) number, one = in(reg) 1u64)
-    };
 }
 
 /// Another chain may come to the address of one that is gone.

@@ -16,6 +16,7 @@ use crate::legacy::Call;
 use crate::maps::{DECIDED, DECISIONS, FILTER, MET, PACKETS, TABLE_CLASSES, TRACED, TracedPacket};
 use crate::nft::nft;
 use crate::snapshot::mask;
+use crate::throttle::admit;
 use crate::translated;
 use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
@@ -261,7 +262,8 @@ impl Question {
             }
         }
         self.displace(same, met);
-        let matched = matches::<A>(call.skb);
+        let may_begin = same || hook == OUTPUT || hook == PREROUTING;
+        let matched = matches::<A>(call.skb) && (config!(throttled) == 0 || admit(u32::from(may_begin)) != 0);
         self.remember(matched);
         self.remember_met(before, || met);
         if !matched {

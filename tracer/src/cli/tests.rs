@@ -12,7 +12,7 @@ use crate::sink::Output;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use expect_test::{Expect, expect, expect_file};
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
@@ -97,6 +97,8 @@ fn options() {
             count: NonZeroU64::new(1),
             duration: Some(Duration::from_secs(150)),
             buffer: Some(8 << 20),
+            sample: None,
+            limit: None,
             explain: None,
             output: Output::Json,
             write: Some("FILE".into()),
@@ -146,6 +148,22 @@ fn sizes() {
     }
     for text in ["", "K", "0", "1K", "2G", "4097G", "-4M", "1.5M", "4MB", "4µ"] {
         check_refused(&format!("nftracer trace --buffer={text}"), ErrorKind::ValueValidation);
+    }
+}
+
+#[test]
+fn parts() {
+    let config = |sample, limit| TraceConfig {
+        sample: NonZeroU32::new(sample),
+        limit: NonZeroU32::new(limit),
+        ..TraceConfig::default()
+    };
+    check_trace("nftracer trace --sample 1/100", config(100, 0));
+    check_trace("nftracer trace --sample 1/1 --limit 5/s", config(1, 5));
+    check_trace("nftracer trace --limit 4294967295", config(0, u32::MAX));
+    for option in ["sample=100", "sample=1/0", "sample=2/3", "sample=1/", "limit=0", "limit=5/m", "limit=-1"]
+    {
+        check_refused(&format!("nftracer trace --{option}"), ErrorKind::ValueValidation);
     }
 }
 

@@ -6,7 +6,7 @@ use crate::sink::Output;
 use clap::{Args, ValueEnum};
 use jiff::SignedDuration;
 use std::fmt;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -39,6 +39,14 @@ pub(super) struct TraceArgs {
     /// Stop after this time: 30s, 2m30s, 500ms; a plain number is seconds
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     duration: Option<Duration>,
+
+    /// Trace only one packet in N of those that match, by chance; each of them all its way
+    #[arg(long, value_name = "1/N", value_parser = parse_sample)]
+    sample: Option<NonZeroU32>,
+
+    /// Trace at most so many packets in each second
+    #[arg(long, value_name = "N/s", value_parser = parse_limit)]
+    limit: Option<NonZeroU32>,
 
     /// Say of packets that passed this rule without matching which of its conditions they did not meet; the rule as
     /// `nftracer rules` names it
@@ -202,6 +210,10 @@ pub struct TraceConfig {
     pub duration: Option<Duration>,
     /// Bytes of the buffer between the kernel and us, a power of two.
     pub buffer: Option<u32>,
+    /// Trace one packet in so many.
+    pub sample: Option<NonZeroU32>,
+    /// Trace at most so many packets in a second.
+    pub limit: Option<NonZeroU32>,
     /// The rule that is explained.
     pub explain: Option<RuleName>,
     /// In which form packets are shown.
@@ -225,6 +237,8 @@ impl TraceArgs {
             explain: self.explain,
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,
+            sample: self.sample,
+            limit: self.limit,
             output: self.output.into(),
             write: self.write,
             verbose: self.verbose,
@@ -328,6 +342,18 @@ fn parse_size(text: &str) -> Result<u32, &'static str> {
     let number: u32 = digits.parse().map_err(|_| WRONG)?;
     let bytes = number.checked_mul(1 << shift).and_then(u32::checked_next_power_of_two);
     bytes.filter(|bytes| SIZES.contains(bytes)).ok_or(WRONG)
+}
+
+/// `1/100`
+fn parse_sample(text: &str) -> Result<NonZeroU32, &'static str> {
+    let number = text.strip_prefix("1/").and_then(|number| number.parse().ok());
+    number.ok_or("not a share; write one packet in a hundred as 1/100")
+}
+
+/// `100/s`; a plain number is the same.
+fn parse_limit(text: &str) -> Result<NonZeroU32, &'static str> {
+    let number = text.strip_suffix("/s").unwrap_or(text).parse().ok();
+    number.ok_or("not a number of packets in a second; write it as 100/s")
 }
 
 pub(super) fn parse_duration(text: &str) -> Result<Duration, &'static str> {

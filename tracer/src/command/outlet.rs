@@ -132,6 +132,11 @@ impl Outlet {
         }
     }
 
+    /// So many packets that matched were left out, as was asked for.
+    pub(super) fn left_out(&mut self, sampled_out: Option<u64>, limited_out: Option<u64>) {
+        (self.totals.sampled_out, self.totals.limited_out) = (sampled_out, limited_out);
+    }
+
     /// Ends the output. Says what there was, with the records that were lost and the traversals that no probe saw.
     pub(super) fn finish(&mut self, lost: u64, missed: u64) -> io::Result<Totals> {
         (self.totals.lost, self.totals.missed) = (lost, missed);

@@ -162,7 +162,8 @@ impl<R: Read> Reader<R> {
                     })));
                 }
                 Record::Totals { packets, steps, lost, missed, unordered, inexact } => {
-                    let totals = Totals { packets, steps, lost, missed, unordered, inexact };
+                    let totals =
+                        Totals { packets, steps, lost, missed, unordered, inexact, ..Totals::default() };
                     return Ok(Some(Event::Totals(totals)));
                 }
                 Record::Text(text) => self.known.texts.push(text.into()),

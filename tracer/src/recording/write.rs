@@ -164,7 +164,7 @@ impl<W: Write> Sink for Recorder<W> {
     }
 
     fn finish(&mut self, totals: &Totals) -> io::Result<()> {
-        let &Totals { packets, steps, lost, missed, unordered, inexact } = totals;
+        let &Totals { packets, steps, lost, missed, unordered, inexact, .. } = totals;
         self.write(&Record::Totals { packets, steps, lost, missed, unordered, inexact })?;
         self.flush()
     }

@@ -401,11 +401,16 @@ struct EndRow {
     missed: u64,
     unordered: u64,
     inexact: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sampled_out: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limited_out: Option<u64>,
 }
 
 impl From<&Totals> for EndRow {
-    fn from(&Totals { packets, steps, lost, missed, unordered, inexact }: &Totals) -> Self {
-        Self { packets, steps, lost, missed, unordered, inexact }
+    fn from(totals: &Totals) -> Self {
+        let &Totals { packets, steps, lost, missed, unordered, inexact, sampled_out, limited_out } = totals;
+        Self { packets, steps, lost, missed, unordered, inexact, sampled_out, limited_out }
     }
 }
 

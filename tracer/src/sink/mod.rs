@@ -90,17 +90,27 @@ pub struct Totals {
     pub unordered: u64,
     /// Paths stamped inexact.
     pub inexact: u64,
+    /// Packets that matched and were left out by chance; `None` where all were asked for.
+    pub sampled_out: Option<u64>,
+    /// Packets that matched and were more than asked for in a second; `None` where any number was asked for.
+    pub limited_out: Option<u64>,
 }
 
 /// The line that ends a run.
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { packets, steps, lost, missed, unordered, inexact } = self;
+        let Self { packets, steps, lost, missed, unordered, inexact, sampled_out, limited_out } = self;
         write!(
             f,
             "nftracer: {packets} packets, {steps} steps, {lost} lost, {missed} missed, {unordered} unordered, \
              {inexact} inexact"
-        )
+        )?;
+        for (count, option) in [(sampled_out, "--sample"), (limited_out, "--limit")] {
+            if let Some(count) = count {
+                write!(f, ", {count} left out by {option}")?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -94,7 +94,16 @@ fn start() -> Start {
     }
 }
 
-const TOTALS: Totals = Totals { packets: 12, steps: 80, lost: 1, missed: 2, unordered: 3, inexact: 4 };
+const TOTALS: Totals = Totals {
+    packets: 12,
+    steps: 80,
+    lost: 1,
+    missed: 2,
+    unordered: 3,
+    inexact: 4,
+    sampled_out: None,
+    limited_out: None,
+};
 
 /// Two packets whose steps interleave, and one that nothing is known of.
 pub(crate) fn play(sink: &mut dyn Sink) -> io::Result<()> {

@@ -26,6 +26,7 @@ use tracer_common::counter::Counter;
 use tracer_common::filter::Program;
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits, NftConfig, Witness};
+use tracer_common::throttle::Throttle;
 
 #[cfg(bpf_object)]
 const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NFTRACER_BPF_OBJECT"));
@@ -142,6 +143,8 @@ pub struct Options<'a> {
     pub method: attach::Method,
     /// How nftables is traced.
     pub nftables: Nftables,
+    /// How many of the packets that match are traced; all without it.
+    pub throttle: Option<Throttle>,
 }
 
 /// Placed probes. Dropping it takes them away.
@@ -177,6 +180,13 @@ struct PodCommits(Commits);
 #[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
 // SAFETY: as for `PodConfig`.
 unsafe impl Pod for PodCommits {}
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodThrottle(Throttle);
+#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
+// SAFETY: as for `PodConfig`.
+unsafe impl Pod for PodThrottle {}
 
 /// A filter as the programs get it.
 struct Chosen<'a> {
@@ -245,7 +255,7 @@ impl Loaded {
             wakeup_bytes: options.ring_bytes / 4,
             filter_window: filter.window,
             filter_link_bytes: filter.link_bytes,
-            reserved: 0,
+            throttled: u32::from(options.throttle.is_some()),
             offsets: layout.offsets,
             reserved_after_offsets: [0; Config::OFFSETS_PADDING],
             filter: *filter.program,
@@ -276,6 +286,7 @@ pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
         table_entries: PAGE_ENTRIES,
         method: attach::Method::Fentry,
         nftables: Nftables::Rules,
+        throttle: None,
     };
     let Loaded { object, programs, kernel, witness, .. } = Loaded::of(&options)?;
     Ok(attach::try_typed(&object, &programs, &kernel, witness)?)
@@ -285,6 +296,12 @@ impl Ebpf {
     /// Loads the programs and places the probes.
     pub fn attach(options: &Options<'_>) -> Result<Self, Error> {
         let Loaded { object, mut programs, kernel, witness, mut without } = Loaded::of(options)?;
+        if let Some(throttle) = options.throttle {
+            let refused = |source| Error::Map { map: "THROTTLE", source };
+            let map = programs.map_mut("THROTTLE").ok_or(Error::NoRoom)?;
+            let mut map: Array<_, PodThrottle> = Array::try_from(map).map_err(refused)?;
+            map.set(0, PodThrottle(throttle), 0).map_err(refused)?;
+        }
         let probes = attach::Probes::place(&object, &mut programs, &kernel, options.method, witness)?;
         without.extend(probes.without().iter().cloned());
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
@@ -370,6 +387,12 @@ impl Ebpf {
         Ok(self.counter(Counter::LeftOut)? + self.counter(Counter::Unended)? + missed)
     }
 
+    /// Packets that matched and were not traced, as was asked for.
+    pub fn throttled(&self) -> Result<Throttled, Error> {
+        let (by_chance, by_limit) = (self.counter(Counter::SampledOut)?, self.counter(Counter::LimitedOut)?);
+        Ok(Throttled { by_chance, by_limit })
+    }
+
     fn left_out(&self, begins: Begins) -> Result<u64, Error> {
         self.probes.left_out(begins).map_err(Error::Program)
     }
@@ -452,6 +475,15 @@ pub struct Lost {
     pub records: u64,
     /// Runs of nftables.
     pub missed_runs: u64,
+}
+
+/// Packets that matched and were not traced, since the probes were placed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Throttled {
+    /// Not among the one in so many.
+    pub by_chance: u64,
+    /// More than so many in a second.
+    pub by_limit: u64,
 }
 
 impl AsRawFd for Ebpf {

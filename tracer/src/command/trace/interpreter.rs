@@ -484,6 +484,11 @@ impl Interpreter {
         tracker.finish(crate::sys::clock::monotonic_ns(), &mut |path| outlet.path(&path));
     }
 
+    /// So many packets that matched were left out, as was asked for.
+    pub(super) fn left_out(&mut self, sampled_out: Option<u64>, limited_out: Option<u64>) {
+        self.outlet.left_out(sampled_out, limited_out);
+    }
+
     /// Ends the output. Says what there was, with the records that were lost and the traversals that no probe saw.
     pub(super) fn finish(&mut self, lost: u64, missed: u64) -> io::Result<Totals> {
         self.outlet.finish(lost, missed)

@@ -107,7 +107,7 @@ impl Listening {
         let live = if source.hears_nftables() { live(&known, plan)? } else { None };
         let unseen = chains && live.is_none();
         let mut rows =
-            Rows::new((sink, wish.config.output), wish.config.count, wish.filter, (known, live), known_netns);
+            Rows::new((sink, wish.config.output), wish.config, wish.filter, (known, live), known_netns);
         if unseen {
             rows.doubt_all(UNSEEN);
         }

@@ -2,6 +2,7 @@
 
 mod both;
 mod buffer;
+mod gate;
 #[doc(hidden)]
 pub mod interpreter;
 mod kept;

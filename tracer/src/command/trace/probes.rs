@@ -2,7 +2,7 @@
 
 use super::interpreter::{Interpreter, NotRead, Reading};
 use super::runs::{Heard, NftReading};
-use super::{Next, Session, Wish, buffer, say};
+use super::{Next, Session, Wish, buffer, gate, say};
 use crate::backend::ebpf::{self, CommitCounts, Ebpf, ReplaceCounts};
 use crate::cli::trace::Mark;
 use crate::command;
@@ -283,6 +283,8 @@ pub(super) struct Probing {
     watch: Option<Watch>,
     /// Where it is, and only one namespace, whose inode number this is.
     follows: Option<u32>,
+    /// Whether only one packet in so many was asked for, and whether only so many in a second.
+    asked: (bool, bool),
     /// Goes after the probes.
     _key: Option<Key>,
 }
@@ -323,6 +325,7 @@ impl Probing {
             ring_bytes: config.buffer.unwrap_or_else(usual_ring_bytes),
             table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
             method: config.attach,
+            throttle: gate::throttle(config),
         };
         // What keeps it from working is said as `doctor` says it.
         let ebpf = Ebpf::attach(&options)
@@ -335,7 +338,8 @@ impl Probing {
         let visible: Vec<String> = visible.into_iter().flatten().collect();
         let footprint = if visible.is_empty() { "none".to_owned() } else { visible.join(", ") };
         let start = wish.start("ebpf", footprint, ebpf.log_style());
-        let session = Self { _key: key, ..Self::new(ebpf, namespaces, wish.sink()?, config.count)? };
+        let asked = (config.sample.is_some(), config.limit.is_some());
+        let session = Self { _key: key, asked, ..Self::new(ebpf, namespaces, wish.sink()?, config.count)? };
         Ok((session, start))
     }
 
@@ -410,6 +414,7 @@ impl Probing {
             idle_looks: 0,
             watch,
             follows,
+            asked: (false, false),
             _key: None,
         })
     }
@@ -478,6 +483,9 @@ impl Session for Probing {
         let ebpf = self.ebpf.get_ref();
         let lost = ebpf.lost().map_err(Failure::running)?;
         let missed = ebpf.missed_traversals().map_err(Failure::running)? + lost.missed_runs;
+        let throttled = ebpf.throttled().map_err(Failure::running)?;
+        let (sampled, limited) = self.asked;
+        interpreter.left_out(sampled.then_some(throttled.by_chance), limited.then_some(throttled.by_limit));
         let totals = interpreter.finish(lost.records, missed).context("cannot write")?;
         eprintln!("{totals}");
         Ok(())

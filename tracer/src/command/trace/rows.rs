@@ -2,10 +2,12 @@
 
 use super::super::outlet::Outlet;
 use super::both::{Both, Pending};
+use super::gate::Gate;
 use super::kept::Kept;
 use super::known::{Checked, Does, Known, Named};
 use super::nft::Live;
 use crate::backend::netlink::{self, Arrival};
+use crate::cli::trace::TraceConfig;
 use crate::command::choice::matches;
 use crate::filter::Filter;
 use crate::hash::KernelMap;
@@ -20,7 +22,6 @@ use crate::sys::clock;
 use crate::trace_line::{self, LogStyle};
 use std::fs::File;
 use std::io;
-use std::num::NonZeroU64;
 use std::rc::Rc;
 
 /// How long a packet may be silent before its path is given out.
@@ -59,6 +60,8 @@ struct Show {
     open: KernelMap<u64, Option<Shown>>,
     /// Packets that are or were shown.
     count: u64,
+    /// Whether another one is to be.
+    gate: Gate,
     /// Paths that are given out when it is known that the rules were the same all the time.
     waiting: Vec<Path>,
 }
@@ -84,7 +87,7 @@ impl Rows {
     /// Has seen nothing yet. `netns` is the namespace of all rows, if that is known.
     pub(super) fn new(
         (sink, output): (Box<dyn Sink>, Output),
-        limit: Option<NonZeroU64>,
+        config: &TraceConfig,
         filter: &Filter,
         (known, live): (Known, Option<Live>),
         netns: Option<u32>,
@@ -94,13 +97,14 @@ impl Rows {
         let mut grouper = Grouper::new(hold).with_patience(patience_ns());
         known.each_place(|family, table, hook| grouper.loaded(netns, family, table, hook));
         Self {
-            outlet: Outlet::new(sink, limit),
+            outlet: Outlet::new(sink, config.count),
             grouper,
             show: Show {
                 filter: filter.clone(),
                 known,
                 open: KernelMap::default(),
                 count: 0,
+                gate: Gate::new(config),
                 waiting: Vec::new(),
             },
             style: LogStyle::default(),
@@ -295,6 +299,8 @@ impl Rows {
 
     /// Ends the output.
     pub(super) fn finish(&mut self, lost: u64) -> io::Result<Totals> {
+        let (sampled_out, limited_out) = self.show.gate.left_out();
+        self.outlet.left_out(sampled_out, limited_out);
         self.outlet.finish(lost + self.unreadable, 0)
     }
 }
@@ -343,7 +349,7 @@ impl Show {
         let shown = |step: &Kept| step.is_legacy() && matches(&self.filter, &step.packet().view());
         let wanted = matches(&self.filter, &first.view())
             || steps.iter().find(|step| step.is_legacy()).is_some_and(shown);
-        if !wanted || outlet.is_beyond(self.count + 1) {
+        if !wanted || outlet.is_beyond(self.count + 1) || !self.gate.admits(clock::monotonic_ns()) {
             return;
         }
         self.count += 1;
@@ -359,9 +365,11 @@ impl Show {
 
     fn step(&mut self, outlet: &mut Outlet, placed: &Placed) {
         let view = placed.row.packet.view();
-        let Self { filter, known, open, count, .. } = self;
+        let Self { filter, known, open, count, gate, .. } = self;
         let shown = open.entry(placed.packet).or_insert_with(|| {
-            let wanted = matches(filter, &view) && !outlet.is_beyond(*count + 1);
+            let wanted = matches(filter, &view)
+                && !outlet.is_beyond(*count + 1)
+                && gate.admits(placed.row.clock_ns.unwrap_or_default());
             wanted.then(|| {
                 *count += 1;
                 Shown::default()
