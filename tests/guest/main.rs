@@ -15,6 +15,7 @@ mod nft_footprint;
 mod nft_oracle;
 mod old_tools;
 mod oracle;
+mod predicates;
 mod session;
 mod usage;
 mod why;
@@ -86,6 +87,7 @@ const TESTS: &[&[Test]] = &[
     lines::TESTS,
     footprint::TESTS,
     filters::TESTS,
+    predicates::TESTS,
     usage::TESTS,
     counts::TESTS,
     why::TESTS,

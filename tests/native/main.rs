@@ -10,6 +10,7 @@ mod nft_changes;
 mod nft_corpus;
 mod nft_oracle;
 mod paths;
+mod predicates;
 mod refused;
 mod several;
 mod why;
@@ -39,6 +40,7 @@ struct Test {
 const TESTS: &[&[Test]] = &[
     refused::TESTS,
     paths::TESTS,
+    predicates::TESTS,
     nft_oracle::TESTS,
     nft_changes::TESTS,
     nft_corpus::TESTS,

@@ -27,6 +27,7 @@ pub mod nft_rules;
 pub mod nftrace;
 pub mod packet;
 pub mod paths;
+pub mod predicates;
 pub mod random;
 pub mod ruleset;
 pub mod state;

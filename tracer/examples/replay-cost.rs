@@ -88,6 +88,7 @@ fn replay(form: Output, packets: u64, writer: Box<dyn Write>) -> anyhow::Result<
 fn start() -> Start {
     Start {
         filter: String::new(),
+        choice: String::new(),
         netns: "all".to_owned(),
         backend: "ebpf",
         footprint: "none".to_owned(),

@@ -23,6 +23,7 @@ pub mod ruleset;
 pub mod path;
 pub mod history;
 pub mod filter;
+pub mod predicate;
 pub mod trace_line;
 pub mod kernel_log;
 pub mod xtables;

@@ -8,6 +8,7 @@ pub mod bench;
 pub mod diff;
 pub mod doctor;
 pub mod netns;
+mod predicates;
 pub mod read;
 pub mod rules;
 pub mod trace;

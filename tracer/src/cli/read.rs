@@ -1,6 +1,8 @@
 //! `nftracer read`
 
+use super::predicates::{HEADING, PredicateArgs, VerdictArgs};
 use super::trace::OutputArg;
+use crate::predicate::{Masked, Predicates};
 use crate::sink::Output;
 use clap::Args;
 use std::path::PathBuf;
@@ -12,6 +14,7 @@ shown when it matches as it was at its first step.
 Examples:
   nftracer read /var/log/messages
   nftracer read - host 192.0.2.1 < /var/log/kern.log.1.gz
+  nftracer read --verdict drop --in eth0 kern.log
   journalctl -k -o short-iso-precise | nftracer read -o json
   dmesg | nftracer read - tcp port 22";
 
@@ -26,6 +29,16 @@ pub(super) struct ReadArgs {
     /// Which packets to show
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,
+
+    #[command(flatten)]
+    predicates: PredicateArgs,
+
+    #[command(flatten)]
+    verdicts: VerdictArgs,
+
+    /// That had this mark at one of their steps: 0x10, or 0x10/0xff
+    #[arg(long, value_name = "MARK", help_heading = HEADING)]
+    mark: Option<Masked>,
 
     /// A block for each packet, the lines of the TRACE target, or JSON Lines
     #[arg(short, long, value_name = "OUTPUT", default_value = "pretty")]
@@ -43,6 +56,8 @@ pub struct ReadConfig {
     pub file: Option<PathBuf>,
     /// The filter as typed, words joined by spaces; empty for none.
     pub filter: String,
+    /// What packets are chosen by beside the filter.
+    pub predicates: Predicates,
     /// In which form packets are shown.
     pub output: Output,
     /// Show lines that cannot be read.
@@ -54,6 +69,11 @@ impl ReadArgs {
         ReadConfig {
             file: self.file.filter(|file| file.as_os_str() != "-"),
             filter: self.filter.join(" ").trim().to_owned(),
+            predicates: Predicates {
+                mark: self.mark,
+                verdicts: self.verdicts.verdicts(),
+                ..self.predicates.predicates()
+            },
             output: self.output.into(),
             verbose: self.verbose,
         }

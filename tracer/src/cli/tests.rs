@@ -8,6 +8,8 @@ use crate::cli::bench::BenchConfig;
 use crate::cli::doctor::DoctorConfig;
 use crate::cli::read::ReadConfig;
 use crate::cli::rules::RulesConfig;
+use crate::netfilter::Verdict;
+use crate::predicate::Predicates;
 use crate::sink::Output;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
@@ -89,6 +91,7 @@ fn options() {
          udp",
         TraceConfig {
             filter: "udp".to_owned(),
+            predicates: Predicates::default(),
             mark: Mark::None,
             backend: Backend::Ebpf,
             attach: Method::Auto,
@@ -128,6 +131,64 @@ fn backends_and_marks() {
     check_usage_error(
         "nftracer trace --backend netlink --log-file x",
         expect!["--log-file x: only --backend log reads a file"],
+    );
+}
+
+#[test]
+fn predicates() {
+    let all = Predicates {
+        indev: "eth0".parse().ok(),
+        outdev: "eth+".parse().ok(),
+        mark: "0x10/0xff".parse().ok(),
+        uid: "www-data".parse().ok(),
+        table: Some("filter".to_owned()),
+        chain: Some("FORWARD".to_owned()),
+        rule: "nat:PREROUTING:2".parse().ok(),
+        verdicts: vec![Verdict::Drop, Verdict::Queue],
+    };
+    let words = "--in eth0 --out eth+ --uid www-data --table filter --chain FORWARD --rule nat:PREROUTING:2 --mark \
+                 0x10/0xff";
+    let config = |mark, predicates| TraceConfig { mark, predicates, ..TraceConfig::default() };
+    check_trace(
+        &format!("nftracer trace {words} --verdict drop,queue --mark nft"),
+        config(Mark::Nft, all.clone()),
+    );
+    let number = Predicates { mark: "7".parse().ok(), ..Predicates::default() };
+    check_trace("nftracer trace --backend ebpf --mark 7", {
+        TraceConfig { backend: Backend::Ebpf, ..config(Mark::Auto, number) }
+    });
+    assert_eq!(
+        request(&format!("nftracer why {words}")),
+        Ok(Request::Why(config(Mark::Auto, Predicates { verdicts: Vec::new(), ..all.clone() })))
+    );
+    let read = ReadConfig { file: Some("log".into()), predicates: all, ..ReadConfig::default() };
+    assert_eq!(
+        request(&format!("nftracer read {words} --verdict drop --verdict queue log")),
+        Ok(Request::Read(read))
+    );
+}
+
+#[test]
+fn wrong_predicates_are_refused() {
+    for words in [
+        "--in a/b",
+        "--out sixteen-bytes-16",
+        "--mark 0x1g",
+        "--mark 0x110/0xff",
+        "--mark anything",
+        "--uid a:b",
+        "--rule INPUT:3",
+        "--rule filter:INPUT:0",
+        "--verdict reject",
+        "--verdict drop,",
+    ] {
+        check_refused(&format!("nftracer trace {words}"), ErrorKind::ValueValidation);
+    }
+    check_refused("nftracer why --verdict drop", ErrorKind::UnknownArgument);
+    check_refused("nftracer read --mark nft log", ErrorKind::ValueValidation);
+    check_usage_error(
+        "nftracer trace --mark 1 --mark 2",
+        expect!["--mark 0x2: given twice; once for a way of marking and once for a number is all"],
     );
 }
 

@@ -1,7 +1,9 @@
 //! `nftracer trace`
 
+use super::predicates::{MarkArg, PredicateArgs, VerdictArgs, marks};
 use super::{UsageError, netns::Netns};
 use crate::backend::ebpf::attach::Method;
+use crate::predicate::Predicates;
 use crate::sink::Output;
 use clap::{Args, ValueEnum};
 use jiff::SignedDuration;
@@ -19,7 +21,9 @@ Examples:
   nftracer trace icmp and host 192.0.2.1
   nftracer trace -c 5 -- not tcp port 22
   nftracer trace 'tcp[tcpflags] & (tcp-syn|tcp-fin) != 0 and not src net 10.0.0.0/8'
-  nftracer trace --netns blue --for 30s -o json udp port 53";
+  nftracer trace --netns blue --for 30s -o json udp port 53
+  nftracer trace --verdict drop --in eth0 tcp
+  nftracer trace --rule filter:FORWARD:3 --mark 0x10/0xff";
 
 /// Show the rules that packets meet, while they meet them
 #[derive(Args, Debug)]
@@ -31,6 +35,12 @@ pub(super) struct TraceArgs {
 
     #[command(flatten)]
     source: SourceArgs,
+
+    #[command(flatten)]
+    predicates: PredicateArgs,
+
+    #[command(flatten)]
+    verdicts: VerdictArgs,
 
     /// Stop after this many packets
     #[arg(short, long, value_name = "N")]
@@ -73,10 +83,11 @@ pub(super) struct SourceArgs {
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     backend: BackendArg,
 
-    /// How packets are chosen for the kernel's own tracing: by a table of nftables, by TRACE rules, or with none by
-    /// those that are there; not for ebpf
-    #[arg(long, value_name = "MARK", default_value = "auto")]
-    mark: MarkArg,
+    /// How packets are chosen for the kernel's own tracing: nft by a table of nftables, rule by TRACE rules, or none by
+    /// those that are there, not for ebpf; auto takes the first that works. With a number, packets that had this mark at
+    /// one of their steps: 0x10, or 0x10/0xff. May be given once for each
+    #[arg(long, value_name = "MARK")]
+    mark: Vec<MarkArg>,
 
     /// How the kernel's functions are probed, for ebpf: fentry is cheaper, kprobe works on older kernels
     #[arg(long, value_name = "METHOD", default_value = "auto")]
@@ -106,14 +117,6 @@ enum BackendArg {
     Ebpf,
     Netlink,
     Log,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum MarkArg {
-    Auto,
-    None,
-    Nft,
-    Rule,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -194,6 +197,8 @@ impl fmt::Display for RuleName {
 pub struct TraceConfig {
     /// The filter as typed, words joined by spaces; empty for none.
     pub filter: String,
+    /// What packets are chosen by beside the filter.
+    pub predicates: Predicates,
     /// Where steps are to come from.
     pub backend: Backend,
     /// How packets are to be chosen for the kernel's own tracing.
@@ -232,8 +237,14 @@ impl TraceArgs {
             let reason = "it needs one namespace, and an output that has room for it: pretty or json";
             return Err(UsageError::Value { option: "--explain", value: rule.to_string(), reason });
         }
+        let source = self.source.config()?;
         Ok(TraceConfig {
             filter: self.filter.join(" ").trim().to_owned(),
+            predicates: Predicates {
+                mark: source.predicates.mark,
+                verdicts: self.verdicts.verdicts(),
+                ..self.predicates.predicates()
+            },
             explain: self.explain,
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,
@@ -242,7 +253,7 @@ impl TraceArgs {
             output: self.output.into(),
             write: self.write,
             verbose: self.verbose,
-            ..self.source.config()?
+            ..source
         })
     }
 }
@@ -250,10 +261,15 @@ impl TraceArgs {
 impl SourceArgs {
     /// Everything else is as it is when nothing is said of it.
     pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
-        let (backend, mark) = (self.backend.into(), self.mark.into());
+        let backend = self.backend.into();
+        let (mark, number) = marks(&self.mark)?;
         if backend == Backend::Ebpf && matches!(mark, Mark::Nft | Mark::Rule) {
             let reason = "the ebpf backend needs no mark; --backend netlink and log do";
-            return Err(UsageError::Value { option: "--mark", value: word(self.mark), reason });
+            return Err(UsageError::Value {
+                option: "--mark",
+                value: MarkArg::Way(mark).to_string(),
+                reason,
+            });
         }
         if let Some(file) =
             self.log_file.as_ref().filter(|_| !matches!(backend, Backend::Auto | Backend::Log))
@@ -272,14 +288,10 @@ impl SourceArgs {
             log_file: self.log_file,
             netns: if self.all_netns { Netns::All } else { Netns::from_option(self.netns.as_deref())? },
             buffer: self.buffer,
+            predicates: Predicates { mark: number, ..Predicates::default() },
             ..TraceConfig::default()
         })
     }
-}
-
-/// As it was typed.
-fn word(typed: impl ValueEnum) -> String {
-    typed.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 impl From<BackendArg> for Backend {
@@ -289,17 +301,6 @@ impl From<BackendArg> for Backend {
             BackendArg::Ebpf => Self::Ebpf,
             BackendArg::Netlink => Self::Netlink,
             BackendArg::Log => Self::Log,
-        }
-    }
-}
-
-impl From<MarkArg> for Mark {
-    fn from(typed: MarkArg) -> Self {
-        match typed {
-            MarkArg::Auto => Self::Auto,
-            MarkArg::None => Self::None,
-            MarkArg::Nft => Self::Nft,
-            MarkArg::Rule => Self::Rule,
         }
     }
 }

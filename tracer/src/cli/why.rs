@@ -1,7 +1,9 @@
 //! `nftracer why`
 
 use super::UsageError;
+use super::predicates::PredicateArgs;
 use super::trace::{SourceArgs, TraceConfig, parse_duration};
+use crate::predicate::Predicates;
 use crate::sink::Output;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -25,6 +27,9 @@ pub(super) struct WhyArgs {
 
     #[command(flatten)]
     source: SourceArgs,
+
+    #[command(flatten)]
+    predicates: PredicateArgs,
 
     /// Give up after this time: 30s, 2m30s, 500ms; a plain number is seconds
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
@@ -51,7 +56,9 @@ enum OutputArg {
 
 impl WhyArgs {
     pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
+        let source = self.source.config()?;
         Ok(TraceConfig {
+            predicates: Predicates { mark: source.predicates.mark, ..self.predicates.predicates() },
             filter: self.filter.join(" ").trim().to_owned(),
             duration: self.duration,
             output: match self.output {
@@ -60,7 +67,7 @@ impl WhyArgs {
             },
             write: self.write,
             verbose: self.verbose,
-            ..self.source.config()?
+            ..source
         })
     }
 }

@@ -1,8 +1,11 @@
 //! Whether a packet that user space holds is one that was asked for.
 
+use crate::error::Failure;
 use crate::filter::{Filter, Form, LinkType, classic};
 use crate::packet::PacketView;
-use crate::sys::pcap;
+use crate::predicate::{Predicates, User};
+use crate::sys::{pcap, user};
+use anyhow::{Context as _, anyhow};
 use tracer_common::filter::Key;
 
 /// Whether a packet matches, as far as its bytes are known.
@@ -28,3 +31,15 @@ fn interpret(program: &[classic::Instruction], bytes: &[u8], length: u32) -> boo
 
 /// Bytes of an Ethernet header.
 const ETHERNET_HEADER: usize = 14;
+
+/// The same, with users by their numbers.
+pub(super) fn resolved(predicates: &Predicates) -> Result<Predicates, Failure> {
+    let mut resolved = predicates.clone();
+    if let Some(User::Name(name)) = &predicates.uid {
+        let number = user::number(name).with_context(|| format!("--uid {name}: cannot read /etc/passwd"))?;
+        let unknown = || Failure::usage(anyhow!("--uid {name}: there is no such user in /etc/passwd"));
+        let number = number.ok_or_else(|| unknown().with_remedy("give the number of the user"))?;
+        resolved.uid = Some(User::Number(number));
+    }
+    Ok(resolved)
+}

@@ -6,6 +6,8 @@ pub mod diff;
 pub mod doctor;
 pub mod guard;
 mod choice;
+mod held;
+mod kept;
 mod outlet;
 pub mod read;
 pub mod rules;

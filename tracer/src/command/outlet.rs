@@ -1,8 +1,10 @@
 //! Where all that is found out leaves: counted, and up to the number of packets that was asked for.
 
+use super::held::{Held, Piece};
 use crate::packet::Packet;
 use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
+use crate::predicate::{Choice, Predicates};
 use crate::sink::{Sink, Start, Totals};
 use crate::trace_line::LogStyle;
 use std::io;
@@ -20,13 +22,29 @@ pub(super) struct Outlet {
     doubt: Option<String>,
     /// The packet of the last step, where it may be shared with others.
     shown: Option<Rc<Packet>>,
+    /// Packets of which it is not known yet whether they are shown; `None` where all are.
+    held: Option<Held>,
 }
 
 impl Outlet {
     /// Gives out at most `limit` packets.
     pub(super) fn new(sink: Box<dyn Sink>, limit: Option<NonZeroU64>) -> Self {
         let shows_paths = sink.shows_paths();
-        Self { sink, shows_paths, totals: Totals::default(), limit, failed: None, doubt: None, shown: None }
+        Self {
+            sink,
+            shows_paths,
+            totals: Totals::default(),
+            limit,
+            failed: None,
+            doubt: None,
+            shown: None,
+            held: None,
+        }
+    }
+
+    /// Gives out only packets that are wanted, each when it is done.
+    pub(super) fn choose(&mut self, predicates: Predicates) {
+        self.held = (!predicates.is_empty()).then(|| Held::new(predicates));
     }
 
     /// Says that tracing has begun.
@@ -35,9 +53,10 @@ impl Outlet {
         self.sink.flush()
     }
 
-    /// Whether the packet of this number, from 1, is more than was asked for.
+    /// Whether the packet of this number, from 1, is more than was asked for. Where packets are chosen later, each may be
+    /// wanted.
     pub(super) fn is_beyond(&self, packet: u64) -> bool {
-        self.limit.is_some_and(|limit| packet > limit.get())
+        self.held.is_none() && self.limit.is_some_and(|limit| packet > limit.get())
     }
 
     /// Whether all packets that were asked for have been given out.
@@ -52,6 +71,13 @@ impl Outlet {
 
     /// Gives out a step.
     pub(super) fn step(&mut self, step: &Step<'_>) {
+        match &mut self.held {
+            Some(held) => held.step(step, None),
+            None => self.give_step(step),
+        }
+    }
+
+    fn give_step(&mut self, step: &Step<'_>) {
         self.shown = None;
         self.totals.steps += 1;
         if self.failed.is_none() {
@@ -66,15 +92,26 @@ impl Outlet {
 
     /// Gives out a step that shows a packet as it is, which other steps may show, too.
     pub(super) fn step_of(&mut self, packet: &Rc<Packet>, step: &Step<'_>) {
+        match &mut self.held {
+            Some(held) => held.step(step, Some(packet)),
+            None => self.give_step_of(packet, step),
+        }
+    }
+
+    fn give_step_of(&mut self, packet: &Rc<Packet>, step: &Step<'_>) {
         let same = self.shown.as_ref().is_some_and(|shown| Rc::ptr_eq(shown, packet));
-        if !(same && self.step_again(step.name)) {
-            self.step(step);
+        if !(same && self.give_step_again(step.name)) {
+            self.give_step(step);
             self.shown = Some(Rc::clone(packet));
         }
     }
 
     /// Gives out a step whose view is that of the step before, if its name is enough for the sink.
     pub(super) fn step_again(&mut self, name: &str) -> bool {
+        self.held.is_none() && self.give_step_again(name)
+    }
+
+    fn give_step_again(&mut self, name: &str) -> bool {
         if self.failed.is_some() {
             return false;
         }
@@ -88,6 +125,13 @@ impl Outlet {
 
     /// Gives out a line that the LOG target wrote about a packet.
     pub(super) fn logged(&mut self, packet: u64, logged: &Logged) {
+        match &mut self.held {
+            Some(held) => held.logged(packet, logged),
+            None => self.give_logged(packet, logged),
+        }
+    }
+
+    fn give_logged(&mut self, packet: u64, logged: &Logged) {
         if self.failed.is_none() {
             self.failed = self.sink.logged(packet, logged).err();
         }
@@ -95,20 +139,49 @@ impl Outlet {
 
     /// Steps from here on are of a kernel that writes its lines in this style.
     pub(super) fn log_style(&mut self, style: LogStyle) {
-        self.sink.log_style(style);
+        match &mut self.held {
+            Some(held) => held.log_style(style),
+            None => self.sink.log_style(style),
+        }
     }
 
-    /// Gives out a path.
+    /// Gives out a path, if its packet is wanted.
     pub(super) fn path(&mut self, path: &Path) {
+        let done = match &mut self.held {
+            Some(held) => held.done(path),
+            None => return self.give_path(path),
+        };
         if self.enough() || self.failed.is_some() {
             return;
         }
-        let doubtful = self.doubt.clone().map(|why| {
-            let mut path = path.clone();
-            path.certainty = Certainty::Inexact;
-            path.why.push(why);
-            path
-        });
+        match done.choice {
+            Choice::Unwanted => return,
+            Choice::Unknown => {
+                self.totals.undecided += 1;
+                return;
+            }
+            Choice::Wanted => {}
+        }
+        if let Some(style) = done.style {
+            self.sink.log_style(style);
+        }
+        for piece in &done.pieces {
+            match piece {
+                Piece::Step(kept) => self.give_step_of(&kept.packet(), &kept.step(path.packet, kept.netns())),
+                Piece::Logged(logged) => self.give_logged(path.packet, logged),
+            }
+        }
+        match done.doubt {
+            Some(why) => self.give_path(&doubted(path, why)),
+            None => self.give_path(path),
+        }
+    }
+
+    fn give_path(&mut self, path: &Path) {
+        if self.enough() || self.failed.is_some() {
+            return;
+        }
+        let doubtful = self.doubt.as_deref().map(|why| doubted(path, why));
         let path = doubtful.as_ref().unwrap_or(path);
         self.totals.packets += 1;
         match path.certainty {
@@ -146,4 +219,12 @@ impl Outlet {
         self.sink.finish(&self.totals)?;
         Ok(self.totals)
     }
+}
+
+/// The same path, with something in doubt.
+fn doubted(path: &Path, why: &str) -> Path {
+    let mut path = path.clone();
+    path.certainty = Certainty::Inexact;
+    path.why.push(why.to_owned());
+    path
 }

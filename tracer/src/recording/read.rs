@@ -153,6 +153,7 @@ impl<R: Read> Reader<R> {
                 Record::Path(path) => return self.known.path(path).map(Some).ok_or_else(damaged),
                 Record::Start { filter, netns, backend, footprint, kernel, ae_flag } => {
                     return Ok(Some(Event::Start(Start {
+                        choice: String::new(),
                         filter: filter.to_owned(),
                         netns: netns.to_owned(),
                         backend: known_backend(backend),

@@ -116,7 +116,7 @@ impl<W: Write> Recorder<W> {
 
 impl<W: Write> Sink for Recorder<W> {
     fn begin(&mut self, start: &Start) -> io::Result<()> {
-        let Start { filter, netns, backend, footprint, kernel, log_style } = start;
+        let Start { filter, netns, backend, footprint, kernel, log_style, .. } = start;
         let ae_flag = log_style.ae_flag;
         self.write(&Record::Start { filter, netns, backend, footprint, kernel, ae_flag })
     }

@@ -250,6 +250,8 @@ struct StartRow<'a> {
     version: &'static str,
     filter: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
+    choice: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
     netns: &'a str,
     backend: &'static str,
     footprint: &'a str,
@@ -258,8 +260,8 @@ struct StartRow<'a> {
 }
 
 impl<'a> From<&'a Start> for StartRow<'a> {
-    fn from(Start { filter, netns, backend, footprint, kernel, .. }: &'a Start) -> Self {
-        Self { version: env!("CARGO_PKG_VERSION"), filter, netns, backend, footprint, kernel }
+    fn from(Start { filter, choice, netns, backend, footprint, kernel, .. }: &'a Start) -> Self {
+        Self { version: env!("CARGO_PKG_VERSION"), filter, choice, netns, backend, footprint, kernel }
     }
 }
 
@@ -405,12 +407,20 @@ struct EndRow {
     sampled_out: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limited_out: Option<u64>,
+    #[serde(skip_serializing_if = "is_none")]
+    undecided: u64,
+}
+
+/// Where nothing was left out, nothing is said of it.
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl From<&Totals> for EndRow {
     fn from(totals: &Totals) -> Self {
-        let &Totals { packets, steps, lost, missed, unordered, inexact, sampled_out, limited_out } = totals;
-        Self { packets, steps, lost, missed, unordered, inexact, sampled_out, limited_out }
+        let &Totals { packets, steps, lost, missed, unordered, inexact, .. } = totals;
+        let &Totals { sampled_out, limited_out, undecided, .. } = totals;
+        Self { packets, steps, lost, missed, unordered, inexact, sampled_out, limited_out, undecided }
     }
 }
 

@@ -50,6 +50,8 @@ pub fn choose<'w>(output: Output, colour: bool, writer: impl io::Write + 'w) -> 
 pub struct Start {
     /// The filter as typed; empty for none.
     pub filter: String,
+    /// What packets are chosen by beside it, as typed; empty for nothing.
+    pub choice: String,
     /// Name of the traced namespace, or `all`.
     pub netns: String,
     /// `ebpf`, `netlink` or `log`.
@@ -66,7 +68,11 @@ pub struct Start {
 impl fmt::Display for Start {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let filter = if self.filter.is_empty() { "all packets" } else { &self.filter };
-        write!(f, "tracing {} in ", Escaped(filter))?;
+        write!(f, "tracing {}", Escaped(filter))?;
+        if !self.choice.is_empty() {
+            write!(f, " with {}", Escaped(&self.choice))?;
+        }
+        f.write_str(" in ")?;
         match self.netns.as_str() {
             "all" => f.write_str("all namespaces")?,
             netns => write!(f, "namespace {}", Escaped(netns))?,
@@ -94,23 +100,28 @@ pub struct Totals {
     pub sampled_out: Option<u64>,
     /// Packets that matched and were more than asked for in a second; `None` where any number was asked for.
     pub limited_out: Option<u64>,
+    /// Packets that were not shown because their verdict was asked for and is not known.
+    pub undecided: u64,
 }
 
 /// The line that ends a run.
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { packets, steps, lost, missed, unordered, inexact, sampled_out, limited_out } = self;
+        let Self { packets, steps, lost, missed, unordered, inexact, .. } = self;
         write!(
             f,
             "nftracer: {packets} packets, {steps} steps, {lost} lost, {missed} missed, {unordered} unordered, \
              {inexact} inexact"
         )?;
-        for (count, option) in [(sampled_out, "--sample"), (limited_out, "--limit")] {
+        for (count, option) in [(self.sampled_out, "--sample"), (self.limited_out, "--limit")] {
             if let Some(count) = count {
                 write!(f, ", {count} left out by {option}")?;
             }
         }
-        Ok(())
+        match self.undecided {
+            0 => Ok(()),
+            count => write!(f, ", {count} left out whose verdict is not known"),
+        }
     }
 }
 

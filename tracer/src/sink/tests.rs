@@ -86,6 +86,7 @@ fn path(packet: u64, verdict: Option<Verdict>, certainty: Certainty, why: &[&str
 fn start() -> Start {
     Start {
         filter: "tcp port 80".to_owned(),
+        choice: String::new(),
         netns: "blue".to_owned(),
         backend: "ebpf",
         footprint: "none".to_owned(),
@@ -103,6 +104,7 @@ const TOTALS: Totals = Totals {
     inexact: 4,
     sampled_out: None,
     limited_out: None,
+    undecided: 0,
 };
 
 /// Two packets whose steps interleave, and one that nothing is known of.

@@ -20,3 +20,4 @@ pub mod ready;
 pub mod sockopt;
 pub mod sysctl;
 pub mod tracefs;
+pub mod user;

@@ -88,8 +88,10 @@ impl LogReader {
         let hold = if output == Output::Trace { Hold::Never } else { Hold::UntilKnown };
         let style = LogStyle::default();
         let mut outlet = Outlet::new(sink, None);
+        outlet.choose(choice.predicates.clone());
         outlet.begin(&Start {
             filter: choice.filter.text.clone(),
+            choice: choice.predicates.to_string(),
             netns: String::new(),
             backend: "log",
             footprint: "none".to_owned(),

@@ -6,11 +6,12 @@ mod recording;
 #[cfg(test)]
 mod tests;
 
-use super::choice::matches;
+use super::choice::{matches, resolved};
 use crate::cli::read::ReadConfig;
 use crate::error::Failure;
 use crate::filter::{self, Filter};
 use crate::packet::PacketView;
+use crate::predicate::Predicates;
 use crate::recording::MAGIC;
 use crate::sys::pcap;
 use anyhow::Context as _;
@@ -20,18 +21,17 @@ use std::collections::HashSet;
 /// Shows what a file tells of packets.
 pub fn run(config: ReadConfig) -> Result<(), Failure> {
     let filter = filter::compile(&config.filter, &pcap::compile).map_err(Failure::usage)?;
+    let choice = Choice::new(filter, resolved(&config.predicates)?);
     let mut input = Input::open(config.file.as_deref())?;
     let begins = input.peek(MAGIC.len()).with_context(|| format!("cannot read {}", input.name))?;
-    if begins == MAGIC {
-        recording::show(input, Choice::new(filter), &config)
-    } else {
-        log::show(input, Choice::new(filter), &config)
-    }
+    if begins == MAGIC { recording::show(input, choice, &config) } else { log::show(input, choice, &config) }
 }
 
-/// Which packets are shown: asked about each once, as it is at its first step.
+/// Which packets are shown: the filter is asked about each once, as it is at its first step.
 struct Choice {
     filter: Filter,
+    /// What else is asked, of those that match.
+    predicates: Predicates,
     /// Packets on their way that are not shown.
     refused: HashSet<u64>,
     /// Packets on their way that are.
@@ -39,8 +39,8 @@ struct Choice {
 }
 
 impl Choice {
-    fn new(filter: Filter) -> Self {
-        Self { filter, refused: HashSet::new(), chosen: HashSet::new() }
+    fn new(filter: Filter, predicates: Predicates) -> Self {
+        Self { filter, predicates, refused: HashSet::new(), chosen: HashSet::new() }
     }
 
     /// Whether a step of a packet is shown.

@@ -48,7 +48,7 @@ fn show(log: &[u8], output: Output, filter: &str) -> Shown {
         Output::Trace => Box::new(Line::new(writer)),
         Output::Json => Box::new(Json::new(writer)),
     };
-    let choice = Choice::new(filter::compile(filter, &pcap::compile).unwrap());
+    let choice = Choice::new(filter::compile(filter, &pcap::compile).unwrap(), Predicates::default());
     let mut reader = LogReader::new(sink, output, choice, Clock::new(TimeZone::UTC, written)).unwrap();
     let mut errors = Vec::new();
     while let Some(line) = input.next_line().unwrap() {

@@ -1,8 +1,8 @@
 //! Packets that meet legacy tables and nftables: what both tell, put together.
 
-use super::kept::Kept;
 use super::known::Does;
 use super::nft::Live;
+use crate::command::kept::Kept;
 use crate::netfilter::{TableFamily, Verdict};
 use crate::netlink::Message;
 use crate::nftables::Located;

@@ -17,6 +17,7 @@ use crate::path::stands::Stands;
 use crate::path::track::{Part, Tracker, Visit};
 use crate::path::walk::{Walk, Walker};
 use crate::path::{Action, Certainty, Step};
+use crate::predicate::Predicates;
 use crate::ruleset::{Table, Target};
 use crate::sink::{Sink, Start, Totals};
 use std::borrow::Cow;
@@ -163,6 +164,11 @@ impl Interpreter {
             rules: Rules::new(read_nftables, print_nftables, hear_changes),
             standings: Standings::default(),
         }
+    }
+
+    /// Shows only packets that are wanted, each when it is done.
+    pub(super) fn choose(&mut self, predicates: &Predicates) {
+        self.outlet.choose(predicates.clone());
     }
 
     /// Takes the rules of nftables in a namespace as they are now.

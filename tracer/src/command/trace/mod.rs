@@ -5,7 +5,6 @@ mod buffer;
 mod gate;
 #[doc(hidden)]
 pub mod interpreter;
-mod kept;
 mod known;
 pub(super) mod listen;
 mod nft;
@@ -16,10 +15,12 @@ mod rows;
 pub mod runs;
 mod shown;
 
+use super::choice::resolved;
 use super::why::explain::Explaining;
 use crate::cli::trace::TraceConfig;
 use crate::error::{Failure, Kind};
 use crate::filter::{self, Filter};
+use crate::predicate::Predicates;
 use crate::sink::{Sink, Start};
 use crate::sys::pcap;
 use crate::text;
@@ -62,6 +63,8 @@ trait Session {
 struct Wish<'a> {
     config: &'a TraceConfig,
     filter: &'a Filter,
+    /// With users by their numbers.
+    predicates: &'a Predicates,
     open_sink: &'a OpenSink<'a>,
 }
 
@@ -76,6 +79,7 @@ impl Wish<'_> {
     fn start(&self, backend: &'static str, footprint: String, log_style: LogStyle) -> Start {
         Start {
             filter: self.filter.text.clone(),
+            choice: self.config.predicates.to_string(),
             netns: self.config.netns.to_string(),
             backend,
             footprint,
@@ -99,7 +103,8 @@ pub fn run(config: TraceConfig) -> Result<(), Failure> {
 /// Traces until it is told to stop, or the sink has enough.
 pub(super) fn run_into(config: &TraceConfig, open_sink: &OpenSink<'_>) -> Result<(), Failure> {
     let filter = filter::compile(&config.filter, &pcap::compile).map_err(Failure::usage)?;
-    let wish = Wish { config, filter: &filter, open_sink };
+    let predicates = resolved(&config.predicates)?;
+    let wish = Wish { config, filter: &filter, predicates: &predicates, open_sink };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the event loop")?.block_on(async {
         let mut refused = Vec::new();

@@ -339,7 +339,9 @@ impl Probing {
         let footprint = if visible.is_empty() { "none".to_owned() } else { visible.join(", ") };
         let start = wish.start("ebpf", footprint, ebpf.log_style());
         let asked = (config.sample.is_some(), config.limit.is_some());
-        let session = Self { _key: key, asked, ..Self::new(ebpf, namespaces, wish.sink()?, config.count)? };
+        let mut session =
+            Self { _key: key, asked, ..Self::new(ebpf, namespaces, wish.sink()?, config.count)? };
+        session.interpreter.choose(wish.predicates);
         Ok((session, start))
     }
 

@@ -3,12 +3,12 @@
 use super::super::outlet::Outlet;
 use super::both::{Both, Pending};
 use super::gate::Gate;
-use super::kept::Kept;
 use super::known::{Checked, Does, Known, Named};
 use super::nft::Live;
 use crate::backend::netlink::{self, Arrival};
 use crate::cli::trace::TraceConfig;
 use crate::command::choice::matches;
+use crate::command::kept::Kept;
 use crate::filter::Filter;
 use crate::hash::KernelMap;
 use crate::kernel_log::{Record, Time};
@@ -17,6 +17,7 @@ use crate::packet::Packet;
 use crate::path::group::join::Joined;
 use crate::path::group::{Grouped, Grouper, Hold, Met, Placed, Row};
 use crate::path::{Action, Certainty, Path, Step};
+use crate::predicate::Predicates;
 use crate::sink::{Output, Sink, Start, Totals};
 use crate::sys::clock;
 use crate::trace_line::{self, LogStyle};
@@ -115,6 +116,11 @@ impl Rows {
             both: live.map(|live| Both::new(live, netns)),
             nft_changed: false,
         }
+    }
+
+    /// Shows only packets that are wanted, each when it is done.
+    pub(super) fn choose(&mut self, predicates: &Predicates) {
+        self.outlet.choose(predicates.clone());
     }
 
     /// Casts doubt on all paths.

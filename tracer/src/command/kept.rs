@@ -26,10 +26,17 @@ pub(super) struct Kept {
     name: Rc<str>,
     action: Option<RuleVerdict<'static>>,
     packet: Rc<Packet>,
+    view_doubt: Option<Box<str>>,
+    netns: Option<u32>,
 }
 
 impl Kept {
     pub(super) fn of(step: &Step<'_>) -> Self {
+        Self::sharing(step, Rc::new(Packet::from(step.view)))
+    }
+
+    /// As [`Self::of`], where the packet at the step is owned already.
+    pub(super) fn sharing(step: &Step<'_>, packet: Rc<Packet>) -> Self {
         let Rule { engine, family, table, chain, kind, number, handle, text, nft, owner } = step.rule;
         Self {
             time_ns: step.time_ns,
@@ -46,12 +53,18 @@ impl Kept {
             owner: owner.map(Into::into),
             name: step.name.into(),
             action: step.action.as_ref().map(owned),
-            packet: Rc::new(Packet::from(step.view)),
+            packet,
+            view_doubt: step.view_doubt.map(Into::into),
+            netns: step.netns,
         }
     }
 
     pub(super) fn name(&self) -> Rc<str> {
         Rc::clone(&self.name)
+    }
+
+    pub(super) fn netns(&self) -> Option<u32> {
+        self.netns
     }
 
     pub(super) fn packet(&self) -> Rc<Packet> {
@@ -104,7 +117,7 @@ impl Kept {
             name: &self.name,
             action: self.action(),
             view: self.packet.view(),
-            view_doubt: None,
+            view_doubt: self.view_doubt.as_deref(),
             netns,
         }
     }

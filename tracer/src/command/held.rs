@@ -1,0 +1,99 @@
+//! Packets of which it is known only at their end whether they are shown.
+
+use super::kept::Kept;
+use crate::hash::KernelMap;
+use crate::packet::Packet;
+use crate::path::group::Logged;
+use crate::path::{Path, Step};
+use crate::predicate::{Choice, Met, Predicates};
+use crate::trace_line::LogStyle;
+use std::rc::Rc;
+
+/// Steps that are held at most, of all packets on their way.
+const STEPS: usize = 1 << 18;
+
+/// Packets on their way.
+pub(super) struct Held {
+    predicates: Predicates,
+    open: KernelMap<u64, Open>,
+    /// Steps held, of all packets.
+    steps: usize,
+    /// The packet at the last step: many in a row show the same.
+    last: Option<Rc<Packet>>,
+    style: Option<LogStyle>,
+}
+
+/// A packet on its way.
+#[derive(Default)]
+struct Open {
+    met: Met,
+    pieces: Vec<Piece>,
+    style: Option<LogStyle>,
+    /// There was no room for all of its steps.
+    is_cut: bool,
+}
+
+/// What is given out of a packet before its path.
+pub(super) enum Piece {
+    Step(Box<Kept>),
+    Logged(Logged),
+}
+
+/// A packet that is done.
+pub(super) struct Done {
+    pub(super) choice: Choice,
+    pub(super) pieces: Vec<Piece>,
+    /// How its kernel writes lines, where that was said.
+    pub(super) style: Option<LogStyle>,
+    /// What is in doubt about it.
+    pub(super) doubt: Option<&'static str>,
+}
+
+impl Held {
+    /// Packets that are wanted by these.
+    pub(super) fn new(predicates: Predicates) -> Self {
+        Self { predicates, open: KernelMap::default(), steps: 0, last: None, style: None }
+    }
+
+    /// Takes a step, whose packet may be owned already.
+    pub(super) fn step(&mut self, step: &Step<'_>, packet: Option<&Rc<Packet>>) {
+        let open = self.open.entry(step.packet).or_default();
+        open.met.add(self.predicates.met(step));
+        open.style = self.style;
+        if self.steps >= STEPS {
+            open.is_cut = true;
+            return;
+        }
+        let same = || self.last.as_ref().filter(|last| last.view() == step.view).map(Rc::clone);
+        let packet = packet.map(Rc::clone).or_else(same).unwrap_or_else(|| Rc::new(Packet::from(step.view)));
+        self.last = Some(Rc::clone(&packet));
+        open.pieces.push(Piece::Step(Box::new(Kept::sharing(step, packet))));
+        self.steps += 1;
+    }
+
+    /// Takes a line of the LOG target.
+    pub(super) fn logged(&mut self, packet: u64, logged: &Logged) {
+        // It belongs to a step: one without any is no packet.
+        if let Some(open) = self.open.get_mut(&packet).filter(|_| self.steps < STEPS) {
+            open.pieces.push(Piece::Logged(logged.clone()));
+            self.steps += 1;
+        }
+    }
+
+    /// Steps from here on are of a kernel that writes its lines in this style.
+    pub(super) fn log_style(&mut self, style: LogStyle) {
+        self.style = Some(style);
+    }
+
+    /// A packet is done.
+    pub(super) fn done(&mut self, path: &Path) -> Done {
+        let Open { met, pieces, style, is_cut } = self.open.remove(&path.packet).unwrap_or_default();
+        self.steps -= pieces.len();
+        Done {
+            choice: self.predicates.choose(met, path.verdict),
+            pieces,
+            style,
+            doubt: is_cut.then_some("not all of its steps could be held until its end"),
+        }
+    }
+}
