@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// The modules that hold the code of the legacy tables, and of nftables.
 pub const TABLE_MODULES: [&str; 4] = ["x_tables", "ip_tables", "ip6_tables", "nf_tables"];
@@ -181,14 +182,14 @@ pub fn has_legacy_tables() -> bool {
 fn is_loaded(modules: &[&str], functions: &[&str]) -> Option<bool> {
     let loaded = read("/proc/modules")?;
     let found = first_words(&loaded).any(|name| modules.contains(&name.as_str()));
-    Some(found || fs::File::open("/proc/kallsyms").is_ok_and(|symbols| has_symbol(symbols, functions)))
+    let is_built_in = |name| matches!(built_in().found.get(name), Some(None));
+    Some(found || functions.iter().any(|name| is_built_in(*name)))
 }
 
-fn has_symbol(symbols: impl io::Read, wanted: &[&str]) -> bool {
-    let lines = BufReader::with_capacity(1 << 16, symbols).lines();
-    let is_wanted =
-        |line: String| line.split_ascii_whitespace().nth(2).is_some_and(|name| wanted.contains(&name));
-    lines.map_while(Result::ok).any(is_wanted)
+/// What is in the kernel itself stays there, and it takes long to read all symbols: asked once.
+fn built_in() -> &'static Symbols {
+    static SYMBOLS: OnceLock<Symbols> = OnceLock::new();
+    SYMBOLS.get_or_init(Symbols::gather)
 }
 
 impl Symbols {
