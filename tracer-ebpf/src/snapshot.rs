@@ -45,6 +45,18 @@ fn is_nonzero(value: u64) -> u64 {
     negated >> 63
 }
 
+/// 1 where `left` is the smaller one, else 0, likewise. Both are below 2^63.
+#[inline(always)]
+fn is_below(left: u64, right: u64) -> u64 {
+    let mut difference = left;
+    // SAFETY: one instruction.
+    unsafe { core::arch::asm!("{0} -= {1}", inout(reg) difference, in(reg) right) };
+    difference >> 63
+}
+
+/// Rules that are looked at in one turn of a loop over a block, because the verifier looks at every turn.
+const RULES_PER_TURN: u32 = 4;
+
 /// Rules in block `block` of a table with `number` entries.
 #[inline(always)]
 fn rules_in_block(number: u32, block: u32) -> u32 {
@@ -113,12 +125,13 @@ fn family_of(depth: u32) -> Option<u8> {
     Some(unsafe { (*record).traversal.family })
 }
 
-/// Copies a counter block to `destination`.
+/// Copies a counter block to `destination`, in whole turns: what is behind the last counter is nobody's, and stays as it is.
 #[inline(always)]
 fn copy_block(frame: &Frame, depth: u32, block: u32, destination: *mut Block) -> bool {
     let Some(family) = family_of(depth) else { return false };
     let Some(address) = block_address(frame, family, block) else { return false };
-    let bytes = mask::<8191>(u64::from(rules_in_block(frame.number.get(), block)) * 16) as u32;
+    let rules = rules_in_block(frame.number.get(), block).next_multiple_of(RULES_PER_TURN);
+    let bytes = mask::<8191>(u64::from(rules) * 16) as u32;
     if bytes > 4096 {
         return false;
     }
@@ -156,14 +169,17 @@ pub extern "C" fn adjust_block(depth: u32, block: u32, resume: u32) -> u32 {
     let rules = rules_in_block(frame.number.get(), block);
     let (page, current) = (page.cast::<u64>(), current.cast::<u64>());
     let sign = sign(resume);
-    for rule in 0..RULES_PER_BLOCK as usize {
-        if rule as u32 >= opaque(rules) {
+    for first in (0..RULES_PER_BLOCK).step_by(RULES_PER_TURN as usize) {
+        if first >= opaque(rules) {
             break;
         }
-        // SAFETY: both are map values of 512 numbers.
-        unsafe {
-            let counter = (*current.add(rule * 2)).wrapping_mul(sign);
-            *page.add(rule * 2) = (*page.add(rule * 2)).wrapping_add(counter);
+        for rule in 0..RULES_PER_TURN {
+            let at = (first + rule) as usize * 2;
+            // SAFETY: both are map values of 512 numbers.
+            unsafe {
+                let counter = (*current.add(at)).wrapping_mul(sign);
+                *page.add(at) = (*page.add(at)).wrapping_add(counter);
+            }
         }
     }
     0
@@ -190,18 +206,20 @@ pub extern "C" fn compare_block(depth: u32, block: u32) -> u32 {
     unsafe {
         let mut found = u64::from((*record).traversal.match_count);
         let matches = (&raw mut (*record).tail.matches).cast::<u64>();
-        for rule in 0..RULES_PER_BLOCK {
-            if rule >= opaque(rules) {
+        for first in (0..RULES_PER_BLOCK).step_by(RULES_PER_TURN as usize) {
+            if first >= opaque(rules) {
                 break;
             }
-            let at = rule as usize * 2;
-            let moved = (*current.add(at)).wrapping_sub(*page.add(at)) & 0xffff_ffff;
-            // One store of a whole `Match`: index in the low half, count in the high one. It stays only where the
-            // count is not zero, because the next one overwrites it.
-            let index = u64::from(block * RULES_PER_BLOCK + rule);
-            let slot = mask::<255>(found) as usize;
-            core::ptr::write_volatile(matches.add(slot), index | (moved << 32));
-            found += is_nonzero(moved);
+            for rule in first..first + RULES_PER_TURN {
+                let at = rule as usize * 2;
+                let moved = (*current.add(at)).wrapping_sub(*page.add(at)) & 0xffff_ffff;
+                // One store of a whole `Match`: index in the low half, count in the high one. It stays only where the
+                // count is not zero, because the next one overwrites it.
+                let index = u64::from(block * RULES_PER_BLOCK + rule);
+                let slot = mask::<255>(found) as usize;
+                core::ptr::write_volatile(matches.add(slot), index | (moved << 32));
+                found += is_nonzero(moved);
+            }
         }
         (*record).traversal.match_count = found as u32;
     }
@@ -275,13 +293,13 @@ pub extern "C" fn block_at(private: u64, offset: u32) -> u32 {
         // SAFETY: a map value; the index is below the array's length.
         let first = unsafe {
             let array = (&raw const (*offsets).offset).cast::<u32>();
-            core::ptr::read_volatile(array.add(mask::<{ MAX_BLOCKS - 1 }>(u64::from(block)) as usize))
+            core::ptr::read_volatile(array.add(mask::<{ MAX_BLOCKS - 1 }>(block) as usize))
         };
-        if block < blocks(number) && first <= offset {
-            found = block;
-        }
+        let is_in =
+            is_below(block, u64::from(blocks(number))) & is_below(u64::from(first), u64::from(offset) + 1);
+        found += is_in << half;
     }
-    found
+    found as u32
 }
 
 /// Finds out which blocks a traversal of `hook` can meet: those of the hook's chain, and those behind the last built-in
@@ -495,10 +513,8 @@ fn target(entry: u64, family: u32) -> Option<(u64, u16)> {
 unsafe fn add_if_below(count: *mut u32, at: u64, place: u32) {
     // SAFETY: the caller vouches for it.
     unsafe {
-        count.write_volatile(
-            count.read_volatile().wrapping_add((at.wrapping_sub(u64::from(place)) >> 63) as u32),
-        );
-    }
+        count.write_volatile(count.read_volatile().wrapping_add(is_below(at, u64::from(place)) as u32))
+    };
 }
 
 /// The rules of a small table that a packet can meet at a hook: those of the hook's chain, and where there are user
