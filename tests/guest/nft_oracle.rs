@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nftracer_tests::compare::{Verdict, compare, is_finished, is_settled};
 use nftracer_tests::lab::{Family, Lab, Spread, addresses};
-use nftracer_tests::nft_rules::{HANDWRITTEN, generate};
+use nftracer_tests::nft_rules::{DEVICES, HANDWRITTEN, generate, generate_with_devices};
 use nftracer_tests::nftrace::{self, MARKER};
 use nftracer_tests::ruleset::TABLES;
 use nftracer_tests::tracer::{Certainty, Packet, Step, Trace, Tracer};
@@ -21,6 +21,7 @@ use crate::{Options, Outcome, Test, check};
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_oracle_handwritten", run: handwritten },
     Test { name: "nft_oracle_generated", run: generated },
+    Test { name: "nft_oracle_devices", run: devices },
     Test { name: "nft_oracle_iptables", run: iptables },
     Test { name: "nft_oracle_edited", run: edited },
     Test { name: "nft_oracle_netlink", run: netlink },
@@ -59,6 +60,15 @@ COMMIT
 
 /// Packets of one family that share a ruleset.
 const SHOTS: usize = 40;
+/// Marks what comes in by the router's devices before all other chains.
+const DEVICE_MARKER: &str = "\
+table netdev marker {
+    chain in { type filter hook ingress devices = { ra, rb, lo } priority -500; meta nftrace set 1; }
+}
+";
+
+/// Generated rulesets with chains of devices.
+const DEVICE_RULESETS: u64 = 8;
 /// Generated rulesets that one run of the tracer sees.
 const RULESETS_PER_RUN: usize = 20;
 /// Generated rulesets that are traced without probes.
@@ -235,6 +245,50 @@ fn generated(options: &Options) -> Result<Outcome> {
     check(total.figures.packets >= u64::try_from(options.packets / 2)?, "too few packets")?;
     let Outcome::Passed(figures) = conclude(&total)? else { bail!("concluded otherwise") };
     Ok(Outcome::Passed(format!("{rulesets} rulesets, {refused} without packets; {figures}")))
+}
+
+/// Chains at ingress and egress, among those of IP. Kernels before 5.16 have no egress.
+fn devices(options: &Options) -> Result<Outcome> {
+    let mut session = Session::new()?;
+    let mut planner = Planner::new(options.seed, 0, 1);
+    let mut total = Verdict::default();
+    let egress = {
+        let chain = "table netdev d {\n chain e { type filter hook egress device ra priority 0; }\n}\n";
+        session.lab.r.command("nft", &["-f", "-"], chain).is_ok()
+    };
+    let written = DEVICES.iter().filter(|ruleset| egress || !ruleset.text.contains("egress"));
+    let mut rulesets: Vec<_> =
+        written.map(|ruleset| (ruleset.name.to_owned(), ruleset.text.to_owned())).collect();
+    rulesets.extend(
+        (0..DEVICE_RULESETS).map(|seed| (format!("seed {seed}"), generate_with_devices(seed, egress))),
+    );
+    for (number, (name, text)) in rulesets.iter().enumerate() {
+        session.load(&format!("{DEVICE_MARKER}{text}"))?;
+        if number == 0 {
+            session.trace()?;
+        }
+        let shots = Session::shots(&mut planner, SHOTS / 2);
+        let verdict = session.judge(|session| {
+            session.fire(&shots);
+            for at in Family::ALL.map(addresses) {
+                connection(&session.lab.a, at.b, OPEN)?;
+                connection(&session.lab.r, at.lo, OPEN)?;
+            }
+            Ok(())
+        })?;
+        if options.verbose {
+            println!(
+                "  {name}: {} {:?}, unseen such as {:?}",
+                verdict.figures, verdict.reasons, verdict.unseen_example
+            );
+        }
+        examine(&verdict, name, text)?;
+        total.add(verdict);
+    }
+    session.end()?;
+    let Outcome::Passed(figures) = conclude(&total)? else { bail!("concluded otherwise") };
+    let egress = if egress { "with" } else { "without" };
+    Ok(Outcome::Passed(format!("{egress} egress; {figures}")))
 }
 
 /// Rules of iptables-nft: steps, numbers and texts as iptables-nft has them.

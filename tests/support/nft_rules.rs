@@ -118,6 +118,65 @@ table inet t {
     },
 ];
 
+/// The same, with chains at devices of the router. The last ones have chains at egress, which kernels before 5.16 do not
+/// know.
+pub const DEVICES: &[Handwritten] = &[
+    Handwritten {
+        name: "ingress of one device",
+        text: "
+table netdev d {
+    chain in { type filter hook ingress device ra priority 0; policy accept; meta protocol ip jump four; ip6 nexthdr udp counter; }
+    chain four { udp dport 53 drop; udp dport { 443, 5001 } return; meta mark set 5; }
+}
+table inet d {
+    chain in { type filter hook ingress device ra priority 10; policy accept; th dport 80 drop; mark 5 counter accept; }
+    chain early { type filter hook ingress device ra priority -10; policy accept; th dport vmap { 53 : jump more, 4000 : goto more }; counter; }
+    chain more { ip saddr 10.0.1.3 drop; return; counter; }
+}
+table inet t {
+    chain pre { type filter hook prerouting priority -150; policy accept; mark 5 counter; }
+    chain in { type filter hook input priority 0; policy accept; mark 5 counter; }
+    chain pass { type filter hook forward priority 0; policy accept; counter; }
+}",
+    },
+    Handwritten {
+        name: "ingress of several devices, policies",
+        text: "
+table netdev d {
+    chain in { type filter hook ingress devices = { ra, rb, lo } priority 0; policy accept; counter; }
+    chain strict { type filter hook ingress device ra priority 20; policy drop; meta l4proto tcp accept; th dport != 53 accept; }
+    chain own { type filter hook ingress device lo priority 10; policy accept; meta l4proto udp counter; }
+}
+table inet t {
+    chain out { type filter hook output priority 0; policy accept; counter; }
+    chain in { type filter hook input priority 0; policy accept; counter; }
+}",
+    },
+    Handwritten {
+        name: "egress",
+        text: "
+table netdev d {
+    chain in { type filter hook ingress device ra priority 0; policy accept; counter; }
+    chain out { type filter hook egress devices = { rb, lo } priority 0; policy accept; th dport 443 drop; counter; }
+    chain late { type filter hook egress device rb priority 10; policy drop; meta l4proto udp accept; meta l4proto tcp accept; }
+}
+table inet t {
+    chain pass { type filter hook forward priority 0; policy accept; counter; }
+    chain post { type filter hook postrouting priority 0; policy accept; counter; }
+}",
+    },
+    Handwritten {
+        name: "egress alone",
+        text: "
+table netdev d {
+    chain out { type filter hook egress device ra priority 0; policy accept; th sport 53 drop; counter; }
+}
+table ip t {
+    chain out { type filter hook output priority 0; policy accept; counter; }
+}",
+    },
+];
+
 /// What a rule asks, of IPv4, IPv6 or both.
 const CONDITIONS: &[&str] = &[
     "meta l4proto udp",
@@ -182,11 +241,45 @@ pub fn generate(seed: u64) -> String {
     text
 }
 
+/// The same, with chains of devices; at egress where `egress` says so.
+pub fn generate_with_devices(seed: u64, egress: bool) -> String {
+    let mut random = Random::new(seed ^ 0xde71ce);
+    let mut text = generate(seed);
+    for family in ["netdev", "inet"] {
+        let chains = 1 + random.below(4);
+        let _ = writeln!(text, "table {family} d {{");
+        text += "    set some4 { type ipv4_addr; flags interval; elements = { 10.0.1.2-10.0.1.3 }; }\n";
+        for chain in (0..chains).rev() {
+            let _ = writeln!(text, "    chain c{chain} {{");
+            rules(&mut random, &mut text, family, chain + 1..chains);
+            text += "    }\n";
+        }
+        let hooks: &[&str] = if egress && family == "netdev" { &["ingress", "egress"] } else { &["ingress"] };
+        for hook in hooks {
+            for number in 0..1 + random.below(2) {
+                let devices = *random.pick(&["ra", "rb", "lo", "ra, rb", "ra, lo", "ra, rb, lo"]);
+                let priority = *random.pick(&[-300, -5, 0, 0, 10]);
+                let policy = if random.percent(10) { "drop" } else { "accept" };
+                let _ = writeln!(
+                    text,
+                    "    chain {hook}{number} {{ type filter hook {hook} devices = {{ {devices} }} priority \
+                     {priority}; policy {policy};"
+                );
+                rules(&mut random, &mut text, family, 0..chains);
+                text += "    }\n";
+            }
+        }
+        text += "}\n";
+    }
+    text
+}
+
 fn rules(random: &mut Random, text: &mut String, family: &str, targets: std::ops::Range<usize>) {
     for _ in 0..random.below(6) {
         let mut conditions: Vec<&str> = (0..1 + random.below(2))
             .map(|_| *random.pick(CONDITIONS))
             .filter(|condition| match family {
+                "netdev" => !condition.starts_with("ct ") && !condition.contains("nfproto"),
                 "inet" => true,
                 _ if condition.contains("nfproto") => false,
                 "ip" => !condition.contains("ip6"),

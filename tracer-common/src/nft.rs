@@ -47,6 +47,8 @@ offsets! {
     base_chain: "nft_base_chain" "chain",
     /// i32.
     base_priority: "nft_base_chain" "ops.priority",
+    /// u8, `NF_DROP` or `NF_ACCEPT`.
+    base_policy: "nft_base_chain" "policy",
     /// The `nft_chain_type`.
     base_type: "nft_base_chain" "type",
     /// u32, `enum nft_chain_types`.
@@ -172,7 +174,7 @@ pub struct Run {
     /// Where among all that is at the hook; for a chain of type nat that of address translation. What does not fit
     /// into sixteen bits is cut off.
     pub priority: i32,
-    /// Hook number, of the family's own hooks.
+    /// Hook number, of the family's own hooks, or one of [`place`](crate::place).
     pub hook: u8,
     /// `NFPROTO_IPV4` (2) or `NFPROTO_IPV6` (10).
     pub family: u8,

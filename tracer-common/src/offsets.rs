@@ -44,6 +44,8 @@ offsets! {
     Offsets, FIELDS;
     /// Start of the packet buffer.
     skb_head: "sk_buff" "head",
+    /// u16 in network byte order, an `ETH_P_…`.
+    skb_protocol: "sk_buff" "protocol",
     /// u16, from `head`.
     skb_network_header: "sk_buff" "network_header",
     /// u16, from `head`.

@@ -2,6 +2,12 @@
 
 use crate::legacy::NAT_CLASS;
 
+/// What [`Run::hook`](crate::nft::Run::hook) has for a base chain at the ingress of a device, in the families netdev and
+/// inet alike. The lower numbers are those of the hooks of IP.
+pub const INGRESS: u8 = 5;
+/// The same for the egress of a device.
+pub const EGRESS: u8 = 6;
+
 /// Priority of all that translates addresses, whatever priority it was given itself: destinations at PREROUTING (0)
 /// and OUTPUT (3), sources at the other hooks.
 #[inline(always)]

@@ -152,6 +152,13 @@ impl Packet {
         self.head + u64::from(self.network_header)
     }
 
+    /// The same packet, whose length counts from the link-layer header on, with its length from the network header on.
+    #[inline(always)]
+    pub fn without_frame(self, mac_header: u16) -> Self {
+        let frame = u32::from(self.network_header.wrapping_sub(mac_header));
+        Self { len: if frame < self.linear() { self.len - frame } else { self.len }, ..self }
+    }
+
     /// Bytes in the linear part, from the network header on.
     #[inline(always)]
     pub fn linear(&self) -> u32 {

@@ -13,7 +13,7 @@ use crate::frame::{State, cpu, cpu_number, state};
 use crate::kernel::{self, Access, HookState, Probed, Skb, copy, read};
 use crate::legacy::{Call, NO_OWNER, device, drop_none, known_owner};
 use crate::maps::{COMMITS, COMMITTING, EVENTS, OPEN_RUNS, Words};
-use crate::select::{ADDRESS_FROM, ADDRESS_SHIFT, Question, Selected, namespace};
+use crate::select::{ADDRESS_FROM, ADDRESS_SHIFT, Question, Selected, forget, namespace};
 use crate::snapshot::bounded;
 use tracer_common::counter::Counter;
 use tracer_common::nft::{
@@ -21,7 +21,7 @@ use tracer_common::nft::{
     commit_slot, fact, kind, what,
 };
 use tracer_common::offsets::ABSENT;
-use tracer_common::place::{nat_priority, rank};
+use tracer_common::place::{EGRESS, INGRESS, nat_priority, rank};
 
 /// Replaced by the loader.
 #[unsafe(no_mangle)]
@@ -45,8 +45,13 @@ pub(crate) use nft;
 
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
+const NETDEV: u8 = 5;
+/// `ETH_P_IP` and `ETH_P_IPV6`, in network byte order.
+const ETH_IPV4: u16 = 0x0800_u16.to_be();
+const ETH_IPV6: u16 = 0x86dd_u16.to_be();
 /// `NFT_CHAIN_T_NAT`: a chain that is consulted for connections, not hooked in by itself.
 const TYPE_NAT: u32 = 2;
+const NF_DROP: i32 = 0;
 const NF_STOLEN: i32 = 2;
 /// `NF_QUEUE`, the last verdict that ends a run.
 const NF_QUEUE: i32 = 3;
@@ -65,6 +70,52 @@ pub struct OpenRun {
     pub run: u64,
     pub index: u32,
     pub commit_slot: u32,
+    /// What tells the packet at a device, and in the lowest bit whether the chain's policy drops it; 0 elsewhere.
+    pub identity: u64,
+}
+
+/// A packet's place: the numbers are those of [`Run`].
+#[derive(Clone, Copy)]
+struct Place {
+    hook: u8,
+    /// The family of the packet.
+    family: u8,
+}
+
+impl Place {
+    #[inline(always)]
+    fn of<A: Access>(skb: u64, state: u64) -> Option<Self> {
+        let (hook, family) = A::hook_and_family(state)?;
+        if (family == IPV4 || family == IPV6) && hook <= INGRESS {
+            return Some(Self { hook, family });
+        }
+        if family != NETDEV || hook > 1 {
+            return None;
+        }
+        let family = match A::field(skb, offset!(skb_protocol))? {
+            ETH_IPV4 => IPV4,
+            ETH_IPV6 => IPV6,
+            _ => return None,
+        };
+        Some(Self { hook: INGRESS + hook, family })
+    }
+
+    #[inline(always)]
+    fn is_at_device(self) -> bool {
+        self.hook >= INGRESS
+    }
+
+    /// Asks about a run at this place.
+    #[inline(always)]
+    fn question<A: Access>(self, call: &Call, known: u64) -> Option<Question> {
+        let Self { hook, family } = self;
+        if !self.is_at_device() {
+            return Some(Question::of_chain(call, hook, family, known));
+        }
+        let device = if hook == INGRESS { offset!(state_in) } else { offset!(state_out) };
+        let device = A::field(A::field(call.state, device)?, offset!(dev_ifindex))?;
+        Some(Question::at_device(call, hook, family, known, device))
+    }
 }
 
 /// What is remembered of base chains, see [`known_chain`]. Forgotten whenever rules change.
@@ -115,14 +166,10 @@ fn look<A: Access>(start: &Start, number_of: impl FnOnce(u64) -> u64) -> Option<
         open.key = 0;
     }
     let (skb, state) = packet_and_state::<A>(start.pkt)?;
-    let (hook, family) = A::hook_and_family(state)?;
-    if (family != IPV4 && family != IPV6) || hook > 4 {
-        return None;
-    }
-    let known = known_chain::<A>(start.chain, state, hook)?;
+    let place = Place::of::<A>(skb, state)?;
+    let known = known_chain::<A>(start.chain, state, place.hook)?;
     let call = Call { skb, skb_number: number_of(skb), state, table: start.chain, key: start.key };
-    let question = Question::of_chain(&call, hook, family, known);
-    if question.is_untraced() {
+    if !place.is_at_device() && Question::of_chain(&call, place.hook, place.family, known).is_untraced() {
         return Some(());
     }
     follow::<A>(&call);
@@ -178,9 +225,14 @@ fn follow<A: Access>(call: &Call) {
 /// Opens the run of a traced packet.
 #[inline(always)]
 fn begin<A: Access>(call: &Call) -> Option<()> {
-    let (hook, family) = A::hook_and_family(call.state)?;
-    let known = known_chain::<A>(call.table, call.state, hook)?;
-    let selected = Question::of_chain(call, hook, family, known).decide::<A>(call)?;
+    let place = Place::of::<A>(call.skb, call.state)?;
+    let known = known_chain::<A>(call.table, call.state, place.hook)?;
+    let question = place.question::<A>(call, known)?;
+    let selected = question.decide::<A>(call)?;
+    let open = open_run(call.key)?;
+    let identity = if place.is_at_device() { question.identity() | drops(call.table) } else { 0 };
+    // SAFETY: a map value.
+    unsafe { ((*open).key, (*open).identity) = (0, identity) };
     let hook_state = A::hook_state(call.state)?;
     let state = state()?;
     let number = state.runs.get() + 1;
@@ -201,13 +253,22 @@ fn begin<A: Access>(call: &Call) -> Option<()> {
     record.run = run;
     record.commit_slot = slot;
     record.netns = netns;
-    record.hook = hook;
-    record.family = family;
+    record.hook = place.hook;
+    record.family = place.family;
     fill::<A>(state, record, call, selected, &hook_state);
     entry.submit(wake());
     // SAFETY: a map value.
-    unsafe { *open_run(call.key)? = OpenRun { key: call.key, run, index: 0, commit_slot: slot } };
+    let open = unsafe { &mut *open_run(call.key)? };
+    (open.run, open.index, open.commit_slot) = (run, 0, slot);
+    open.key = call.key;
     Some(())
+}
+
+/// Whether the policy of a base chain drops packets, as the lowest bit.
+#[inline(always)]
+fn drops(chain: u64) -> u64 {
+    let policy: Option<u8> = read(chain - nft_offset!(base_chain) + nft_offset!(base_policy));
+    u64::from(policy == Some(NF_DROP as u8))
 }
 
 /// Fills the rest of a record.
@@ -251,7 +312,10 @@ fn fill<A: Access>(state: &State, record: &mut Run, call: &Call, selected: Selec
     if device::<A>(&mut record.outdev, hook_state.outdev) {
         facts |= fact::OUT;
     }
-    if let Some(skb) = A::skb(call.skb) {
+    if let Some(mut skb) = A::skb(call.skb) {
+        if record.hook == EGRESS {
+            skb.packet = skb.packet.without_frame(skb.mac_header);
+        }
         facts |= packet::<A>(state, record, &skb, hook_state);
     } else {
         facts |= fact::UNREADABLE;
@@ -401,6 +465,7 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
     };
     if policy || (decided && low <= NF_QUEUE) {
         open.key = 0;
+        ended(open.identity, if policy { None } else { Some(low) });
     }
     send(Event {
         kind: kind::EVENT,
@@ -414,6 +479,19 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
         mark,
     });
     Some(())
+}
+
+/// A run has ended, by a verdict or by the policy. Of a packet that a device's chain does not let go on nothing more can
+/// come.
+#[inline(always)]
+fn ended(identity: u64, verdict: Option<i32>) {
+    let gone = match verdict {
+        Some(verdict) => verdict == NF_DROP || verdict == NF_STOLEN,
+        None => identity & 1 != 0,
+    };
+    if identity != 0 && gone {
+        forget(identity & !1);
+    }
 }
 
 /// A packet leaves a base chain, where nothing else tells. `key` is where the function's frame lies.
@@ -431,6 +509,7 @@ fn end(key: u64, code: u32) -> Option<()> {
         return None;
     }
     open.key = 0;
+    ended(open.identity, Some((code & 0xff) as i32));
     send(Event {
         kind: kind::EVENT,
         index: open.index,

@@ -6,12 +6,15 @@
 //! is another packet. Where base chains of nftables stand at the same place, with one another or with a table, each of
 //! them sees a packet once.
 //!
+//! Between a device and the hooks of IP a packet can get lost without a word, and nothing but its address tells it from
+//! the one that takes its place. So there only a packet that is traced stays what it is; any other is judged again.
+//!
 //! The judgement sits in one 64-bit word in an array indexed by a hash of the address, so that asking again costs one
 //! load and no lock. A traced packet that another one displaces there is kept in a map.
 
 use crate::config::{config, offset};
 use crate::emit::count;
-use crate::kernel::{Access, copy, read};
+use crate::kernel::{Access, Packet, copy, read};
 use crate::legacy::Call;
 use crate::maps::{DECIDED, DECISIONS, FILTER, MET, PACKETS, TABLE_CLASSES, TRACED, TracedPacket};
 use crate::nft::nft;
@@ -21,11 +24,14 @@ use crate::translated;
 use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
 use tracer_common::legacy::{NAT_CLASS, TABLE_SLOTS, rank, table_class};
+use tracer_common::place::{EGRESS, INGRESS};
 
 const PREROUTING: u64 = 0;
 const INPUT: u64 = 1;
 const OUTPUT: u64 = 3;
 const POSTROUTING: u64 = 4;
+/// From here on a position is that of a device's base chains, whatever their priority.
+const AT_DEVICE: u64 = (INGRESS as u64) << 3;
 /// Interface number of every namespace's loopback device.
 const LOOPBACK: u32 = 1;
 
@@ -97,6 +103,20 @@ pub static FOLLOWS: [[u8; 64]; 64] = {
     pairs
 };
 
+/// Whether a packet that is traced can come from one hook to another, where one of them is a device's.
+const fn passes(from: u64, to: u64) -> bool {
+    const FROM_INGRESS: u64 = 0b110_0000 | 0b1_0111;
+    const TO_EGRESS: u64 = 1 << EGRESS;
+    /// For each hook the set of hooks that come after it, in eight bits.
+    const NEXT: u64 = TO_EGRESS
+        | TO_EGRESS << 16
+        | TO_EGRESS << 24
+        | TO_EGRESS << 32
+        | FROM_INGRESS << (INGRESS * 8)
+        | TO_EGRESS << (EGRESS * 8);
+    (NEXT >> ((from & 7) << 3 | (to & 7))) & 1 == 1
+}
+
 /// A traversal, and what was decided about its packet.
 #[derive(Clone, Copy)]
 pub struct Question {
@@ -132,6 +152,20 @@ impl Question {
     pub fn of_chain(call: &Call, hook: u8, family: u8, chain: u64) -> Self {
         let now = (u64::from(hook & 7) << 3) | (chain & CLASS);
         Self::new(call.skb_number, now, chain | family_bit(family), Met::chain(call.table))
+    }
+
+    /// The same for a base chain of a device, which can be that of several, and see a packet at each of them.
+    #[inline(always)]
+    pub fn at_device(call: &Call, hook: u8, family: u8, chain: u64, device: u32) -> Self {
+        let now = u64::from(hook & 7) << 3;
+        let tag = Met::chain(call.table ^ (u64::from(device) << 4));
+        Self::new(call.skb_number, now, chain | family_bit(family), tag)
+    }
+
+    /// What tells the packet from others, by which [`forget`] finds it.
+    #[inline(always)]
+    pub fn identity(&self) -> u64 {
+        self.identity
     }
 
     #[inline(always)]
@@ -174,7 +208,28 @@ impl Question {
     #[inline(always)]
     fn goes_on_past(&self, before: u64, met: impl FnOnce() -> Met) -> bool {
         self.goes_on_from(before)
-            || (nft!(witness) != 0 && before & POSITION == self.now && !met().has(self.tag))
+            || (nft!(witness) != 0
+                && before & POSITION == self.now
+                && self.now < AT_DEVICE
+                && !met().has(self.tag))
+    }
+
+    /// Whether the packet can come here after `before`, where `met` saw it, if one of the two places is at a device.
+    #[inline(always)]
+    fn passes_device<A: Access>(&self, before: u64, met: Met, call: &Call) -> bool {
+        let before_at = before & POSITION;
+        if nft!(witness) == 0 || (before_at < AT_DEVICE && self.now < AT_DEVICE) {
+            return false;
+        }
+        let (from, to) = (before_at >> 3, self.now >> 3);
+        if !passes(from, to) || (from == to && met.has(self.tag)) {
+            return false;
+        }
+        // One that is not traced must not pass for another, unless conntrack knows it: then its addresses may have been
+        // translated, and the filter would be asked about others than before. What was left out is not asked again.
+        before & IS_TRACED != 0
+            || config!(throttled) != 0
+            || (to == u64::from(EGRESS) && A::field(call.skb, offset!(skb_nfct)).unwrap_or(0_u64) & !7 != 0)
     }
 
     /// What saw the packet of this slot where it was last, if that is kept.
@@ -221,8 +276,14 @@ impl Question {
     /// Whether this can be the other side of a loopback device; hooks without tables are not seen.
     #[inline(always)]
     fn is_looped<A: Access>(&self, before: u64, call: &Call) -> bool {
+        const INGRESS: u64 = tracer_common::place::INGRESS as u64;
+        const EGRESS: u64 = tracer_common::place::EGRESS as u64;
         let (from, to) = ((before & POSITION) >> 3, self.now >> 3);
-        if !((from == POSTROUTING || from == OUTPUT) && (to == PREROUTING || to == INPUT)) {
+        let (out, into) = (from == POSTROUTING || from == OUTPUT, to == PREROUTING || to == INPUT);
+        let at_device = || {
+            (from == EGRESS && (into || to == INGRESS)) || (from == INGRESS && into) || (out && to == INGRESS)
+        };
+        if !(out && into) && !(nft!(witness) != 0 && at_device()) {
             return false;
         }
         let device = A::field::<u64>(call.state, offset!(state_in));
@@ -235,8 +296,10 @@ impl Question {
         let same = self.same();
         let traced = self.decided & IS_TRACED != 0;
         let met = self.met();
-        let goes_on =
-            same && (self.goes_on_past(self.decided, || met) || self.is_looped::<A>(self.decided, call));
+        let goes_on = same
+            && (self.goes_on_past(self.decided, || met)
+                || self.is_looped::<A>(self.decided, call)
+                || self.passes_device::<A>(self.decided, met, call));
         let before = if goes_on { Some(self.decided) } else { None };
         if self.table & IS_TRACED == 0 || (goes_on && !traced) {
             self.displace(same, met);
@@ -252,8 +315,8 @@ impl Question {
         }
         // A decision about another packet does not tell whether this one, past its first hook, was seen before.
         let hook = self.now >> 3;
-        if number & KEPT != 0 && !same && hook != OUTPUT && hook != PREROUTING {
-            if let Some(kept) = self.kept() {
+        if number & KEPT != 0 && !same && hook != OUTPUT {
+            if let Some(kept) = self.kept::<A>(call) {
                 self.displace(same, met);
                 PACKETS.set::<{ DECISIONS - 1 }>(self.slot, kept.packet | KEPT);
                 self.remember(true);
@@ -262,8 +325,9 @@ impl Question {
             }
         }
         self.displace(same, met);
-        let may_begin = same || hook == OUTPUT || hook == PREROUTING;
-        let matched = matches::<A>(call.skb) && (config!(throttled) == 0 || admit(u32::from(may_begin)) != 0);
+        let may_begin = same || hook == OUTPUT || hook == PREROUTING || hook >= u64::from(INGRESS);
+        let matched = matches::<A>(call.skb, hook == u64::from(EGRESS))
+            && (config!(throttled) == 0 || admit(u32::from(may_begin)) != 0);
         self.remember(matched);
         self.remember_met(before, || met);
         if !matched {
@@ -290,12 +354,14 @@ impl Question {
 
     /// This packet, if it was displaced.
     #[inline(always)]
-    fn kept(&self) -> Option<TracedPacket> {
+    fn kept<A: Access>(&self, call: &Call) -> Option<TracedPacket> {
         let key = self.key();
         let kept = TRACED.get_ptr(key)?;
         // SAFETY: a map value.
         let kept = unsafe { core::ptr::read_volatile(kept) };
-        if !self.goes_on_past(kept.position, || Met(kept.met)) {
+        let (before, met) = (kept.position | IS_TRACED, Met(kept.met));
+        let goes_on = self.now >> 3 != PREROUTING && self.goes_on_past(before, || met);
+        if !goes_on && !self.passes_device::<A>(before, met, call) {
             return None;
         }
         let _ = TRACED.remove(&key);
@@ -319,6 +385,15 @@ impl Question {
             count(Counter::Lost, 1);
         }
         PACKETS.set::<{ DECISIONS - 1 }>(self.slot, number | KEPT);
+    }
+}
+
+/// Forgets a packet of which nothing more can come, so that the next one in its memory is judged.
+#[inline(always)]
+pub fn forget(identity: u64) {
+    let slot = identity >> (ADDRESS_SHIFT + 8);
+    if (DECIDED.get::<{ DECISIONS - 1 }>(slot) ^ identity) >> PLACE_FROM == 0 {
+        DECIDED.set::<{ DECISIONS - 1 }>(slot, 0);
     }
 }
 
@@ -379,23 +454,35 @@ fn ask_table<A: Access>(call: &Call, to: *mut u64) -> Option<u64> {
     Some(word)
 }
 
-/// Whether the packet matches the filter. Nothing is read when there is none.
+/// Whether the packet matches the filter. Nothing is read when there is none. `framed` says whether its data begins at
+/// the link-layer header.
 #[inline(always)]
-fn matches<A: Access>(skb: u64) -> bool {
+fn matches<A: Access>(skb: u64, framed: bool) -> bool {
     if config!(filter_window) != 0 {
-        return translated::matches::<A>(skb);
+        return translated::matches::<A>(skb, framed);
     }
     if config!(filter.len) == 0 {
         return true;
     }
-    extract::<A>(skb).is_some() && run_filter(0) == u32::from(ACCEPT)
+    extract::<A>(skb, framed).is_some() && run_filter(0) == u32::from(ACCEPT)
+}
+
+/// Where the packet lies, and how long it is from its network header on.
+#[inline(always)]
+pub fn packet<A: Access>(skb: u64, framed: bool) -> Option<Packet> {
+    let packet = A::packet(skb)?;
+    if !framed {
+        return Some(packet);
+    }
+    let mac_header = A::field::<u16>(skb, offset!(skb_mac_header))?;
+    Some(packet.without_frame(mac_header))
 }
 
 /// Puts what the filter can ask about into this CPU's filter input.
 #[inline(always)]
-fn extract<A: Access>(skb: u64) -> Option<()> {
+fn extract<A: Access>(skb: u64, framed: bool) -> Option<()> {
     let input = FILTER.get_ptr_mut(0)?;
-    let skb = A::packet(skb)?;
+    let skb = packet::<A>(skb, framed)?;
     let linear = if skb.linear() > 64 { 64 } else { skb.linear() as usize };
     // SAFETY: a per-CPU map value of this program's own.
     unsafe {

@@ -3,13 +3,14 @@
 use crate::config::{config, offset};
 use crate::kernel::{Access, copy};
 use crate::maps::WORKSPACE;
+use crate::select::packet;
 use core::arch::asm;
 use tracer_common::translated::{MARKER, ROOM, WINDOW_BYTES};
 
-/// Whether the packet matches.
+/// Whether the packet matches. `framed` says whether its data begins at the link-layer header.
 #[inline(always)]
-pub fn matches<A: Access>(skb: u64) -> bool {
-    let Some(packet) = A::packet(skb) else { return false };
+pub fn matches<A: Access>(skb: u64, framed: bool) -> bool {
+    let Some(packet) = packet::<A>(skb, framed) else { return false };
     let link = config!(filter_link_bytes);
     if link != 0 {
         let mac_header = A::field::<u16>(skb, offset!(skb_mac_header)).unwrap_or(0);

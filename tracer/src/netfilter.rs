@@ -66,11 +66,11 @@ impl TableFamily {
         }
     }
 
-    /// Whether chains of this family see packets of another at a hook.
+    /// Whether chains of this family see packets of IP at a hook.
     pub fn sees(self, family: Family, hook: Hook) -> bool {
         match self {
             Self::Inet => true,
-            Self::Netdev => hook == Hook::Ingress,
+            Self::Netdev => hook.is_of_device(),
             of => of == family.into(),
         }
     }
@@ -131,6 +131,20 @@ impl Hook {
     /// From the kernel's number for a hook of a legacy table.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// From the number that a record of nftables has for it, see [`tracer_common::place`].
+    pub fn from_record(number: u8) -> Option<Self> {
+        match number {
+            tracer_common::place::INGRESS => Some(Self::Ingress),
+            tracer_common::place::EGRESS => Some(Self::Egress),
+            ip => Self::from_number(ip),
+        }
+    }
+
+    /// Whether its chains are those of devices.
+    pub fn is_of_device(self) -> bool {
+        matches!(self, Self::Ingress | Self::Egress)
     }
 
     /// The name of the built-in chain at this hook, as iptables writes it.

@@ -1,4 +1,5 @@
-//! What stands at the hooks that packets of one family pass: legacy tables and base chains of nftables.
+//! What stands at the hooks that packets of one family pass: legacy tables and base chains of nftables, those of devices
+//! among them.
 #![forbid(unsafe_code)]
 
 use crate::history::Loaded;
@@ -43,6 +44,8 @@ struct Stand {
     nat: bool,
     /// There for certain; otherwise it may have come.
     sure: bool,
+    /// At a device's hooks: the names of the devices.
+    devices: Vec<String>,
 }
 
 /// What stands at one hook, in the order of the priorities; the bits stand for its places.
@@ -56,20 +59,22 @@ struct AtHook {
     goes_on: [bool; 2],
 }
 
-/// A base chain at devices, which probes do not trace.
-#[derive(Clone, Debug)]
-struct AtDevices {
-    hook: Hook,
-    name: Rc<str>,
-    devices: Vec<String>,
-}
+/// Hooks by the number that [`Hook::from_record`] takes.
+const HOOKS: [Hook; 7] = [
+    Hook::Prerouting,
+    Hook::Input,
+    Hook::Forward,
+    Hook::Output,
+    Hook::Postrouting,
+    Hook::Ingress,
+    Hook::Egress,
+];
 
 /// What stands at each hook.
 #[derive(Clone, Debug, Default)]
 pub struct Stands {
-    hooks: [AtHook; 5],
+    hooks: [AtHook; HOOKS.len()],
     legacy: bool,
-    at_devices: Vec<AtDevices>,
 }
 
 /// The bits of the first `count`, at most 64.
@@ -77,14 +82,16 @@ fn lowest(count: usize) -> u64 {
     u64::MAX.checked_shl(count as u32).map_or(u64::MAX, |above| !above)
 }
 
-/// Hooks that can come after another; `loopback` says whether the packet goes out through such a device.
+/// Hooks that can come after another; `loopback` says whether the packet goes out through such a device. Which device it
+/// leaves by tells whether there is more at egress.
 fn hooks_after(hook: Hook, loopback: bool) -> &'static [Hook] {
     match hook {
+        Hook::Ingress => &[Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Postrouting],
         Hook::Prerouting => &[Hook::Input, Hook::Forward, Hook::Postrouting],
-        Hook::Output if loopback => &[Hook::Postrouting, Hook::Prerouting, Hook::Input],
+        Hook::Output if loopback => &[Hook::Postrouting, Hook::Ingress, Hook::Prerouting, Hook::Input],
         Hook::Forward | Hook::Output => &[Hook::Postrouting],
-        Hook::Postrouting if loopback => &[Hook::Prerouting, Hook::Input],
-        Hook::Input | Hook::Postrouting | Hook::Ingress | Hook::Egress => &[],
+        Hook::Postrouting | Hook::Egress if loopback => &[Hook::Ingress, Hook::Prerouting, Hook::Input],
+        Hook::Input | Hook::Postrouting | Hook::Egress => &[],
     }
 }
 
@@ -106,25 +113,23 @@ impl Stands {
                         name: format!("{}:{}", TABLES[usize::from(rank)], hook.chain()).into(),
                         nat: matches!(rank, 3 | 6),
                         sure: sure & 1 << rank != 0,
+                        devices: Vec::new(),
                     },
                 );
             }
         }
         for (table, chain, base, at) in ruleset.into_iter().flat_map(Ruleset::standing) {
-            let name = || format!("{} {}:{}", table.family.name(), table.name, chain.name).into();
-            if matches!(at.hook, Hook::Ingress | Hook::Egress) {
-                let devices = base.devices.clone();
-                stands.at_devices.push(AtDevices { hook: at.hook, name: name(), devices });
-            } else if Hook::ALL.contains(&at.hook) && table.family.sees(family, at.hook) {
+            if table.family.sees(family, at.hook) {
                 stands.add(
                     at.hook,
                     Stand {
                         key: Key::Nft { table: table.handle, chain: chain.handle },
                         priority: at.priority,
                         order: base.priority,
-                        name: name(),
+                        name: format!("{} {}:{}", table.family.name(), table.name, chain.name).into(),
                         nat: base.is_nat(),
                         sure: true,
+                        devices: base.devices.clone(),
                     },
                 );
             }
@@ -151,14 +156,14 @@ impl Stands {
             (at.sure, at.nat) = (bits(|stand| stand.sure), bits(|stand| stand.nat));
             at.all = lowest(at.stands.len());
         }
-        for hook in Hook::ALL.iter().take(self.hooks.len()) {
+        for hook in &HOOKS {
             let any = |loopback| hooks_after(*hook, loopback).iter().any(|later| self.all(*later as u8) != 0);
             self.hooks[*hook as usize].goes_on = [any(false), any(true)];
         }
     }
 
     fn at(&self, hook: u8) -> &AtHook {
-        &self.hooks[usize::from(hook.min(4))]
+        &self.hooks[usize::from(hook).min(HOOKS.len() - 1)]
     }
 
     /// Those that see a packet before something of this priority, and its own bit; 0 for one that is not known.
@@ -208,14 +213,19 @@ impl Stands {
     }
 
     /// Whether there are base chains at devices at all.
-    pub(super) fn has_untraced(&self) -> bool {
-        !self.at_devices.is_empty()
+    #[inline]
+    pub(super) fn has_devices(&self) -> bool {
+        self.all(Hook::Ingress as u8) | self.all(Hook::Egress as u8) != 0
     }
 
-    /// The names of base chains at one of these hooks that a packet meets at a device, and that are not traced.
-    pub(super) fn untraced<'s>(&'s self, hook: Hook, device: &'s [u8]) -> impl Iterator<Item = &'s Rc<str>> {
-        let met = move |chain: &&AtDevices| chain.hook == hook && is_one_of(device, &chain.devices);
-        self.at_devices.iter().filter(met).map(|chain| &chain.name)
+    /// Those that see a packet at a device; at a hook of IP all, whatever the device.
+    pub(super) fn at_device(&self, hook: u8, device: &[u8]) -> u64 {
+        if hook < Hook::Ingress as u8 {
+            return u64::MAX;
+        }
+        let sees = |stand: &Stand| !device.is_empty() && is_one_of(device, &stand.devices);
+        let stands = self.at(hook).stands.iter().enumerate();
+        stands.filter(|(_, stand)| sees(stand)).fold(0, |bits, (at, _)| bits | 1 << at)
     }
 
     /// The names of those with these bits.

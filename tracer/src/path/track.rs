@@ -92,8 +92,8 @@ struct Open {
     established: Option<Established>,
     /// A nat table stands at a hook where it was.
     has_nat: bool,
-    /// Where it was sent to, if that can matter.
-    outdev: [u8; 16],
+    /// Where it came from and where it was sent to, as far as it was seen and can matter.
+    devices: [[u8; 16]; 2],
     /// Something of its way is known.
     begun: bool,
 }
@@ -195,7 +195,7 @@ pub struct Visit {
     /// Address of its skb.
     skb: u64,
     /// Nothing earlier of it was seen.
-    first: bool,
+    pub(super) first: bool,
     netns: u32,
     entry_ns: u64,
     place: Place,
@@ -291,7 +291,7 @@ impl Visit {
             netns: run.netns,
             entry_ns: run.entry_ns,
             place: Place {
-                hook: run.hook.min(4),
+                hook: run.hook.min(Hook::Egress as u8),
                 key: Key::Nft { table: run.table, chain: run.chain },
                 priority: run.priority,
                 connection: has(fact::CONNTRACK).then(|| Connection::of(family, conntrack, header)),
@@ -301,11 +301,30 @@ impl Visit {
             family,
             entry: header,
             exit: header,
-            established: has(fact::CONNTRACK)
+            established: (has(fact::CONNTRACK) && run.hook < Hook::Ingress as u8)
                 .then(|| Established::of(conntrack, (run.hook, run.priority), view))
                 .flatten(),
         }
     }
+
+    /// The device whose chains stand at a hook that the packet passes here, or has passed before.
+    fn device(&self, hook: u8) -> &[u8] {
+        device(&self.devices, hook)
+    }
+}
+
+/// Which of the devices has the chains at a hook; nothing at the hooks of IP.
+fn device(devices: &[[u8; 16]; 2], hook: u8) -> &[u8] {
+    match hook_of(hook) {
+        Hook::Ingress => trimmed(&devices[0]),
+        Hook::Egress => trimmed(&devices[1]),
+        _ => &[],
+    }
+}
+
+/// The hook of a place.
+fn hook_of(number: u8) -> Hook {
+    Hook::from_record(number).unwrap_or(Hook::Postrouting)
 }
 
 /// A device's name without the zeros behind it.
@@ -372,7 +391,7 @@ impl Tracker {
             Some(_) => None,
             None => self.by_skb.insert(visit.skb, packet),
         };
-        let begins = place.hook == Hook::Prerouting as u8 || place.hook == Hook::Output as u8;
+        let begins = matches!(hook_of(place.hook), Hook::Ingress | Hook::Prerouting | Hook::Output);
         let torn = earlier.filter(|_| first && !begins);
         // The kernel program has forgotten that it had seen it.
         let torn = torn.and_then(|earlier| self.open.get_mut(&earlier)).is_some_and(|earlier| {
@@ -387,7 +406,7 @@ impl Tracker {
             *packets += 1;
             let mut open = Open::new(*packets, visit, Rc::clone(stands));
             if first {
-                open.check_beginning(place);
+                open.check_beginning(visit);
             } else if fate.is_none() {
                 open.doubt("its earlier tables were not seen, or shown before, as another packet".to_owned());
             }
@@ -494,11 +513,20 @@ fn is_destination(hook: u8) -> bool {
 
 /// Hooks that a packet passes between two others.
 fn skipped(from: u8, to: u8) -> &'static [Hook] {
-    match (Hook::from_number(from), Hook::from_number(to)) {
-        (Some(Hook::Prerouting), Some(Hook::Postrouting)) => &[Hook::Forward],
-        (Some(Hook::Output), Some(Hook::Prerouting)) => &[Hook::Postrouting],
-        (Some(Hook::Output), Some(Hook::Input)) => &[Hook::Postrouting, Hook::Prerouting],
-        (Some(Hook::Postrouting), Some(Hook::Input)) => &[Hook::Prerouting],
+    match (hook_of(from), hook_of(to)) {
+        (Hook::Ingress, Hook::Input | Hook::Forward) => &[Hook::Prerouting],
+        (Hook::Ingress, Hook::Postrouting) => &[Hook::Prerouting, Hook::Forward],
+        (Hook::Prerouting, Hook::Postrouting) => &[Hook::Forward],
+        (Hook::Prerouting, Hook::Egress) => &[Hook::Forward, Hook::Postrouting],
+        (Hook::Forward | Hook::Output, Hook::Egress) => &[Hook::Postrouting],
+        (Hook::Output, Hook::Ingress) => &[Hook::Postrouting, Hook::Egress],
+        (Hook::Output, Hook::Prerouting) => &[Hook::Postrouting, Hook::Egress, Hook::Ingress],
+        (Hook::Output, Hook::Input) => &[Hook::Postrouting, Hook::Egress, Hook::Ingress, Hook::Prerouting],
+        (Hook::Postrouting, Hook::Ingress) => &[Hook::Egress],
+        (Hook::Postrouting, Hook::Prerouting) => &[Hook::Egress, Hook::Ingress],
+        (Hook::Postrouting, Hook::Input) => &[Hook::Egress, Hook::Ingress, Hook::Prerouting],
+        (Hook::Egress, Hook::Prerouting) => &[Hook::Ingress],
+        (Hook::Egress, Hook::Input) => &[Hook::Ingress, Hook::Prerouting],
         _ => &[],
     }
 }
@@ -530,7 +558,7 @@ impl Open {
             met: 0,
             established,
             has_nat,
-            outdev: [0; 16],
+            devices: [[0; 16]; 2],
             begun: false,
         }
     }
@@ -584,13 +612,19 @@ impl Open {
         let later = visit.entry?;
         let before = self.header.filter(|it| (it.id, it.protocol) == (later.id, later.protocol))?;
         match (before.piece, later.piece) {
-            // Without conntrack between PREROUTING and INPUT: `ip_local_deliver` in `net/ipv4/ip_input.c`.
-            (Piece::First | Piece::Later, Piece::Whole) if self.path.family == Family::Ipv4 => {
+            // Without conntrack between PREROUTING and INPUT: `ip_local_deliver` in `net/ipv4/ip_input.c`. With it before
+            // all tables, but behind the chains of devices.
+            (Piece::First | Piece::Later, Piece::Whole)
+                if self.path.family == Family::Ipv4 || self.last.hook == Hook::Ingress as u8 =>
+            {
                 Some("put together with other fragments")
             }
-            // After POSTROUTING: `ip_finish_output` and its sibling. Only through loopback is the fragment seen again.
+            // After POSTROUTING: `ip_finish_output` and its sibling. Only through loopback, or by a device with chains of
+            // its own, is the fragment seen again.
             (Piece::Whole, Piece::First)
-                if self.last.loopback && later.len < before.len && later.addresses == before.addresses =>
+                if (self.last.loopback || visit.place.hook == Hook::Egress as u8)
+                    && later.len < before.len
+                    && later.addresses == before.addresses =>
             {
                 Some("cut into fragments")
             }
@@ -598,22 +632,41 @@ impl Open {
         }
     }
 
-    /// A packet begins at the first table of PREROUTING or OUTPUT, or earlier tables were not seen.
-    fn check_beginning(&mut self, place: Place) {
-        let before = self.stands.before(place.hook, place.priority);
+    /// A packet begins at a device's chains or at the first table of PREROUTING or OUTPUT, or something was not seen.
+    fn check_beginning(&mut self, visit: &Visit) {
+        let place = visit.place;
+        let before = self.stands.before(place.hook, place.priority)
+            & self.stands.at_device(place.hook, visit.device(place.hook));
         let missing = self.expected(place.hook, (before, 0), None, place.connection);
         self.not_seen(place.hook, missing);
         // Each way it can have come by is a row of hooks.
-        let ways: &[&[Hook]] = match Hook::ALL[usize::from(place.hook)] {
-            Hook::Prerouting | Hook::Output | Hook::Ingress | Hook::Egress => &[],
+        let ways: &[&[Hook]] = match hook_of(place.hook) {
+            Hook::Prerouting | Hook::Output | Hook::Ingress => &[],
             Hook::Input | Hook::Forward => &[&[Hook::Prerouting]],
             Hook::Postrouting => &[&[Hook::Output], &[Hook::Forward, Hook::Prerouting]],
+            // A packet that was cut after POSTROUTING was seen as a whole.
+            Hook::Egress if visit.entry.is_some_and(|entry| entry.piece != Piece::Whole) => &[],
+            Hook::Egress => {
+                &[&[Hook::Postrouting, Hook::Output], &[Hook::Postrouting, Hook::Forward, Hook::Prerouting]]
+            }
         };
         let seen_at = |hook: &&Hook| self.expected(**hook as u8, (u64::MAX, 0), None, place.connection) != 0;
         let seen: Option<Vec<Hook>> = ways.iter().map(|way| way.iter().find(seen_at).copied()).collect();
-        if let Some(seen) = seen.filter(|seen| !seen.is_empty()) {
+        if let Some(mut seen) = seen.filter(|seen| !seen.is_empty()) {
+            seen.dedup();
             let names: Vec<_> = seen.into_iter().map(Hook::chain).collect();
             self.doubt(format!("it was not seen in {}", names.join(" or ")));
+        }
+        self.check_ingress(visit, &[]);
+    }
+
+    /// What IP takes from a device has passed the device's chains. `seen` is the device at which it has met them.
+    fn check_ingress(&mut self, visit: &Visit, seen: &[u8]) {
+        const INGRESS: u8 = Hook::Ingress as u8;
+        let came_in = matches!(hook_of(visit.place.hook), Hook::Prerouting | Hook::Input | Hook::Forward);
+        if came_in && self.stands.all(INGRESS) != 0 && visit.device(INGRESS) != seen {
+            let missing = self.stands.at_device(INGRESS, visit.device(INGRESS)) & self.stands.sure(INGRESS);
+            self.not_seen(INGRESS, missing);
         }
     }
 
@@ -631,11 +684,13 @@ impl Open {
     fn add(&mut self, part: Part<'_>, visit: &Visit) {
         let place = visit.place;
         let (before, bit) = self.stands.place(place.hook, place.priority, place.key);
+        let before = before & self.stands.at_device(place.hook, visit.device(place.hook));
         if self.begun {
             let last = self.last;
             // What was missing before that has been said.
             let behind = self.behind;
-            if last.hook == place.hook {
+            let devices = self.devices;
+            if last.hook == place.hook && device(&devices, last.hook) == visit.device(place.hook) {
                 let among = (before & !behind, self.met);
                 let missing = self.expected(place.hook, among, last.connection, place.connection);
                 self.not_seen(place.hook, missing);
@@ -643,12 +698,18 @@ impl Open {
                     self.doubt("it went back, or is two packets".to_owned());
                 }
             } else {
-                let among = (!behind, self.met);
-                let missing = self.expected(last.hook, among, last.connection, place.connection);
+                let among = self.stands.at_device(last.hook, device(&devices, last.hook)) & !behind;
+                let missing = self.expected(last.hook, (among, self.met), last.connection, place.connection);
                 self.not_seen(last.hook, missing);
                 for hook in skipped(last.hook, place.hook).iter().map(|hook| *hook as u8) {
-                    let missing = self.expected(hook, (u64::MAX, 0), last.connection, place.connection);
+                    // It left by the device that was known then, and came in by the one that is known now.
+                    let between = if hook == Hook::Egress as u8 { &devices } else { &visit.devices };
+                    let among = self.stands.at_device(hook, device(between, hook));
+                    let missing = self.expected(hook, (among, 0), last.connection, place.connection);
                     self.not_seen(hook, missing);
+                }
+                if last.hook == Hook::Ingress as u8 {
+                    self.check_ingress(visit, device(&devices, last.hook));
                 }
                 // What conntrack said at another hook does not tell about this one, except that it is the first packet.
                 let earlier = last.connection.filter(|_| place.connection.is_none());
@@ -666,10 +727,8 @@ impl Open {
             self.established = Some(self.established.map_or(later, |earlier| earlier.then(later)));
         }
         self.has_nat |= self.stands.nat(place.hook) & self.stands.sure(place.hook) != 0;
-        if self.stands.has_untraced() {
-            let [indev, outdev] = visit.devices;
-            self.meets_untraced(Hook::Ingress, &indev);
-            self.outdev = outdev;
+        if self.stands.has_devices() {
+            self.devices = visit.devices;
         }
         self.begun = true;
         self.header = visit.exit;
@@ -697,18 +756,11 @@ impl Open {
         }
     }
 
-    /// A device where it was, or went, can have base chains that are not traced.
-    fn meets_untraced(&mut self, hook: Hook, device: &[u8]) {
-        let (stands, device) = (Rc::clone(&self.stands), trimmed(device));
-        for name in stands.untraced(hook, device).filter(|_| !device.is_empty()) {
-            self.doubt(format!("{name} is not traced"));
-        }
-    }
-
     /// What can still come at the hook where the packet was last.
     fn ahead(&self) -> u64 {
         let Place { hook, priority, connection, .. } = self.last;
-        let ahead = self.stands.all(hook) & !self.behind & !self.met;
+        let here = self.stands.at_device(hook, device(&self.devices, hook));
+        let ahead = self.stands.all(hook) & here & !self.behind & !self.met;
         let nat = match connection {
             Some(connection) => connection.may_be_first() && !connection.is_done(hook),
             None => is_destination(hook) && priority < CONNTRACK,
@@ -731,20 +783,44 @@ impl Open {
     #[inline]
     fn is_unfinished(&self) -> bool {
         let over = matches!(self.path.verdict, Some(Verdict::Drop | Verdict::Stolen));
-        !over && (self.stands.goes_on(self.last.hook, self.last.loopback) || self.ahead() != 0)
+        !over
+            && (self.stands.goes_on(self.last.hook, self.last.loopback)
+                || self.ahead() != 0
+                || (self.stands.has_devices() && self.meets_devices()))
+    }
+
+    /// Whether there are chains of devices that it can meet next.
+    fn meets_devices(&self) -> bool {
+        const EGRESS: u8 = Hook::Egress as u8;
+        let others = |hook: u8| self.stands.all(hook) & !self.met != 0;
+        match hook_of(self.last.hook) {
+            // One device can be on top of another.
+            Hook::Ingress => others(Hook::Ingress as u8) || self.stands.all(EGRESS) != 0,
+            Hook::Egress => others(EGRESS),
+            Hook::Prerouting => self.stands.all(EGRESS) != 0,
+            Hook::Forward | Hook::Output | Hook::Postrouting => {
+                self.stands.at_device(EGRESS, device(&self.devices, EGRESS)) != 0
+            }
+            Hook::Input => false,
+        }
     }
 
     /// Whether it has to be seen again: between these hooks hardly anything drops a packet.
     fn must_go_on(&self) -> bool {
-        let next = match Hook::ALL[usize::from(self.last.hook)] {
-            Hook::Forward | Hook::Output => Hook::Postrouting,
-            Hook::Postrouting if self.last.loopback => Hook::Prerouting,
-            _ => {
-                return self.ahead() & self.stands.sure(self.last.hook) & !self.stands.nat(self.last.hook)
-                    != 0;
-            }
+        let (hook, loopback) = (hook_of(self.last.hook), self.last.loopback);
+        let next: &[Hook] = match hook {
+            Hook::Forward | Hook::Output => &[Hook::Postrouting, Hook::Egress],
+            Hook::Postrouting if loopback => &[Hook::Egress, Hook::Ingress, Hook::Prerouting],
+            Hook::Postrouting => &[Hook::Egress],
+            Hook::Egress if loopback => &[Hook::Ingress, Hook::Prerouting],
+            _ => &[],
         };
-        self.stands.sure(next as u8) & !self.stands.nat(next as u8) != 0
+        let must = |hook: u8, among| among & self.stands.sure(hook) & !self.stands.nat(hook) != 0;
+        // What leaves by a loopback device comes in by it.
+        let [_, outdev] = self.devices;
+        let there = |hook| self.stands.at_device(hook, trimmed(&outdev));
+        next.iter().any(|hook| must(*hook as u8, there(*hook as u8)))
+            || (!matches!(hook, Hook::Forward | Hook::Output) && must(self.last.hook, self.ahead()))
     }
 
     /// The path as it is now. A packet that could have been seen again and was not may have been missed, if any
@@ -761,16 +837,12 @@ impl Open {
             let unwitnessed =
                 self.path.verdict == Some(Verdict::Accept) && !self.stands.has_witness() && self.must_go_on();
             if unwitnessed {
-                let chain = Hook::ALL[usize::from(self.last.hook)].chain();
+                let chain = hook_of(self.last.hook).chain();
                 self.doubt(format!("it was not seen after {chain}"));
             } else if missed {
-                let chain = Hook::ALL[usize::from(self.last.hook)].chain();
+                let chain = hook_of(self.last.hook).chain();
                 self.doubt(format!("it was not seen after {chain}, when some traversals were missed"));
             }
-        }
-        if self.path.verdict == Some(Verdict::Accept) {
-            let device = self.outdev;
-            self.meets_untraced(Hook::Egress, &device);
         }
         self.path.note = self.established.and_then(|established| established.text(self.has_nat));
         self.path

@@ -275,7 +275,7 @@ impl Interpreter {
     /// A run has ended, or will not be seen again.
     fn run(&mut self, ended: &Ended) {
         let Ended { run, events } = ended;
-        let (Some(family), Some(hook)) = (Family::from_nfproto(run.family), Hook::from_number(run.hook))
+        let (Some(family), Some(hook)) = (Family::from_nfproto(run.family), Hook::from_record(run.hook))
         else {
             return;
         };

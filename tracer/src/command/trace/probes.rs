@@ -9,7 +9,7 @@ use crate::command;
 use crate::error::Failure;
 use crate::fetch;
 use crate::footprint::{self, Key};
-use crate::netfilter::{Family, Hook, TableFamily};
+use crate::netfilter::{Family, TableFamily};
 use crate::netlink::{Message, messages};
 use crate::nftables::{Ruleset, Table};
 use crate::sink::{Sink, Start};
@@ -147,14 +147,13 @@ fn has_base_chains(namespace: &File) -> bool {
     ruleset.is_some_and(|ruleset| ruleset.tables.iter().any(sees_packets))
 }
 
-/// What is not traced: base chains of bridges, ARP and devices, and what flowtables take past all hooks.
+/// What is not traced: base chains of bridges and ARP, and what flowtables take past all hooks.
 fn not_traced(ruleset: &Ruleset) -> Vec<String> {
     let mut names = Vec::new();
     for table in &ruleset.tables {
         for chain in &table.chains {
             let Some(base) = &chain.base else { continue };
-            let at_hook = base.hook.is_some_and(|hook| Hook::ALL.contains(&hook));
-            if !at_hook || !is_ip(table) {
+            if base.hook.is_none() || !sees_ip(table) {
                 let name = format!("{} {}:{}", table.family.name(), table.name, chain.name);
                 names.push(format!("base chain {name}"));
             }
@@ -168,14 +167,13 @@ fn not_traced(ruleset: &Ruleset) -> Vec<String> {
     names
 }
 
-fn is_ip(table: &Table) -> bool {
-    matches!(table.family, TableFamily::Ip | TableFamily::Ip6 | TableFamily::Inet)
+fn sees_ip(table: &Table) -> bool {
+    !matches!(table.family, TableFamily::Arp | TableFamily::Bridge)
 }
 
-/// Those at devices are not traced, but what packets have met of them has to be known. By its own tables another nftracer
-/// marks packets, and nothing else.
+/// By its own tables another nftracer marks packets, and nothing else.
 fn sees_packets(table: &Table) -> bool {
-    (is_ip(table) || table.family == TableFamily::Netdev)
+    sees_ip(table)
         && !footprint::is_table_of_ours(table)
         && table.chains.iter().any(|chain| chain.base.is_some())
 }

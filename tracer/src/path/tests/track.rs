@@ -11,6 +11,8 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use tracer_common::legacy::{Traversal, fact, rank, table_class};
+use tracer_common::nft::Run;
+use tracer_common::place;
 use zerocopy::FromZeros as _;
 
 const MS: u64 = 1_000_000;
@@ -287,27 +289,47 @@ fn it_begins_in_the_middle() {
 }
 
 #[test]
-fn chains_at_devices_are_not_traced() {
+fn chains_at_devices_come_before_the_hooks_of_ip() {
     let dump = std::fs::read("../tests/data/nftables/ruleset.bin").unwrap();
     let mut parts = decode::Parts::default();
     messages(&dump).filter_map(|message| message.netfilter()).for_each(|message| parts.add(&message));
     let mut ruleset = parts.finish(1);
     ruleset.tables.retain(|table| table.family == TableFamily::Netdev);
     let stands = Rc::new(Stands::of(loaded("raw"), Family::Ipv4, Some(&ruleset)));
-    let why = |place: &str, device: &[u8]| {
-        let (mut traversal, verdict) = traversal(place, None, START);
-        traversal.facts |= fact::FIRST;
-        traversal.indev[..device.len()].copy_from_slice(device);
+    let table = &ruleset.tables[0];
+    let run = |chain: &str, device: &str| {
+        let (hook, priority) = (place::INGRESS, table.chain(chain).unwrap().base.as_ref().unwrap().priority);
+        let mut run =
+            Run { packet: 1, skb: 0x1000, entry_ns: START, netns: 1, hook, priority, ..Run::new_zeroed() };
+        (run.table, run.chain) = (table.handle, table.chain(chain).unwrap().handle);
+        run.indev[..device.len()].copy_from_slice(device.as_bytes());
+        run
+    };
+    let why = |runs: &[(&str, &str)], device: &str| {
         let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
-        tracker.add(&visit(&traversal), part(Some(verdict)), &stands, &mut |path| paths.push(path));
+        let (mut traversal, verdict) = traversal("raw:PRE", None, START);
+        traversal.indev[..device.len()].copy_from_slice(device.as_bytes());
+        let runs: Vec<Run> = runs.iter().map(|(chain, device)| run(chain, device)).collect();
+        let mut visits: Vec<Visit> = runs.iter().map(|run| Visit::of_run(run, Family::Ipv4)).collect();
+        visits.push(visit(&traversal));
+        for (index, visit) in visits.iter_mut().enumerate() {
+            visit.first = index == 0;
+            tracker.add(visit, part(Some(verdict)), &stands, &mut |path| paths.push(path));
+        }
         tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+        assert_eq!(paths.len(), 1, "{paths:?}");
         paths.pop().unwrap().why.join("; ")
     };
-    expect_test::expect![[r#"
-        netdev edge:first is not traced
-        netdev edge:both is not traced
-    "#]]
-    .assert_eq(&["lo", "left", "leftover"].map(|device| why("raw:PRE", device.as_bytes())).join("\n"));
+    let seen = "";
+    assert_eq!(why(&[], "lo"), "netdev edge:first was not seen");
+    assert_eq!(why(&[], "left"), "netdev edge:both was not seen");
+    assert_eq!(why(&[], "leftover"), seen);
+    assert_eq!(why(&[("first", "lo")], "lo"), seen);
+    assert_eq!(why(&[("both", "right")], "right"), seen);
+    // One device on top of others.
+    assert_eq!(why(&[("both", "right")], "above"), seen);
+    assert_eq!(why(&[("both", "right"), ("both", "left")], "above"), seen);
+    assert_eq!(why(&[("both", "right")], "left"), "netdev edge:both was not seen");
 }
 
 #[test]

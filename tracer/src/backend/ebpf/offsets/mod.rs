@@ -323,7 +323,7 @@ fn widths(field: &Field) -> &'static [u32] {
     match field.name {
         "state_hook" => &[1, 4],
         "state_pf" | "sock_state" | "table_af" | "net_gencursor" => &[1],
-        "skb_network_header" | "skb_mac_header" | "dev_type" | "dev_hard_header_len" => &[2],
+        "skb_protocol" | "skb_network_header" | "skb_mac_header" | "dev_type" | "dev_hard_header_len" => &[2],
         "skb_len" | "skb_data_len" | "skb_mark" | "net_inum" | "dev_ifindex" | "cred_fsuid"
         | "cred_fsgid" => &[4],
         "info_size" | "info_number" => &[4],

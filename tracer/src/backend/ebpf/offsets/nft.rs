@@ -50,6 +50,7 @@ pub(super) fn resolve(kernel: &Kernel<'_>) -> Result<NftConfig, Unresolved> {
 fn widths(field: &Field) -> &'static [u32] {
     match field.name {
         "base_priority" | "type_type" | "verdict_code" => &[4],
+        "base_policy" => &[1],
         // A whole structure.
         "base_chain" => &[],
         _ => &[8],
@@ -123,6 +124,7 @@ const KNOWN: &[Known] = &[
                 table_handle: 224,
                 base_chain: 80,
                 base_priority: 32,
+                base_policy: 64,
                 base_type: 56,
                 type_type: 8,
                 verdict_code: 0,
