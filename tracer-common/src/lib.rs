@@ -11,6 +11,7 @@
 
 pub mod config;
 pub mod counter;
+pub mod ending;
 pub mod filter;
 pub mod legacy;
 pub mod nft;

@@ -2,7 +2,7 @@
 
 use crate::config::offset;
 use crate::kernel::copy;
-use crate::maps::STATE;
+use crate::maps::{STATE, Words};
 use crate::snapshot::Policies;
 use core::cell::{Cell, UnsafeCell};
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
@@ -303,6 +303,18 @@ pub fn distance(pointer: u64) -> u64 {
     unsafe { core::arch::asm!("{0} -= {1}", inout(reg) distance, in(reg) CPUS.0.get()) };
     distance
 }
+
+/// [`distance`] of an address that is a number already. The verifier does not take a pointer from a number: the fixed
+/// address goes through memory, where it becomes one.
+#[inline(always)]
+pub fn distance_of_number(address: u64) -> u64 {
+    BASE.set::<0>(0, CPUS.0.get() as u64);
+    address.wrapping_sub(BASE.get::<0>(0))
+}
+
+/// Room for [`distance_of_number`].
+#[unsafe(no_mangle)]
+static BASE: Words<1> = Words::new();
 
 /// The state of the running CPU.
 #[inline(always)]

@@ -316,6 +316,29 @@ fn drop_stale(state: &'static State, key: u64, task: u64, now_ns: u64) {
     }
 }
 
+/// No traversal that user space waits for at the end takes that long.
+const SWEPT_NS: u64 = 100_000_000;
+
+/// Gives up the frames that have been open for long: the trace is over, and nothing else would find them.
+#[inline(always)]
+pub fn sweep() {
+    let cpu = cpu();
+    cpu.alone(|| {
+        let Some(state) = state() else { return };
+        let now_ns = kernel::now_ns();
+        for _ in 0..DEPTH {
+            let depth = cpu.depth.get();
+            if depth == 0 || depth > DEPTH {
+                break;
+            }
+            if now_ns.wrapping_sub(state.frame(depth - 1).entry_ns.get()) <= SWEPT_NS {
+                break;
+            }
+            abandon(depth - 1, doubt::NO_EXIT);
+        }
+    });
+}
+
 /// Takes down which version of the table is current, and its counters.
 #[inline(always)]
 fn watch(

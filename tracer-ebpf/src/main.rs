@@ -8,6 +8,7 @@
 
 mod config;
 mod emit;
+mod ending;
 mod frame;
 mod kernel;
 mod legacy;
@@ -20,8 +21,8 @@ mod throttle;
 mod translated;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
-use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
+use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint};
+use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext};
 use frame::distance;
 use kernel::{Probed, Typed};
 use legacy::{Call, End};
@@ -175,6 +176,50 @@ pub fn commit_enter(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 pub fn commit_leave(_ctx: RetProbeContext) -> u32 {
     let _ = nft::commit_ends();
+    0
+}
+
+/// The tracepoint `kfree_skb(skb, location, reason, …)`, where packets are known by the address of their skb.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn freed(ctx: RawTracePointContext) -> i32 {
+    ending::freed(&ctx, |skb| skb);
+    0
+}
+
+/// As [`freed`], where the table functions are watched without kprobes.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn freed_typed(ctx: RawTracePointContext) -> i32 {
+    ending::freed(&ctx, frame::distance_of_number);
+    0
+}
+
+/// Entry of `nf_reinject(entry, verdict)`, where packets are known by the address of their skb.
+#[kprobe]
+pub fn reinjected(ctx: ProbeContext) -> u32 {
+    let (entry, verdict, _) = kernel::first_arguments(ctx.as_ptr());
+    ending::reinjected(entry, verdict as u32, |skb| skb);
+    0
+}
+
+/// As [`reinjected`], where the table functions are watched without kprobes.
+#[kprobe]
+pub fn reinjected_typed(ctx: ProbeContext) -> u32 {
+    let (entry, verdict, _) = kernel::first_arguments(ctx.as_ptr());
+    ending::reinjected(entry, verdict as u32, frame::distance_of_number);
+    0
+}
+
+/// Placed nowhere: user space runs it with a namespace and a family, to learn of the functions at the hooks.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn list_hooks(ctx: RawTracePointContext) -> i32 {
+    ending::list_hooks(ctx.arg(0), ctx.arg::<u64>(1) as u32);
+    0
+}
+
+/// Placed nowhere: user space runs it on each CPU at the end, for traversals whose exit was never seen.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn sweep(_ctx: RawTracePointContext) -> i32 {
+    legacy::sweep();
     0
 }
 

@@ -8,6 +8,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 use core::cell::UnsafeCell;
 use tracer_common::counter::Counter;
+use tracer_common::ending::HookList;
 use tracer_common::filter::Key;
 use tracer_common::legacy::{LongTail, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits};
@@ -98,6 +99,9 @@ pub static OPEN_RUNS: Array<OpenRun> = Array::with_max_entries(RUN_SLOTS, 0);
 /// How often rules of nftables were committed, by the namespace's slot.
 #[map]
 pub static COMMITS: Array<Commits> = Array::with_max_entries(COMMIT_SLOTS, 0);
+/// The functions at the hooks of a namespace, where user space asked for them.
+#[map]
+pub static HOOK_LIST: Array<HookList> = Array::with_max_entries(1, 0);
 /// The commits under way, by their tasks.
 #[map]
 pub static COMMITTING: LruHashMap<u64, UnderWay> = LruHashMap::with_max_entries(256, 0);

@@ -397,6 +397,20 @@ pub fn forget(identity: u64) {
     }
 }
 
+/// The number of the packet that was last traced at this place in memory, as long as its slot tells of it. One that was
+/// displaced is not found.
+#[inline(always)]
+pub fn traced_at(skb_number: u64) -> Option<u64> {
+    let slot = skb_number >> 8;
+    let decided = DECIDED.get::<{ DECISIONS - 1 }>(slot);
+    let identity = skb_number << ADDRESS_SHIFT;
+    if decided & IS_TRACED == 0 || (decided ^ identity) >> ADDRESS_FROM != 0 {
+        return None;
+    }
+    let number = PACKETS.get::<{ DECISIONS - 1 }>(slot);
+    (number & SKB == identity >> ADDRESS_FROM).then_some(number & !KEPT)
+}
+
 /// A packet's number: the address of its skb in the lowest bits, above it a number that counts the packets of its slot,
 /// so that no two are the same. The highest bit of the word says that the map may hold packets of this slot.
 const SKB: u64 = (1 << (64 - ADDRESS_FROM)) - 1;

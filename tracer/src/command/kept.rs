@@ -2,7 +2,7 @@
 
 use crate::netfilter::{Engine, Hook, StepKind, TableFamily, Verdict};
 use crate::nftables::RuleVerdict;
-use crate::packet::Packet;
+use crate::packet::{Packet, Tracked};
 use crate::path::{Action, Step};
 use crate::ruleset::Rule;
 use std::rc::Rc;
@@ -27,6 +27,7 @@ pub(super) struct Kept {
     action: Option<RuleVerdict<'static>>,
     packet: Rc<Packet>,
     view_doubt: Option<Box<str>>,
+    tracked: Option<Tracked>,
     netns: Option<u32>,
 }
 
@@ -55,6 +56,7 @@ impl Kept {
             action: step.action.as_ref().map(owned),
             packet,
             view_doubt: step.view_doubt.map(Into::into),
+            tracked: step.tracked,
             netns: step.netns,
         }
     }
@@ -118,6 +120,7 @@ impl Kept {
             action: self.action(),
             view: self.packet.view(),
             view_doubt: self.view_doubt.as_deref(),
+            tracked: self.tracked,
             netns,
         }
     }

@@ -166,6 +166,8 @@ impl Open {
             why: Vec::new(),
             outcome: None,
             note: None,
+            ending: None,
+            waited: Vec::new(),
             generation: Vec::new(),
             netns,
         };
@@ -276,6 +278,7 @@ impl Open {
             action: event.verdict.as_ref().map(RuleVerdict::action),
             view: self.packet.view(self.path.family, event.mark),
             view_doubt: None,
+            tracked: None,
             netns,
         }
     }

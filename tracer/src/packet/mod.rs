@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod change;
 pub(crate) mod data;
 mod headers;
 pub(crate) mod ip;
@@ -78,6 +79,31 @@ pub struct Vlan {
     pub protocol: u16,
     /// `skb->vlan_tci`: priority and number.
     pub tci: u16,
+}
+
+/// What conntrack says of a packet: where in its connection it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tracked {
+    /// `new`, `established`, `related`, `untracked`
+    pub state: &'static str,
+    /// Whether it goes the way of the answers; `None` where it has no connection.
+    pub is_reply: Option<bool>,
+}
+
+impl Tracked {
+    /// From the low three bits of `skb->_nfct`, `enum ip_conntrack_info`, and whether there is a connection.
+    pub fn of(info: u8, has_connection: bool) -> Option<Self> {
+        let (state, is_reply) = match (info, has_connection) {
+            (0, true) => ("established", Some(false)),
+            (1, true) => ("related", Some(false)),
+            (2, true) => ("new", Some(false)),
+            (3, true) => ("established", Some(true)),
+            (4, true) => ("related", Some(true)),
+            (7, _) => ("untracked", None),
+            _ => return None,
+        };
+        Some(Self { state, is_reply })
+    }
 }
 
 /// Owner of a locally generated packet.

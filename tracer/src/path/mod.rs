@@ -5,6 +5,7 @@
 //! one by one, without a word on which packet they are of.
 
 pub mod attribute;
+pub mod ending;
 mod established;
 pub mod group;
 pub mod stands;
@@ -16,8 +17,9 @@ pub mod walk;
 pub mod walks;
 
 use crate::netfilter::{Family, Hook, Verdict};
-use crate::packet::PacketView;
+use crate::packet::{PacketView, Tracked};
 use crate::ruleset::Rule;
+use ending::{Ending, Waited};
 use std::borrow::Cow;
 use std::fmt;
 use std::rc::Rc;
@@ -89,6 +91,8 @@ pub struct Step<'a> {
     pub view: PacketView<'a>,
     /// What is in doubt about `view`, for example which of two rules changed the mark.
     pub view_doubt: Option<&'a str>,
+    /// What conntrack said of the packet when it entered the table; `None` where it said nothing, or nothing tells.
+    pub tracked: Option<Tracked>,
     /// Inode number of the network namespace; `None` where nothing tells.
     pub netns: Option<u32>,
 }
@@ -112,6 +116,10 @@ pub struct Path {
     pub outcome: Option<String>,
     /// What else is worth knowing: that no nat table was consulted, and why; that a flowtable takes the packets after it.
     pub note: Option<Cow<'static, str>>,
+    /// How it ended; `None` where nothing tells.
+    pub ending: Option<Ending>,
+    /// The queues for user space that it waited in, as far as that is known.
+    pub waited: Vec<Waited>,
     /// Versions of the ruleset that the packet met, as `table@generation`.
     pub generation: Vec<Rc<str>>,
     /// Inode number of the network namespace; `None` where nothing tells.

@@ -186,6 +186,12 @@ impl Stands {
         lowest(self.at(hook).stands.partition_point(|stand| stand.priority < priority))
     }
 
+    /// The priority of the first of them with one of these bits.
+    pub(super) fn first_priority(&self, hook: u8, bits: u64) -> Option<i32> {
+        let stands = self.at(hook).stands.iter().enumerate();
+        stands.filter(|(at, _)| bits & 1 << at != 0).map(|(_, stand)| stand.priority).next()
+    }
+
     /// Those that are there for certain.
     pub(super) fn sure(&self, hook: u8) -> u64 {
         self.at(hook).sure

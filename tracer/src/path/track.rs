@@ -2,6 +2,7 @@
 //! between, and knows when it is done.
 #![forbid(unsafe_code)]
 
+use super::ending::{Device, Ending, Waited};
 use super::established::Established;
 use super::stands::{Key, Stands};
 use super::{Certainty, Path};
@@ -11,6 +12,7 @@ use crate::packet::ip::{Ipv4, Ipv6};
 use crate::packet::{Link, PacketView};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use tracer_common::ending::{Freed, Reinjected};
 use tracer_common::legacy::{ENTRY_BYTES, EXIT_BYTES, Traversal, fact, rank, table_class};
 use tracer_common::nft::Run;
 use tracer_common::place::legacy_priority;
@@ -21,6 +23,8 @@ const IDLE_NS: u64 = 250_000_000;
 const QUEUED_NS: u64 = 30_000_000_000;
 /// A missed traversal of a packet happens within this time of its last one that was seen.
 const SOON_NS: u64 = 100_000_000;
+/// How long the path of a packet is kept that all tables have let go: if the kernel frees it, then mostly at once.
+const HOLD_NS: u64 = 20_000_000;
 /// Steps for which a path has room from the beginning.
 const USUAL_STEPS: usize = 16;
 /// The loopback device of every namespace.
@@ -67,6 +71,21 @@ pub struct Tracker {
     /// The end of the latest window.
     last_missed_ns: u64,
     packets: u64,
+    /// Since when what is added now has been there at the latest: traversals end later than they begin.
+    heard_ns: u64,
+    /// Whether paths are kept until it is known whether their packets were freed.
+    holds: bool,
+    /// Packets that nothing more can be seen of, and since when, oldest first.
+    held: KernelMap<u64, Held>,
+    holding: VecDeque<(u64, u64)>,
+}
+
+/// A packet that nothing more can be seen of.
+#[derive(Debug)]
+struct Held {
+    path: Path,
+    last: Place,
+    header: Option<Header>,
 }
 
 /// A stretch of time with traversals that no probe saw, or whose records were lost.
@@ -81,9 +100,18 @@ struct Open {
     path: Path,
     last: Place,
     skb: u64,
+    entry_ns: u64,
+    /// What it met last was over by then.
     exit_ns: u64,
     /// As it was seen last.
     header: Option<Header>,
+    /// The hooks where it was, by bits.
+    hooks: u8,
+    /// The queue that it was sent to.
+    queue: Option<u16>,
+    /// Its last step decided what became of it.
+    is_decided: bool,
+    ending: Option<Ending>,
     stands: Rc<Stands>,
     /// Which of them see a packet before what it met last.
     behind: u64,
@@ -92,7 +120,7 @@ struct Open {
     established: Option<Established>,
     /// A nat table stands at a hook where it was.
     has_nat: bool,
-    /// Where it came from and where it was sent to, as far as it was seen and can matter.
+    /// Where it came from and where it was sent to, as far as it was seen.
     devices: [[u8; 16]; 2],
     /// Something of its way is known.
     begun: bool,
@@ -118,6 +146,8 @@ struct Header {
     len: u32,
     protocol: u8,
     piece: Piece,
+    /// Some of what follows that nobody changes on the way; 0 where there is nothing of that kind.
+    token: u64,
     /// Source and destination.
     addresses: [u8; 32],
 }
@@ -141,7 +171,8 @@ impl Header {
                 addresses[4..8].copy_from_slice(&ip.dst());
                 let piece = Piece::of(ip.frag_off() & IP_MORE != 0, ip.fragment());
                 let (id, len) = (ip.id().into(), ip.total_len().into());
-                Self { id, len, protocol: ip.protocol(), piece, addresses }
+                let token = token(ip.protocol(), bytes, usize::from(bytes[0] & 15) * 4, len);
+                Self { id, len, protocol: ip.protocol(), piece, token, addresses }
             }
             Family::Ipv6 => {
                 let ip = Ipv6(bytes.first_chunk()?);
@@ -155,7 +186,8 @@ impl Header {
                     }
                     protocol => (protocol, Piece::Whole),
                 };
-                Self { id: ip.flow_label(), len: ip.total_len(), protocol, piece, addresses }
+                let token = token(ip.next_header(), bytes, 40, ip.total_len());
+                Self { id: ip.flow_label(), len: ip.total_len(), protocol, piece, token, addresses }
             }
         })
     }
@@ -175,6 +207,28 @@ impl Header {
         let what = |header: &Self| (header.id, header.len, header.protocol, header.piece);
         what(self) == what(later)
     }
+
+    /// Whether this certainly is the same packet some time later, or one that is a copy of it.
+    fn is(&self, later: &Self) -> bool {
+        self.stays(later) && self.token == later.token
+    }
+}
+
+/// Eight bytes of what follows the IP header: numbers of TCP, the first bytes of a datagram, what is behind the
+/// identifier of an ICMP message. Neither translation nor checksums that devices fill in change them.
+fn token(protocol: u8, bytes: &[u8], header: usize, len: u32) -> u64 {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    let at = header
+        + match protocol {
+            TCP => 4,
+            UDP => 8,
+            IPPROTO_ICMP | IPPROTO_ICMPV6 => 6,
+            _ => return 0,
+        };
+    let is_within = usize::try_from(len).is_ok_and(|len| at + 8 <= len);
+    let token = bytes.get(at..).and_then(|rest| rest.first_chunk()).filter(|_| is_within);
+    token.map_or(0, |token| u64::from_ne_bytes(*token))
 }
 
 impl Piece {
@@ -241,7 +295,34 @@ pub struct Part<'a> {
     pub outcome: Option<String>,
     /// What the table decided; `None` when its end was not seen.
     pub verdict: Option<Verdict>,
+    /// The queue that it chose.
+    pub queue: Option<u16>,
 }
+
+/// A packet that the kernel freed, as far as it is known here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// Its family.
+    pub family: Family,
+    /// The namespace where it was seen.
+    pub netns: Option<u32>,
+    /// Where functions can have seen it since, without a table seeing it: hooks, each with the priorities from and to.
+    pub unseen: Vec<(Hook, i32, i32)>,
+}
+
+/// Functions that take packets in, before any hook sees them. What was seen behind them is not freed there.
+const RECEIVING: [&str; 10] = [
+    "enqueue_to_backlog",
+    "netif_rx_internal",
+    "netif_receive_generic_xdp",
+    "do_xdp_generic",
+    "__netif_receive_skb_core",
+    "__netif_receive_skb_list_core",
+    "ip_rcv",
+    "ip_rcv_core",
+    "ipv6_rcv",
+    "ip6_rcv_core",
+];
 
 impl Visit {
     /// Of a legacy table.
@@ -357,6 +438,16 @@ impl Tracker {
         }
     }
 
+    /// Keeps paths until it is known whether their packets were freed.
+    pub fn hold(&mut self) {
+        self.holds = true;
+    }
+
+    /// What is added from now on had been there by this time (CLOCK_MONOTONIC).
+    pub fn heard(&mut self, now_ns: u64) {
+        self.heard_ns = now_ns;
+    }
+
     /// Takes from a traversal only what it tells about others: how many were missed.
     pub fn notice(&mut self, traversal: &Traversal) {
         if traversal.missed != 0 {
@@ -374,12 +465,14 @@ impl Tracker {
     /// shows that it is.
     pub fn add(&mut self, visit: &Visit, part: Part<'_>, stands: &Rc<Stands>, give: &mut impl FnMut(Path)) {
         let Visit { packet, first, place, .. } = *visit;
+        self.give_held(packet, give);
+        let heard_ns = self.heard_ns;
         let mut fate = None;
         if let Some(open) = self.open.get_mut(&packet).filter(|_| !first) {
             fate = open.becomes(visit);
             if fate.is_none() {
-                let next = open.go_on(part, visit, stands);
-                self.wait(visit, next, give);
+                let next = open.go_on(part, visit, stands, heard_ns);
+                self.wait(packet, next, give);
                 return;
             }
             open.path.outcome = fate.map(str::to_owned);
@@ -415,16 +508,89 @@ impl Tracker {
         if torn {
             open.doubt("it may be the rest of a packet that was shown before".to_owned());
         }
-        let next = open.go_on(part, visit, stands);
-        self.wait(visit, next, give);
+        let next = open.go_on(part, visit, stands, heard_ns);
+        self.wait(packet, next, give);
     }
 
     /// Gives a packet out, or waits for what comes next of it.
-    fn wait(&mut self, visit: &Visit, next: Next, give: &mut impl FnMut(Path)) {
+    fn wait(&mut self, packet: u64, next: Next, give: &mut impl FnMut(Path)) {
+        let Some(open) = self.open.get(&packet) else { return };
+        let exit_ns = open.exit_ns;
         match next {
-            Next::Nothing => self.give(visit.packet, give),
-            Next::Verdict => self.queued.push_back((visit.entry_ns, visit.packet)),
-            Next::Stand => self.silent.push_back((visit.entry_ns, visit.packet)),
+            Next::Nothing if self.holds && open.path.verdict == Some(Verdict::Accept) => {
+                let Some(open) = self.close(packet) else { return };
+                let (last, header) = (open.last, open.header);
+                let path = open.end(&self.windows, self.last_missed_ns);
+                self.held.insert(packet, Held { path, last, header });
+                self.holding.push_back((exit_ns, packet));
+            }
+            Next::Nothing => self.give(packet, give),
+            Next::Verdict => self.queued.push_back((exit_ns, packet)),
+            Next::Stand => self.silent.push_back((exit_ns, packet)),
+        }
+    }
+
+    fn give_held(&mut self, packet: u64, give: &mut impl FnMut(Path)) {
+        if let Some(held) = self.held.remove(&packet) {
+            give(held.path);
+        }
+    }
+
+    /// The kernel freed what is at a packet's place in memory, in this function. Gives what is known of the packet if it
+    /// still is that one, so that [`end`](Self::end) can be told how it ended.
+    pub fn freed(&self, freed: &Freed, function: &str) -> Option<Released> {
+        let open = self.open.get(&freed.packet);
+        let (path, last, header) = match (open, self.held.get(&freed.packet)) {
+            (Some(open), _) => (&open.path, open.last, open.header?),
+            (None, Some(held)) => (&held.path, held.last, held.header?),
+            (None, None) => return None,
+        };
+        let now = Header::of(path.family, freed.copied, &freed.bytes)?;
+        let function = function.split('.').next().unwrap_or(function);
+        let is_behind = last.hook == Hook::Prerouting as u8 || last.hook == Hook::Input as u8;
+        if !header.is(&now) || (is_behind && RECEIVING.contains(&function)) {
+            return None;
+        }
+        let unseen = open.map_or_else(|| unseen(last, None, |_| None), Open::unseen);
+        Some(Released { family: path.family, netns: path.netns, unseen })
+    }
+
+    /// A packet has ended this way. Of one that could still have been seen, traversals may have been missed: its path
+    /// waits until that is known.
+    pub fn end(&mut self, packet: u64, ending: Ending, give: &mut impl FnMut(Path)) {
+        if let Some(open) = self.open.get_mut(&packet) {
+            open.ending = Some(ending);
+            self.silent.push_back((open.exit_ns, packet));
+        } else if let Some(held) = self.held.get_mut(&packet) {
+            held.path.ending = Some(ending);
+            self.give_held(packet, give);
+        }
+    }
+
+    /// User space has decided about a packet that waited in a queue.
+    pub fn reinjected(&mut self, reinjected: &Reinjected, give: &mut impl FnMut(Path)) {
+        let Reinjected { packet, time_ns, verdict, .. } = *reinjected;
+        let heard_ns = self.heard_ns;
+        let Some(open) = self.open.get_mut(&packet) else { return };
+        if open.path.verdict != Some(Verdict::Queue) {
+            return;
+        }
+        let (verdict, queue) = (Verdict::from_return(verdict), open.queue);
+        let waited_ns = time_ns.saturating_sub(open.entry_ns);
+        open.path.waited.push(Waited { queue, waited_ns, verdict });
+        open.exit_ns = time_ns.max(heard_ns);
+        match verdict {
+            Verdict::Drop => {
+                open.ending = Some(Ending::ByUser { queue });
+                self.give(packet, give);
+            }
+            Verdict::Accept => {
+                open.path.verdict = Some(verdict);
+                open.is_decided = false;
+                let next = open.next();
+                self.wait(packet, next, give);
+            }
+            _ => self.silent.push_back((open.exit_ns, packet)),
         }
     }
 
@@ -438,6 +604,9 @@ impl Tracker {
                 self.give(packet, give);
             }
         }
+        while let Some((_, packet)) = self.holding.pop_front_if(over(HOLD_NS)) {
+            self.give_held(packet, give);
+        }
         while self.windows.front().is_some_and(|window| window.until_ns + 2 * IDLE_NS < now_ns) {
             self.windows.pop_front();
         }
@@ -445,10 +614,12 @@ impl Tracker {
 
     /// Gives out all that is left, in the order the packets came. Of one that was seen just now, more might have come.
     pub fn finish(&mut self, now_ns: u64, give: &mut impl FnMut(Path)) {
-        let mut left: Vec<(u64, u64)> =
-            self.open.iter().map(|(packet, open)| (open.path.packet, *packet)).collect();
+        let open = self.open.iter().map(|(packet, open)| (open.path.packet, *packet));
+        let held = self.held.iter().map(|(packet, held)| (held.path.packet, *packet));
+        let mut left: Vec<(u64, u64)> = open.chain(held).collect();
         left.sort_unstable();
         for (_, packet) in left {
+            self.give_held(packet, give);
             if let Some(open) = self.open.get_mut(&packet)
                 && open.is_unfinished()
                 && open.exit_ns + SOON_NS > now_ns
@@ -459,21 +630,29 @@ impl Tracker {
         }
         self.silent.clear();
         self.queued.clear();
+        self.holding.clear();
     }
 
     /// Whether nothing is kept.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        let Self { open, silent, queued, by_skb, windows, .. } = self;
-        (open.len(), silent.len(), queued.len(), by_skb.len(), windows.len()) == (0, 0, 0, 0, 0)
+        let Self { open, held, silent, queued, holding, by_skb, windows, .. } = self;
+        let maps = open.len() + held.len() + by_skb.len();
+        maps + silent.len() + queued.len() + holding.len() + windows.len() == 0
     }
 
     fn give(&mut self, packet: u64, give: &mut impl FnMut(Path)) {
-        let Some(open) = self.open.remove(&packet) else { return };
+        if let Some(open) = self.close(packet) {
+            give(open.end(&self.windows, self.last_missed_ns));
+        }
+    }
+
+    fn close(&mut self, packet: u64) -> Option<Open> {
+        let open = self.open.remove(&packet)?;
         if self.by_skb.get(&open.skb) == Some(&packet) {
             self.by_skb.remove(&open.skb);
         }
-        give(open.end(&self.windows, self.last_missed_ns));
+        Some(open)
     }
 }
 
@@ -531,6 +710,34 @@ fn skipped(from: u8, to: u8) -> &'static [Hook] {
     }
 }
 
+/// Where functions can have seen a packet after this place: hooks, each with the priorities from and to. `here` is the
+/// priority of what it had to meet there next, and `first` that of what it had to meet first at a later hook.
+fn unseen(last: Place, here: Option<i32>, first: impl Fn(Hook) -> Option<i32>) -> Vec<(Hook, i32, i32)> {
+    let hook = hook_of(last.hook);
+    let mut unseen = vec![(hook, last.priority, here.unwrap_or(i32::MAX))];
+    let mut hooks = if here.is_some() { Vec::new() } else { next_hooks(hook, last.loopback).to_vec() };
+    while let Some(hook) = hooks.pop() {
+        let until = first(hook);
+        unseen.push((hook, i32::MIN, until.unwrap_or(i32::MAX)));
+        if until.is_none() {
+            // Through loopback once: what comes in there does not go out again.
+            hooks.extend(next_hooks(hook, false));
+        }
+    }
+    unseen
+}
+
+/// Hooks that follow another at once.
+fn next_hooks(hook: Hook, loopback: bool) -> &'static [Hook] {
+    match hook {
+        Hook::Ingress => &[Hook::Prerouting],
+        Hook::Prerouting => &[Hook::Input, Hook::Forward],
+        Hook::Forward | Hook::Output => &[Hook::Postrouting],
+        Hook::Postrouting if loopback => &[Hook::Prerouting],
+        Hook::Input | Hook::Postrouting | Hook::Egress => &[],
+    }
+}
+
 impl Open {
     fn new(number: u64, visit: &Visit, stands: Rc<Stands>) -> Self {
         let path = Path {
@@ -542,17 +749,24 @@ impl Open {
             why: Vec::new(),
             outcome: None,
             note: None,
+            ending: None,
+            waited: Vec::new(),
             generation: Vec::new(),
             netns: Some(visit.netns),
         };
-        let (last, skb, exit_ns) = (visit.place, visit.skb, visit.entry_ns);
+        let (last, skb, entry_ns) = (visit.place, visit.skb, visit.entry_ns);
         let (established, has_nat) = (None, false);
         Self {
             path,
             last,
             skb,
-            exit_ns,
+            entry_ns,
+            exit_ns: entry_ns,
             header: None,
+            hooks: 0,
+            queue: None,
+            is_decided: false,
+            ending: None,
             stands,
             behind: 0,
             met: 0,
@@ -671,13 +885,14 @@ impl Open {
     }
 
     /// Adds what the packet met while this stood at the hooks. Says what it waits for then.
-    fn go_on(&mut self, part: Part<'_>, visit: &Visit, stands: &Rc<Stands>) -> Next {
+    fn go_on(&mut self, part: Part<'_>, visit: &Visit, stands: &Rc<Stands>, heard_ns: u64) -> Next {
         if !Rc::ptr_eq(&self.stands, stands) {
             self.met = stands.translate(&self.stands, self.last.hook, self.met);
             self.behind = stands.before(self.last.hook, self.last.priority);
             self.stands = Rc::clone(stands);
         }
         self.add(part, visit);
+        self.exit_ns = visit.entry_ns.max(heard_ns);
         self.next()
     }
 
@@ -727,15 +942,19 @@ impl Open {
             self.established = Some(self.established.map_or(later, |earlier| earlier.then(later)));
         }
         self.has_nat |= self.stands.nat(place.hook) & self.stands.sure(place.hook) != 0;
-        if self.stands.has_devices() {
-            self.devices = visit.devices;
-        }
+        self.devices = visit.devices;
+        self.hooks |= 1 << place.hook;
+        self.queue = part.queue;
+        self.is_decided =
+            part.certainty == Certainty::Complete && part.outcome.is_none() && !part.steps.is_empty();
+        // Another packet was freed at its place.
+        self.ending = None;
         self.begun = true;
         self.header = visit.exit;
         self.last = place;
         self.behind = before;
         self.met |= bit;
-        self.exit_ns = visit.entry_ns;
+        self.entry_ns = visit.entry_ns;
         if !part.steps.is_empty() {
             if self.path.steps.is_empty() {
                 self.path.steps.reserve(USUAL_STEPS);
@@ -829,13 +1048,16 @@ impl Open {
         if self.is_unfinished() {
             // It may have waited for any time in a queue.
             let missed = match self.path.verdict {
-                Some(Verdict::Queue) => last_missed_ns >= self.exit_ns,
+                Some(Verdict::Queue) => last_missed_ns >= self.entry_ns,
                 _ => windows.iter().any(|window| {
-                    window.until_ns >= self.exit_ns && window.since_ns <= self.exit_ns + SOON_NS
+                    window.until_ns >= self.entry_ns && window.since_ns <= self.exit_ns + SOON_NS
                 }),
             };
-            let unwitnessed =
-                self.path.verdict == Some(Verdict::Accept) && !self.stands.has_witness() && self.must_go_on();
+            let is_explained = matches!(self.ending, Some(Ending::Freed(_)));
+            let unwitnessed = self.path.verdict == Some(Verdict::Accept)
+                && !is_explained
+                && !self.stands.has_witness()
+                && self.must_go_on();
             if unwitnessed {
                 let chain = hook_of(self.last.hook).chain();
                 self.doubt(format!("it was not seen after {chain}"));
@@ -845,6 +1067,50 @@ impl Open {
             }
         }
         self.path.note = self.established.and_then(|established| established.text(self.has_nat));
+        self.path.ending = self.ending.take().or_else(|| self.seen_ending());
         self.path
+    }
+
+    /// How it ended, as far as what it met tells.
+    fn seen_ending(&self) -> Option<Ending> {
+        let hook = hook_of(self.last.hook);
+        let is_out = matches!(hook, Hook::Postrouting | Hook::Egress);
+        let came_from = |hooks: &[Hook]| hooks.iter().any(|hook| self.hooks & 1 << *hook as u8 != 0);
+        match self.path.verdict? {
+            // That another packet has its place now says nothing of how it left.
+            _ if self.path.outcome.is_some() => None,
+            Verdict::Drop => self.is_decided.then_some(Ending::Dropped),
+            Verdict::Stolen => self.is_decided.then_some(Ending::Stolen),
+            Verdict::Queue => Some(Ending::Queued { queue: self.queue }),
+            Verdict::Accept if self.has_to_go_on(hook) => Some(Ending::Unknown),
+            Verdict::Accept if is_out && came_from(&[Hook::Output]) => {
+                Some(Ending::Sent(Device(self.devices[1])))
+            }
+            Verdict::Accept if is_out && came_from(&[Hook::Prerouting, Hook::Forward]) => {
+                Some(Ending::Forwarded(Device(self.devices[1])))
+            }
+            Verdict::Accept => Some(Ending::Accepted(hook)),
+            Verdict::Repeat | Verdict::Other(_) => None,
+        }
+    }
+
+    /// Whether it can only have been seen again, unless it ended.
+    fn has_to_go_on(&self, hook: Hook) -> bool {
+        let stands = |hook: Hook| self.stands.sure(hook as u8) & !self.stands.nat(hook as u8) != 0;
+        let is_routed = hook == Hook::Prerouting
+            && stands(Hook::Input)
+            && (stands(Hook::Forward) || stands(Hook::Postrouting));
+        is_routed || self.must_go_on()
+    }
+
+    /// Where functions can have seen it after what it met last: up to what it had to meet next.
+    fn unseen(&self) -> Vec<(Hook, i32, i32)> {
+        let ahead = self.ahead();
+        let first = |hook: Hook, among: u64| {
+            let hook = hook as u8;
+            self.stands.first_priority(hook, among & self.stands.sure(hook) & !self.stands.nat(hook))
+        };
+        let here = first(hook_of(self.last.hook), ahead);
+        unseen(self.last, here, |hook| first(hook, u64::MAX))
     }
 }

@@ -120,6 +120,7 @@ fn step<'a>(hook: Hook, view: PacketView<'a>) -> Step<'a> {
         action: None,
         view,
         view_doubt: None,
+        tracked: None,
         netns: None,
     }
 }

@@ -7,6 +7,7 @@ use super::record::{
 use super::{CONTENTS, MAGIC, RECORD_MAX, VERSION};
 use crate::netfilter::{Engine, Family, StepKind, TableFamily, Verdict};
 use crate::packet::{Link, Owner, PacketView};
+use crate::path::ending::{Ending, Waited};
 use crate::path::{Action, Path, Step};
 use crate::ruleset::Rule;
 use crate::sink::{Start, Totals};
@@ -70,6 +71,7 @@ struct Known {
     packet: u64,
     time_ns: u64,
     note: Option<String>,
+    ending: (Option<Ending>, Vec<Waited>),
 }
 
 #[derive(Debug)]
@@ -173,6 +175,7 @@ impl<R: Read> Reader<R> {
                 Record::Content(content) => self.known.content(&content).ok_or_else(damaged)?,
                 Record::Anew => self.known.begin_anew(),
                 Record::Note(note) => self.known.note = Some(note.to_owned()),
+                Record::Ending(ending) => self.known.ending = ending.take().ok_or_else(damaged)?,
             }
         }
     }
@@ -256,11 +259,13 @@ impl Known {
             action,
             view: content.view(place),
             view_doubt,
+            tracked: None,
             netns: place.netns,
         })
     }
 
     fn path(&mut self, path: PathRecord<'_>) -> Option<Event<'static>> {
+        let (ending, waited) = std::mem::take(&mut self.ending);
         let texts = |numbers: &[u32]| -> Option<Vec<Rc<str>>> {
             numbers.iter().map(|number| self.texts.get(*number as usize).cloned()).collect()
         };
@@ -273,6 +278,8 @@ impl Known {
             why: path.why.into_iter().map(str::to_owned).collect(),
             outcome: path.outcome.map(str::to_owned),
             note: self.note.take().map(Cow::Owned),
+            ending,
+            waited,
             generation: texts(&path.generation)?,
             netns: path.netns,
         }))

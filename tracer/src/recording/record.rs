@@ -1,7 +1,8 @@
 //! What stands in a recording.
 
-use crate::netfilter::{Engine, Family, Hook, StepKind, TableFamily};
-use crate::path::Certainty;
+use crate::netfilter::{Engine, Family, Hook, StepKind, TableFamily, Verdict};
+use crate::path::ending::{Device, Ending, Freed, HookFunction, Waited};
+use crate::path::{Certainty, Path};
 use serde::{Deserialize, Serialize};
 
 /// Words are written as their places in these lists, which may only grow.
@@ -74,10 +75,13 @@ pub(super) enum Record<'a> {
     Anew,
     /// The note of the next path.
     Note(&'a str),
+    /// How the packet of the next path ended.
+    #[serde(borrow)]
+    Ending(EndingRecord<'a>),
 }
 
 /// Kinds of records that this version knows.
-pub(super) const RECORD_KINDS: u8 = 10;
+pub(super) const RECORD_KINDS: u8 = 11;
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct RuleRecord<'a> {
@@ -150,4 +154,155 @@ pub(super) struct PathRecord<'a> {
     pub(super) outcome: Option<&'a str>,
     pub(super) generation: Vec<u32>,
     pub(super) netns: Option<u32>,
+}
+
+/// The kinds of endings, by their places here: which of the fields below belong to each is said beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EndingKind {
+    /// None.
+    Nothing,
+    /// None.
+    Dropped,
+    /// `hooks`, `functions`, `freed`
+    ByFunction,
+    /// `freed`
+    Freed,
+    /// `hooks`, one.
+    Accepted,
+    /// `device`
+    Forwarded,
+    /// `device`
+    Sent,
+    /// `queue`
+    Queued,
+    /// `queue`
+    ByUser,
+    /// None.
+    Stolen,
+    /// None.
+    Unknown,
+}
+
+pub(super) const ENDINGS: &[EndingKind] = &[
+    EndingKind::Nothing,
+    EndingKind::Dropped,
+    EndingKind::ByFunction,
+    EndingKind::Freed,
+    EndingKind::Accepted,
+    EndingKind::Forwarded,
+    EndingKind::Sent,
+    EndingKind::Queued,
+    EndingKind::ByUser,
+    EndingKind::Stolen,
+    EndingKind::Unknown,
+];
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(super) struct EndingRecord<'a> {
+    pub(super) kind: u8,
+    pub(super) hooks: Vec<u8>,
+    #[serde(borrow)]
+    pub(super) functions: Vec<(&'a str, i32)>,
+    pub(super) freed: Option<FreedRecord<'a>>,
+    pub(super) device: Option<[u8; 16]>,
+    pub(super) queue: Option<u16>,
+    /// The queue, the time in it, and the verdict, for each.
+    pub(super) waited: Vec<(Option<u16>, u64, u8)>,
+}
+
+/// Symbol, reason, namespace.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(super) struct FreedRecord<'a> {
+    pub(super) symbol: &'a str,
+    pub(super) reason: Option<&'a str>,
+    pub(super) netns: Option<u32>,
+}
+
+impl<'a> EndingRecord<'a> {
+    /// `None` when there is nothing to be written.
+    pub(super) fn of(path: &'a Path) -> Option<Self> {
+        let queues = path.waited.iter().map(|waited| {
+            let Waited { queue, waited_ns, verdict } = waited;
+            (*queue, *waited_ns, verdict.number())
+        });
+        let mut record = Self { waited: queues.collect(), ..Self::default() };
+        record.freed = path.ending.as_ref().and_then(Ending::freed).map(|freed| FreedRecord {
+            symbol: &freed.symbol,
+            reason: freed.reason.as_deref(),
+            netns: freed.netns,
+        });
+        let kind = match &path.ending {
+            None if record.waited.is_empty() => return None,
+            None => EndingKind::Nothing,
+            Some(Ending::Dropped) => EndingKind::Dropped,
+            Some(Ending::ByFunction { hooks, functions, .. }) => {
+                record.hooks = hooks.iter().map(|hook| place(HOOKS, hook)).collect();
+                record.functions =
+                    functions.iter().map(|function| (function.name.as_str(), function.priority)).collect();
+                EndingKind::ByFunction
+            }
+            Some(Ending::Freed(_)) => EndingKind::Freed,
+            Some(Ending::Accepted(hook)) => {
+                record.hooks = vec![place(HOOKS, hook)];
+                EndingKind::Accepted
+            }
+            Some(Ending::Forwarded(Device(device))) => {
+                record.device = Some(*device);
+                EndingKind::Forwarded
+            }
+            Some(Ending::Sent(Device(device))) => {
+                record.device = Some(*device);
+                EndingKind::Sent
+            }
+            Some(Ending::Queued { queue }) => {
+                record.queue = *queue;
+                EndingKind::Queued
+            }
+            Some(Ending::ByUser { queue }) => {
+                record.queue = *queue;
+                EndingKind::ByUser
+            }
+            Some(Ending::Stolen) => EndingKind::Stolen,
+            Some(Ending::Unknown) => EndingKind::Unknown,
+        };
+        record.kind = place(ENDINGS, &kind);
+        Some(record)
+    }
+
+    /// The ending, and the queues; `None` for what no recording of ours has.
+    pub(super) fn take(self) -> Option<(Option<Ending>, Vec<Waited>)> {
+        let Self { hooks, functions, freed, device, queue, .. } = self;
+        let waited = self.waited.into_iter().map(|(queue, waited_ns, verdict)| {
+            let verdict = Verdict::from_return(verdict.into());
+            Waited { queue, waited_ns, verdict }
+        });
+        let freed = || {
+            freed.map(|freed| Freed {
+                symbol: freed.symbol.to_owned(),
+                reason: freed.reason.map(str::to_owned),
+                netns: freed.netns,
+            })
+        };
+        let hooks: Vec<Hook> = hooks.into_iter().map(|hook| word(HOOKS, hook)).collect::<Option<_>>()?;
+        let ending = match word(ENDINGS, self.kind)? {
+            EndingKind::Nothing => None,
+            EndingKind::Dropped => Some(Ending::Dropped),
+            EndingKind::ByFunction => {
+                let functions = functions
+                    .into_iter()
+                    .map(|(name, priority)| HookFunction { name: name.to_owned(), priority })
+                    .collect();
+                Some(Ending::ByFunction { hooks, functions, freed: freed()? })
+            }
+            EndingKind::Freed => Some(Ending::Freed(freed()?)),
+            EndingKind::Accepted => Some(Ending::Accepted(*hooks.first()?)),
+            EndingKind::Forwarded => Some(Ending::Forwarded(Device(device?))),
+            EndingKind::Sent => Some(Ending::Sent(Device(device?))),
+            EndingKind::Queued => Some(Ending::Queued { queue }),
+            EndingKind::ByUser => Some(Ending::ByUser { queue }),
+            EndingKind::Stolen => Some(Ending::Stolen),
+            EndingKind::Unknown => Some(Ending::Unknown),
+        };
+        Some((ending, waited.collect()))
+    }
 }

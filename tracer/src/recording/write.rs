@@ -1,8 +1,8 @@
 //! Writing a recording.
 
 use super::record::{
-    ActionRecord, CERTAINTIES, ContentRecord, ENGINES, FAMILIES, HOOKS, KINDS, PathRecord, PlaceRecord,
-    Record, RuleRecord, StepRecord, TABLE_FAMILIES, place,
+    ActionRecord, CERTAINTIES, ContentRecord, ENGINES, EndingRecord, FAMILIES, HOOKS, KINDS, PathRecord,
+    PlaceRecord, Record, RuleRecord, StepRecord, TABLE_FAMILIES, place,
 };
 use super::{CONTENTS, MAGIC, NUMBERED, VERSION};
 use crate::netfilter::Verdict;
@@ -149,6 +149,9 @@ impl<W: Write> Sink for Recorder<W> {
         let (steps, generation) = (numbers(&path.steps)?, numbers(&path.generation)?);
         if let Some(note) = &path.note {
             self.write(&Record::Note(note))?;
+        }
+        if let Some(ending) = EndingRecord::of(path) {
+            self.write(&Record::Ending(ending))?;
         }
         self.write(&Record::Path(PathRecord {
             packet: path.packet,

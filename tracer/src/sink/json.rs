@@ -3,9 +3,12 @@
 use super::buffer::Buffer;
 use super::why_json::{NothingRow, ToldRow, WhyRow};
 use super::{Sink, Start, Totals};
+use crate::hash::KernelMap;
 use crate::netfilter::Verdict;
+use crate::packet::change::{Change, Look, device};
 use crate::packet::recent::{Content, Devices, Recent};
 use crate::packet::{Fragment, PacketView, Tcp, headers, protocol_name, quoted, tcp};
+use crate::path::ending::{Ending, HookFunction, Waited};
 use crate::path::group::Logged;
 use crate::path::{Action, Path, Step};
 use crate::text;
@@ -30,6 +33,8 @@ pub struct Json<W: Write> {
     clock: Clock,
     devices: Recent<Devices>,
     contents: Recent<Content>,
+    /// How the packets that are on their way looked at their last step.
+    looks: KernelMap<u64, Look>,
 }
 
 impl<W: Write> Json<W> {
@@ -41,6 +46,7 @@ impl<W: Write> Json<W> {
             clock: Clock::default(),
             devices: Recent::default(),
             contents: Recent::default(),
+            looks: KernelMap::default(),
         }
     }
 
@@ -93,6 +99,17 @@ impl<W: Write> Sink for Json<W> {
         }
         row.fields(self.devices.text(view, |text| members(text, &DeviceFields::of(view))));
         row.fields(self.contents.text(view, |text| members(text, &HeaderFields::of(view))));
+        if let Some(tracked) = step.tracked {
+            row.text("ct", tracked.state);
+            if let Some(is_reply) = tracked.is_reply {
+                row.text("ct_dir", if is_reply { "reply" } else { "original" });
+            }
+        }
+        let look = Look::at(view);
+        match self.looks.insert(step.packet, look) {
+            Some(before) if before != look => write_changes(&mut row, &before.changes(&look)),
+            _ => {}
+        }
         if let Some(netns) = step.netns {
             row.number("netns", netns.into());
         }
@@ -112,6 +129,7 @@ impl<W: Write> Sink for Json<W> {
     }
 
     fn path(&mut self, path: &Path) -> io::Result<()> {
+        self.looks.remove(&path.packet);
         let mut row = Row::begin(self.out.row(), "packet", path.packet);
         row.texts("path", &path.steps);
         if let Some(verdict) = path.verdict {
@@ -126,6 +144,13 @@ impl<W: Write> Sink for Json<W> {
         }
         if let Some(note) = &path.note {
             row.text("note", note);
+        }
+        if let Some(ending) = &path.ending {
+            write_ending(row.field("ending"), ending, path);
+        }
+        if !path.waited.is_empty() {
+            let waited: Vec<WaitedRow> = path.waited.iter().map(WaitedRow::of).collect();
+            serialize(row.field("queues"), &waited);
         }
         row.text("family", path.family.name());
         row.texts("generation", &path.generation);
@@ -391,6 +416,129 @@ impl NetworkFields {
             icmp_id: headers.echo.map(|[id, _]| id),
             icmp_seq: headers.echo.map(|[_, sequence]| sequence),
         }
+    }
+}
+
+/// What has changed since the packet's step before: an object with what each field was, and what it is.
+fn write_changes(row: &mut Row<'_>, changes: &[Change]) {
+    if changes.is_empty() {
+        return;
+    }
+    let out = row.field("changed");
+    for (index, change) in changes.iter().enumerate() {
+        out.push(if index == 0 { b'{' } else { b',' });
+        match change {
+            Change::Address(name, before, after) => push_change(out, name, (before, after)),
+            Change::Port(name, before, after) => push_change(out, name, (before, after)),
+            Change::Mark(before, after) => push_change(out, "mark", (before, after)),
+            Change::Dscp(before, after) => push_change(out, "dscp", (before, after)),
+            Change::Ttl(before, after) => push_change(out, "ttl", (before, after)),
+            Change::Out(before, after) => push_change(out, "out", (device(before), device(after))),
+        }
+    }
+    out.push(b'}');
+}
+
+fn push_change<T: Serialize>(out: &mut Vec<u8>, name: &str, values: (T, T)) {
+    push_text(out, name);
+    out.push(b':');
+    serialize(out, &values);
+}
+
+/// How a packet ended, as an object. The usual ones are written by hand.
+fn write_ending(out: &mut Vec<u8>, ending: &Ending, path: &Path) {
+    match ending {
+        Ending::Accepted(hook) => {
+            out.extend_from_slice(b"{\"kind\":\"accepted\",\"hook\":\"");
+            out.extend_from_slice(hook.name().as_bytes());
+            out.extend_from_slice(b"\"}");
+        }
+        ending => serialize(out, &EndingFields::of(ending, path)),
+    }
+}
+
+/// How a packet ended.
+#[derive(Default, Serialize)]
+pub(super) struct EndingFields<'a> {
+    kind: &'static str,
+    /// The step that ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hook: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<u16>,
+    /// Who did it, where it is no rule: `function`, `user`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<&'static str>,
+    /// The hooks that come into question.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hooks: Vec<&'static str>,
+    /// The functions that come into question.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    functions: Vec<FunctionFields<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    symbol: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct FunctionFields<'a> {
+    name: &'a str,
+    priority: i32,
+}
+
+impl<'a> EndingFields<'a> {
+    pub(super) fn of(ending: &'a Ending, path: &'a Path) -> Self {
+        let freed = ending.freed();
+        let fields = Self {
+            kind: ending.kind(),
+            symbol: freed.map(|freed| freed.symbol.as_str()),
+            reason: freed.and_then(|freed| freed.reason.as_deref()),
+            netns: freed.and_then(|freed| freed.netns),
+            ..Self::default()
+        };
+        match ending {
+            Ending::Dropped | Ending::Stolen => {
+                Self { step: path.steps.last().map(|step| &**step), ..fields }
+            }
+            Ending::ByFunction { hooks, functions, .. } => Self {
+                by: Some("function"),
+                hooks: hooks.iter().map(|hook| hook.name()).collect(),
+                functions: functions
+                    .iter()
+                    .map(|HookFunction { name, priority }| FunctionFields { name, priority: *priority })
+                    .collect(),
+                ..fields
+            },
+            Ending::Accepted(hook) => Self { hook: Some(hook.name()), ..fields },
+            Ending::Forwarded(device) | Ending::Sent(device) => {
+                Self { device: Some(device.to_string()), ..fields }
+            }
+            Ending::Queued { queue } => Self { queue: *queue, ..fields },
+            Ending::ByUser { queue } => Self { by: Some("user"), queue: *queue, ..fields },
+            Ending::Freed(_) | Ending::Unknown => fields,
+        }
+    }
+}
+
+/// A packet waited in a queue.
+#[derive(Serialize)]
+struct WaitedRow {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<u16>,
+    waited_ns: u64,
+    verdict: Cow<'static, str>,
+}
+
+impl WaitedRow {
+    fn of(&Waited { queue, waited_ns, verdict }: &Waited) -> Self {
+        Self { queue, waited_ns, verdict: verdict_text(verdict) }
     }
 }
 

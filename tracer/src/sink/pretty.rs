@@ -3,7 +3,9 @@
 use super::why::{write_nothing, write_told, write_why};
 use super::{BUFFER_BYTES, Sink, Start, Totals, mac};
 use crate::netfilter::{Hook, Verdict};
+use crate::packet::change::Look;
 use crate::packet::{Fragment, Headers, PacketView, Tcp, headers, protocol_name, quoted, tcp};
+use crate::path::ending::Ending;
 use crate::path::group::Logged;
 use crate::path::{Action, Certainty, Path, Step};
 use crate::text::{Escaped, escape, lossy};
@@ -83,9 +85,13 @@ impl<W: Write> Sink for Pretty<W> {
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
         let block =
             self.pending.entry(step.packet).or_insert_with(|| Block::begin(step, &self.zone, self.explain));
-        let shown = Shown::of(&step.view);
-        let change = (block.shown != shown).then(|| shown.to_string());
-        block.shown = shown;
+        let (shown, look) = (Shown::of(&step.view), Look::at(&step.view));
+        let told = block.look.told(&look);
+        let change = match told.is_empty() {
+            false => Some(format!("{shown} ({told})")),
+            true => (block.shown != shown).then(|| shown.to_string()),
+        };
+        (block.shown, block.look) = (shown, look);
         block.rows.push(Row {
             hook: step.hook,
             place: escape(step.name).into_owned(),
@@ -122,6 +128,7 @@ impl<W: Write> Sink for Pretty<W> {
         if let Some(note) = &path.note {
             writeln!(self.out, "  {}", Escaped(note))?;
         }
+        path.waited.iter().try_for_each(|waited| writeln!(self.out, "  {waited}"))?;
         write_outcome(&mut self.out, path, &self.styles)
     }
 
@@ -160,6 +167,7 @@ struct Block {
     header: String,
     explained: Option<String>,
     shown: Shown,
+    look: Look,
     rows: Vec<Row>,
     /// What the packet says to rules that it passed, as it is written.
     told: Vec<u8>,
@@ -189,7 +197,7 @@ impl Block {
         let netns = Namespace(step.netns);
         let header = format!("{time}{} {shown} {netns}packet {packet}", view.family);
         let explained = explained(view).filter(|_| explain);
-        Self { header, explained, shown, rows: Vec::new(), told: Vec::new() }
+        Self { header, explained, shown, look: Look::at(view), rows: Vec::new(), told: Vec::new() }
     }
 
     fn write(&self, out: &mut impl Write, styles: &Styles) -> io::Result<()> {
@@ -264,6 +272,13 @@ fn write_outcome(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Resu
     match path.verdict {
         Some(verdict) => write!(out, "  = {0}{verdict}{0:#}", styles.of_verdict(verdict))?,
         None => write!(out, "  = verdict unknown")?,
+    }
+    match &path.ending {
+        Some(Ending::Dropped | Ending::Stolen) => {
+            path.steps.last().iter().try_for_each(|step| write!(out, " by {}", Escaped(step)))?;
+        }
+        Some(ending) => write!(out, "{}", Escaped(&ending.to_string()))?,
+        None => {}
     }
     if let Some(outcome) = &path.outcome {
         write!(out, ", {}", Escaped(outcome))?;

@@ -4,6 +4,7 @@ use super::{Output, Pretty, Sink, Start, Totals, choose};
 use crate::explain::{Known, explain};
 use crate::netfilter::{Family, Hook, StepKind, Verdict};
 use crate::packet::{Link, PacketView};
+use crate::path::ending::{Device, Ending, Freed, HookFunction, Waited};
 use crate::path::{Action, Certainty, Path, Step};
 use crate::ruleset::{Chain, Entry, Rule, Table, Target};
 use crate::why::{Fate, Listed, Met, Passed, Told, Why};
@@ -65,7 +66,18 @@ fn step<'a>(
     let name = &table.chains[0].name;
     let name = format!("{}:{name}:{}:{}", table.name, rule.kind, table.entries[entry].number).leak();
     let (time_ns, netns) = (Some(TIME_NS), Some(NETNS));
-    Step { packet, time_ns, hook, rule, name, action: Some(action), view, view_doubt: None, netns }
+    Step {
+        packet,
+        time_ns,
+        hook,
+        rule,
+        name,
+        action: Some(action),
+        view,
+        view_doubt: None,
+        tracked: None,
+        netns,
+    }
 }
 
 fn path(packet: u64, verdict: Option<Verdict>, certainty: Certainty, why: &[&str]) -> Path {
@@ -78,6 +90,8 @@ fn path(packet: u64, verdict: Option<Verdict>, certainty: Certainty, why: &[&str
         why: why.iter().map(|&why| why.to_owned()).collect(),
         outcome: None,
         note: None,
+        ending: None,
+        waited: Vec::new(),
         generation: vec!["raw@1".into(), "filter@7".into()],
         netns: Some(NETNS),
     }
@@ -324,6 +338,110 @@ fn unfinished_packets_do_not_pile_up() {
           = not finished
     "#]]
     .assert_eq(&String::from_utf8(bytes).expect("sinks write UTF-8"));
+}
+
+/// Each way in which a packet can end, with its verdict.
+fn endings() -> Vec<(Verdict, Ending)> {
+    let device = Device(*b"rb\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    let freed = |symbol: &str, reason: Option<&str>, netns| Freed {
+        symbol: symbol.to_owned(),
+        reason: reason.map(str::to_owned),
+        netns,
+    };
+    let function = |name: &str, priority| HookFunction { name: name.to_owned(), priority };
+    let by = |hooks: &[Hook], functions: &[HookFunction]| Ending::ByFunction {
+        hooks: hooks.to_vec(),
+        functions: functions.to_vec(),
+        freed: freed("nf_hook_slow+0x96", Some("NETFILTER_DROP"), None),
+    };
+    let conntrack = function("ipv4_conntrack_in", -200);
+    let (ip_vs, confirm) = (function("ip_vs_in_hook", 99), function("nf_confirm", i32::MAX));
+    let accept = [
+        by(&[Hook::Prerouting], std::slice::from_ref(&conntrack)),
+        by(&[Hook::Input, Hook::Forward], &[ip_vs, confirm]),
+        by(&[Hook::Input], &[]),
+        Ending::Freed(freed("ip_rcv_finish_core+0x1b2", Some("IP_RPFILTER"), None)),
+        Ending::Freed(freed("__udp4_lib_rcv+0x7", None, Some(4_026_532_195))),
+        Ending::Accepted(Hook::Input),
+        Ending::Forwarded(device),
+        Ending::Sent(device),
+        Ending::Unknown,
+    ];
+    let queue = [
+        Ending::Queued { queue: Some(5) },
+        Ending::Queued { queue: None },
+        Ending::ByUser { queue: Some(5) },
+    ];
+    let others = [(Verdict::Drop, Ending::Dropped), (Verdict::Stolen, Ending::Stolen)];
+    let of = |verdict: Verdict| move |ending| (verdict, ending);
+    let accept = accept.into_iter().map(of(Verdict::Accept));
+    accept.chain(queue.into_iter().map(of(Verdict::Queue))).chain(others).collect()
+}
+
+fn shown_endings(output: Output) -> String {
+    let mut bytes = Vec::new();
+    let mut sink = choose(output, false, &mut bytes);
+    for (verdict, ending) in endings() {
+        let waited = match &ending {
+            Ending::ByUser { queue } => {
+                vec![Waited { queue: *queue, waited_ns: 1_234_567, verdict: Verdict::Drop }]
+            }
+            _ => Vec::new(),
+        };
+        let path = Path { ending: Some(ending), waited, ..path(1, Some(verdict), Certainty::Complete, &[]) };
+        sink.path(&path).expect("memory can be written to");
+    }
+    sink.flush().expect("memory can be written to");
+    drop(sink);
+    let text = String::from_utf8(bytes).expect("sinks write UTF-8");
+    let wanted =
+        |line: &&str| line.starts_with("  =") || line.starts_with("  queue") || line.starts_with('{');
+    let fields = |line: &str| match line.split_once("\"ending\":") {
+        Some((_, ending)) => ending.split(",\"family\"").next().unwrap_or_default().to_owned(),
+        None => line.trim_start().to_owned(),
+    };
+    text.lines().filter(wanted).map(|line| fields(line) + "\n").collect()
+}
+
+#[test]
+fn how_a_packet_ended_for_people() {
+    expect![[r#"
+          = accept, then dropped by ipv4_conntrack_in (priority -200), at prerouting, complete
+          = accept, then dropped by one of ip_vs_in_hook (priority 99), nf_confirm (priority 2147483647), at input or forward, complete
+          = accept, then dropped by a function that is not known, at input, complete
+          = accept, then freed in ip_rcv_finish_core+0x1b2, reason IP_RPFILTER, complete
+          = accept, then freed in __udp4_lib_rcv+0x7, in netns 4026532195, complete
+          = accept at input, complete
+          = accept, forwarded out rb, complete
+          = accept, sent out rb, complete
+          = accept, complete
+          = queue 5, complete
+          = queue, complete
+          queue 5: drop after 1.2 ms
+          = queue 5, then dropped by user space, complete
+          = drop by filter:INPUT:rule:2, complete
+          = stolen by filter:INPUT:rule:2, complete
+    "#]].assert_eq(&shown_endings(Output::Pretty));
+}
+
+#[test]
+fn how_a_packet_ended_for_scripts() {
+    expect![[r#"
+        {"kind":"dropped","by":"function","hooks":["prerouting"],"functions":[{"name":"ipv4_conntrack_in","priority":-200}],"symbol":"nf_hook_slow+0x96","reason":"NETFILTER_DROP"}
+        {"kind":"dropped","by":"function","hooks":["input","forward"],"functions":[{"name":"ip_vs_in_hook","priority":99},{"name":"nf_confirm","priority":2147483647}],"symbol":"nf_hook_slow+0x96","reason":"NETFILTER_DROP"}
+        {"kind":"dropped","by":"function","hooks":["input"],"symbol":"nf_hook_slow+0x96","reason":"NETFILTER_DROP"}
+        {"kind":"freed","symbol":"ip_rcv_finish_core+0x1b2","reason":"IP_RPFILTER"}
+        {"kind":"freed","symbol":"__udp4_lib_rcv+0x7","netns":4026532195}
+        {"kind":"accepted","hook":"input"}
+        {"kind":"forwarded","device":"rb"}
+        {"kind":"sent","device":"rb"}
+        {"kind":"unknown"}
+        {"kind":"queued","queue":5}
+        {"kind":"queued"}
+        {"kind":"dropped","queue":5,"by":"user"},"queues":[{"queue":5,"waited_ns":1234567,"verdict":"drop"}]
+        {"kind":"dropped","step":"filter:INPUT:rule:2"}
+        {"kind":"stolen","step":"filter:INPUT:rule:2"}
+    "#]].assert_eq(&shown_endings(Output::Json));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::pretty::Styles;
 use crate::netfilter::{Engine, Hook, StepKind, TableFamily};
 use crate::path::Certainty;
+use crate::path::ending::Ending;
 use crate::text::Escaped;
 use crate::why::{Fate, Met, Passed, Told, Why};
 use std::fmt;
@@ -12,7 +13,14 @@ use std::io::{self, Write};
 pub(super) fn write_why(out: &mut impl Write, styles: &Styles, why: &Why) -> io::Result<()> {
     let drop = styles.drop;
     match (why.fate, &why.at) {
-        (Fate::LastSeen, Some(at)) => {
+        (Fate::Elsewhere | Fate::LastSeen, at) if why.path.ending.as_ref().is_some_and(is_told) => {
+            write!(out, "{drop}no rule dropped it{drop:#}")?;
+            at.iter().try_for_each(|at| write!(out, "; it was last seen at {}", Escaped(&at.name)))?;
+            let ending = why.path.ending.as_ref().map_or(String::new(), Ending::to_string);
+            let ending = ending.rsplit_once(", then ").map_or(ending.as_str(), |(_, ending)| ending);
+            writeln!(out, "\n  {}", Escaped(ending))?;
+        }
+        (Fate::Elsewhere | Fate::LastSeen, Some(at)) => {
             writeln!(out, "{drop}no rule dropped it{drop:#}; it was last seen at {}", Escaped(&at.name))?;
             if let Some(hint) = hint(at.hook) {
                 writeln!(out, "  {hint}")?;
@@ -52,6 +60,11 @@ pub(super) fn write_why(out: &mut impl Write, styles: &Styles, why: &Why) -> io:
         }
     }
     why.look.iter().try_for_each(|look| writeln!(out, "look with\n  {}", Escaped(look)))
+}
+
+/// Whether an ending says more than that a packet was not seen any more.
+fn is_told(ending: &Ending) -> bool {
+    matches!(ending, Ending::ByFunction { .. } | Ending::ByUser { .. } | Ending::Freed(_))
 }
 
 fn write_close(out: &mut impl Write, styles: &Styles, close: &Passed) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! What became of a packet, as a row.
 
-use super::json::{DeviceFields, HeaderFields};
+use super::json::{DeviceFields, EndingFields, HeaderFields};
 use crate::why::{Passed, Told, Why};
 use serde::Serialize;
 
@@ -14,6 +14,8 @@ pub(super) struct WhyRow<'a> {
     at: Option<AtRow<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ending: Option<EndingFields<'a>>,
     close: Vec<CloseRow<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     look: Option<&'a str>,
@@ -95,6 +97,7 @@ impl<'a> WhyRow<'a> {
                 }
             }),
             outcome: path.outcome.as_deref(),
+            ending: path.ending.as_ref().map(|ending| EndingFields::of(ending, path)),
             close: why.close.iter().map(CloseRow::of).collect(),
             look: why.look.as_deref(),
             path: path.steps.iter().map(|step| &**step).collect(),

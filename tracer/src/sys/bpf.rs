@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 const PROG_LOAD: libc::c_int = 5;
+const PROG_TEST_RUN: libc::c_int = 10;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BTF_LOAD: libc::c_int = 18;
@@ -230,6 +231,58 @@ pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     };
     call(OBJ_GET_INFO_BY_FD, &mut attributes)?;
     Ok(info.recursion_misses)
+}
+
+/// Where a program for raw tracepoints runs when it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    /// Here.
+    Any,
+    /// On this CPU, which has to be online.
+    Cpu(u32),
+}
+
+/// Calls a program for raw tracepoints that is loaded, with these arguments. Kernels can do that since 5.10.
+pub fn call_raw(program: BorrowedFd<'_>, arguments: [u64; 2], on: On) -> io::Result<()> {
+    /// `BPF_F_TEST_RUN_ON_CPU`
+    const ON_CPU: u32 = 1;
+    #[repr(C)]
+    struct Attributes {
+        program: i32,
+        result: u32,
+        data_in_bytes: u32,
+        data_out_bytes: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        context_in_bytes: u32,
+        context_out_bytes: u32,
+        context_in: u64,
+        context_out: u64,
+        flags: u32,
+        cpu: u32,
+    }
+    let mut attributes = Attributes {
+        program: program.as_raw_fd(),
+        result: 0,
+        data_in_bytes: 0,
+        data_out_bytes: 0,
+        data_in: 0,
+        data_out: 0,
+        repeat: 0,
+        duration: 0,
+        context_in_bytes: size_of_val(&arguments) as u32,
+        context_out_bytes: 0,
+        context_in: arguments.as_ptr() as u64,
+        context_out: 0,
+        flags: if on == On::Any { 0 } else { ON_CPU },
+        cpu: match on {
+            On::Any => 0,
+            On::Cpu(cpu) => cpu,
+        },
+    };
+    call(PROG_TEST_RUN, &mut attributes).map(drop)
 }
 
 fn descriptor<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {

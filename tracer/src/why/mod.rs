@@ -14,6 +14,7 @@ use crate::explain::{Leads, leads};
 use crate::netfilter::{Engine, Hook, StepKind, TableFamily, Verdict};
 use crate::owner::{self, Place};
 use crate::packet::{Packet, headers};
+use crate::path::ending::Ending;
 use crate::path::{Action, Certainty, Path, Step};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -108,6 +109,8 @@ pub enum Fate {
     Dropped,
     /// It was thrown away, and its sender was told.
     Rejected,
+    /// Every table let it go on, and the kernel dropped it for another reason, which the path's ending tells.
+    Elsewhere,
     /// Every table let it go on, and then it was not seen where it had to be.
     LastSeen,
 }
@@ -118,6 +121,7 @@ impl Fate {
         match self {
             Self::Dropped => "dropped",
             Self::Rejected => "rejected",
+            Self::Elsewhere => "dropped elsewhere",
             Self::LastSeen => "last seen",
         }
     }
@@ -160,8 +164,28 @@ pub fn fate(
         let rejected = text.is_some_and(|text| leads(text) == Leads::Reject);
         return Some((if rejected { Fate::Rejected } else { Fate::Dropped }, dropped));
     }
-    (is_lost(path, steps, has_stand, has_doubt) && silent_ns >= SILENCE_NS).then_some((Fate::LastSeen, None))
+    if is_lost(path, steps, has_stand, has_doubt) {
+        return (silent_ns >= SILENCE_NS).then_some((Fate::LastSeen, None));
+    }
+    let is_told = path.ending.as_ref().is_some_and(is_dropped_elsewhere);
+    (is_told && steps.last().is_some_and(|last| !may_end_unseen(last))).then_some((Fate::Elsewhere, None))
 }
+
+/// Whether the kernel certainly dropped a packet, and no table did. Without a reason it frees others like this as well, and
+/// TCP throws away what it has already.
+fn is_dropped_elsewhere(ending: &Ending) -> bool {
+    match ending {
+        Ending::ByFunction { .. } | Ending::ByUser { .. } => true,
+        Ending::Freed(freed) => {
+            let reason = freed.reason.as_deref().filter(|reason| !reason.starts_with("TCP_"));
+            reason.is_some_and(|reason| !NO_REASONS.contains(&reason))
+        }
+        _ => false,
+    }
+}
+
+/// What the kernel says where it was not told why.
+const NO_REASONS: [&str; 3] = ["NOT_SPECIFIED", "NOT_DROPPED_YET", "CONSUMED"];
 
 /// A packet that was seen more recently may still be on its way.
 const SILENCE_NS: u64 = 200_000_000;

@@ -3,6 +3,7 @@
 use super::{Fate, Listed, Met, Passed, Told, Why, fate, told};
 use crate::netfilter::{Engine, Family, Hook, StepKind, Verdict};
 use crate::packet::{OwnedLink, Packet};
+use crate::path::ending::{self, Ending};
 use crate::path::{Certainty, Path};
 
 /// TCP from 10.0.1.2:4242 to 10.0.2.2:80, a SYN.
@@ -59,6 +60,8 @@ fn path(steps: &[Met], verdict: Option<Verdict>, why: &[&str]) -> Path {
         why: why.iter().map(|&why| why.to_owned()).collect(),
         outcome: None,
         note: None,
+        ending: None,
+        waited: Vec::new(),
         generation: Vec::new(),
         netns: None,
     }
@@ -132,6 +135,26 @@ fn a_packet_that_may_have_changed_is_not_asked() {
     assert_eq!(close(&drop, &rules("tcp dport 81 accept"))[0].unknown().count(), 0);
     let set = close(&drop, &rules("meta mark set 0x00000001 tcp dport 81"));
     assert_eq!(set[0].unknown().collect::<Vec<_>>(), ["ip saddr 10.9.9.9"]);
+}
+
+#[test]
+fn what_the_kernel_drops_elsewhere_is_told() {
+    let input = met("filter:INPUT:policy:1", Hook::Input, "", Some(Verdict::Accept));
+    let of = |reason: Option<&str>, input: &Met| {
+        let freed = ending::Freed { reason: reason.map(str::to_owned), ..ending::Freed::default() };
+        let path = Path {
+            ending: Some(Ending::Freed(freed)),
+            ..path(std::slice::from_ref(input), Some(Verdict::Accept), &[])
+        };
+        fate(&path, std::slice::from_ref(input), &mut |_| true, 0, false).map(|(fate, _)| fate)
+    };
+    assert_eq!(of(Some("NO_SOCKET"), &input), Some(Fate::Elsewhere));
+    assert_eq!(of(Some("NOT_SPECIFIED"), &input), None, "it may have come to its end");
+    assert_eq!(of(None, &input), None, "this kernel has no reasons");
+    assert_eq!(of(Some("TCP_OLD_DATA"), &input), None, "TCP has it already");
+    let mut multicast = input;
+    multicast.packet.bytes[16] = 224;
+    assert_eq!(of(Some("NO_SOCKET"), &multicast), None, "a multicast");
 }
 
 #[test]

@@ -18,11 +18,12 @@ use crate::sys::kernel::LOAD_RULES;
 use crate::sys::perf;
 use crate::sys::process::Process;
 use crate::sys::tracefs::{self, Event, Tracefs};
-use aya::programs::{KProbe, ProgramError};
+use aya::programs::{KProbe, ProgramError, RawTracePoint};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use thiserror::Error;
 use tracer_common::nft::Witness;
+use tracer_common::offsets::ABSENT;
 
 /// Why a probe could not be placed.
 #[derive(Debug, Error)]
@@ -170,6 +171,33 @@ impl Probes {
         Ok(Self { without, returns: returns.made, typed, reason, entries })
     }
 
+    /// Places the programs that see how packets end. They cost packets nothing that are neither dropped nor queued.
+    pub fn place_endings(&self, programs: &mut aya::Ebpf, kernel: &Kernel) -> Result<(), Error> {
+        let is_typed = !self.typed.is_empty();
+        let freed = if is_typed { "freed_typed" } else { "freed" };
+        let program: &mut RawTracePoint = programs
+            .program_mut(freed)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(Error::NoProgram(freed))?;
+        program.load().map_err(|source| Error::Load { program: freed, source })?;
+        program.attach(FREES).map(drop).map_err(|source| Error::Attach { symbol: FREES, source })?;
+        // The queues' module may come later, and its function be part of another: then nothing tells of it.
+        let symbols = &kernel.symbols;
+        let symbol = match (symbols.nf_reinject, symbols.nfqnl_reinject) {
+            _ if kernel.layout.ending.offsets.queued_skb == ABSENT => return Ok(()),
+            (true, _) => "nf_reinject",
+            (false, true) => "nfqnl_reinject",
+            (false, false) => return Ok(()),
+        };
+        let reinjected = if is_typed { "reinjected_typed" } else { "reinjected" };
+        let program: &mut KProbe = programs
+            .program_mut(reinjected)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(Error::NoProgram(reinjected))?;
+        program.load().map_err(|source| Error::Load { program: reinjected, source })?;
+        program.attach(symbol, 0).map(drop).map_err(|source| Error::Attach { symbol, source })
+    }
+
     /// How often the kernel left out a program that would have seen something begin: it does so while the program is at
     /// work on that CPU already.
     pub fn left_out(&self, begins: Begins) -> io::Result<u64> {
@@ -195,6 +223,21 @@ impl Probes {
     pub fn without(&self) -> &[String] {
         &self.without
     }
+}
+
+/// The tracepoint of packets that are freed as dropped.
+const FREES: &str = "kfree_skb";
+
+/// Loads a program for raw tracepoints that user space calls.
+pub fn load_called(programs: &mut aya::Ebpf, name: &'static str) -> Result<OwnedFd, Error> {
+    let program: &mut RawTracePoint = programs
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(Error::NoProgram(name))?;
+    let refused = |source| Error::Load { program: name, source };
+    program.load().map_err(refused)?;
+    let fd = program.fd().map_err(refused)?;
+    fd.as_fd().try_clone_to_owned().map_err(|error| refused(ProgramError::IOError(error)))
 }
 
 /// The probes whose functions exist, and what cannot be traced for want of others, with the reason. `witness` is as for

@@ -1,6 +1,7 @@
 //! Bytes from the ring → records, without copying.
 #![forbid(unsafe_code)]
 
+use tracer_common::ending::{self, Freed, Reinjected};
 use tracer_common::legacy::{
     ENTRY_BYTES, EXIT_BYTES, LONG_EXIT_BYTES, MAX_MATCHES, MORE_BYTES, Match, Replaced, TableChunk,
     Traversal, fact, kind,
@@ -21,6 +22,10 @@ pub enum Record<'a> {
     Run(&'a Run),
     /// A verdict on its way through it.
     Event(&'a Event),
+    /// The kernel freed a packet.
+    Freed(&'a Freed),
+    /// User space has decided about a packet in a queue.
+    Reinjected(&'a Reinjected),
 }
 
 /// A traversal with what may be spread over its record.
@@ -76,6 +81,10 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         }
         nft::kind::RUN => Run::ref_from_prefix(bytes).ok().map(|(run, _)| Record::Run(run)),
         nft::kind::EVENT => Event::ref_from_prefix(bytes).ok().map(|(event, _)| Record::Event(event)),
+        ending::kind::FREED => Freed::ref_from_prefix(bytes).ok().map(|(freed, _)| Record::Freed(freed)),
+        ending::kind::REINJECTED => {
+            Reinjected::ref_from_prefix(bytes).ok().map(|(reinjected, _)| Record::Reinjected(reinjected))
+        }
         kind::CHUNK => TableChunk::ref_from_prefix(bytes).ok().map(|(chunk, _)| Record::Chunk(chunk)),
         _ => None,
     }
@@ -157,7 +166,7 @@ mod tests {
     proptest::proptest! {
         /// Also of bytes that begin as a record does, at any alignment.
         #[test]
-        fn any_bytes_are_a_record_or_not(kind in 0_u32..6, bytes: Vec<u8>, len in 0..2 * size_of::<Traversal>(), at in 0..8_usize) {
+        fn any_bytes_are_a_record_or_not(kind in 0_u32..28, bytes: Vec<u8>, len in 0..2 * size_of::<Traversal>(), at in 0..8_usize) {
             _ = decode(&bytes);
             let mut record = vec![0; at];
             record.extend(kind.to_ne_bytes());

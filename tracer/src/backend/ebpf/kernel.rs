@@ -1,6 +1,8 @@
 //! What the running kernel says about itself: BTF, symbols, release.
 
+use super::ending::Reasons;
 use super::offsets::{self, Layout, Reason, Symbols, Unresolved};
+use super::symbols::Functions;
 use super::{PRIVILEGES, not_permitted};
 use crate::btf::{self, Btf};
 use crate::sys::kernel::LOAD_RULES;
@@ -99,6 +101,10 @@ pub struct Kernel {
     pub symbols: Symbols,
     /// How it writes the lines of its log.
     pub log_style: LogStyle,
+    /// All its functions.
+    pub functions: Functions,
+    /// Its reasons for dropping packets.
+    pub reasons: Reasons,
     /// Functions that packets pass and that programs can be placed at without kprobes.
     pub typed: BTreeMap<&'static str, TypedTarget>,
 }
@@ -122,7 +128,9 @@ impl Kernel {
         if fs::read("/proc/sys/kernel/ftrace_enabled").is_ok_and(|text| text.trim_ascii() == b"0") {
             return Err(Error::FtraceOff);
         }
-        let symbols = Symbols::parse(&read("/proc/kallsyms")?);
+        let kallsyms = read("/proc/kallsyms")?;
+        let (symbols, functions) = (Symbols::parse(&kallsyms), Functions::parse(&kallsyms));
+        drop(kallsyms);
         let vmlinux_path = format!("{BTF_FOLDER}/vmlinux");
         let vmlinux_bytes = read(&vmlinux_path)?;
         let vmlinux =
@@ -150,7 +158,8 @@ impl Kernel {
         let names = module_bytes.iter().map(|(path, _)| path.rsplit('/').next().map(str::to_owned));
         let tables = layout.argument_order == ArgumentOrder::TableSkbState;
         let typed = typed(&vmlinux, names.zip(&modules), tables);
-        Ok(Self { layout, symbols, log_style: log_style_of(&vmlinux), typed })
+        let reasons = Reasons::of(&vmlinux);
+        Ok(Self { layout, symbols, functions, reasons, log_style: log_style_of(&vmlinux), typed })
     }
 }
 

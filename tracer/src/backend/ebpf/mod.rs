@@ -4,25 +4,30 @@ pub mod attach;
 #[cfg(feature = "debug-log")]
 mod debug;
 pub mod decode;
+pub mod ending;
 pub mod kernel;
 pub mod offsets;
 pub mod probes;
 mod room;
+pub mod symbols;
 pub mod typed;
 
 use crate::filter::{Filter, Form, LinkType};
+use crate::sys::bpf;
 use crate::trace_line::LogStyle;
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::{EbpfLoader, Pod};
 use decode::Record;
+use ending::Endings;
 use probes::Begins;
 use std::borrow::Cow;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use thiserror::Error;
 use tracer_common::config::Config;
 use tracer_common::counter::Counter;
+use tracer_common::ending::EndingConfig;
 use tracer_common::filter::Program;
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits, NftConfig, Witness};
@@ -145,6 +150,8 @@ pub struct Options<'a> {
     pub nftables: Nftables,
     /// How many of the packets that match are traced; all without it.
     pub throttle: Option<Throttle>,
+    /// Whether it matters how packets end.
+    pub endings: bool,
 }
 
 /// Placed probes. Dropping it takes them away.
@@ -154,6 +161,9 @@ pub struct Ebpf {
     replace_counts: Rc<ReplaceCounts>,
     commits: Rc<CommitCounts>,
     probes: attach::Probes,
+    /// Gives up traversals whose exit was not seen, on the CPU where it runs.
+    sweep: Option<OwnedFd>,
+    endings: Option<Endings>,
     without: Vec<String>,
     traces_nftables: bool,
     log_style: LogStyle,
@@ -174,6 +184,12 @@ struct PodNftConfig(NftConfig);
 #[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
 // SAFETY: as for `PodConfig`.
 unsafe impl Pod for PodNftConfig {}
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodEndingConfig(EndingConfig);
+#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
+// SAFETY: as for `PodConfig`.
+unsafe impl Pod for PodEndingConfig {}
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct PodCommits(Commits);
@@ -263,11 +279,13 @@ impl Loaded {
         let mut without = Vec::new();
         let nft = nft_config(&kernel, options.nftables, &mut without);
         let nft_config = PodNftConfig(nft.unwrap_or(NftConfig::UNRESOLVED));
+        let ending = PodEndingConfig(layout.ending);
         let programs = EbpfLoader::new()
             // The programs carry no relocations against the kernel's types: no need to read them all once more.
             .btf(None)
             .override_global("CONFIG", &config, true)
             .override_global("NFT", &nft_config, true)
+            .override_global("ENDING", &ending, true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .load(&filter.object)?;
@@ -287,6 +305,7 @@ pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
         method: attach::Method::Fentry,
         nftables: Nftables::Rules,
         throttle: None,
+        endings: false,
     };
     let Loaded { object, programs, kernel, witness, .. } = Loaded::of(&options)?;
     Ok(attach::try_typed(&object, &programs, &kernel, witness)?)
@@ -304,6 +323,18 @@ impl Ebpf {
         }
         let probes = attach::Probes::place(&object, &mut programs, &kernel, options.method, witness)?;
         without.extend(probes.without().iter().cloned());
+        let sweep = attach::load_called(&mut programs, "sweep").ok();
+        let mut endings = None;
+        if options.endings {
+            if let Err(error) = probes.place_endings(&mut programs, &kernel) {
+                without.push(format!("how packets end where no table says it: {error}"));
+            } else {
+                let list = take(&mut programs, "HOOK_LIST", Array::try_from)?;
+                let hooks = attach::load_called(&mut programs, "list_hooks").ok();
+                let hooks = hooks.map(|program| ending::Hooks { program, list });
+                endings = Some(Endings::new(kernel.functions, kernel.reasons, hooks));
+            }
+        }
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
         let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
@@ -318,6 +349,8 @@ impl Ebpf {
             counters,
             replace_counts,
             probes,
+            sweep,
+            endings,
             log_style: kernel.log_style,
             #[cfg(feature = "debug-log")]
             messages,
@@ -353,6 +386,21 @@ impl Ebpf {
     /// How often rules of nftables have been committed; stays readable while records are being drained.
     pub fn commits(&self) -> Rc<CommitCounts> {
         Rc::clone(&self.commits)
+    }
+
+    /// What tells how packets end; once.
+    pub fn endings(&mut self) -> Option<Endings> {
+        self.endings.take()
+    }
+
+    /// Gives up traversals that have been open for long: nothing but the next one on their CPU would find that their
+    /// exit was not seen. Their records come then.
+    pub fn sweep(&self) {
+        let Some(sweep) = &self.sweep else { return };
+        for cpu in 0..kernel::possible_cpus().map_or(0, |cpus| cpus as u32) {
+            // Not on one that is off, and not on kernels that cannot call programs.
+            let _ = bpf::call_raw(sweep.as_fd(), [0, 0], bpf::On::Cpu(cpu));
+        }
     }
 
     /// Gives waiting records to `receive`, at most `limit` of them: the kernel may fill the ring as fast as it is

@@ -281,6 +281,7 @@ fn give(outlet: &mut Outlet, choice: &mut Choice, grouped: Grouped) {
                     action: step.action.clone(),
                     view,
                     view_doubt: None,
+                    tracked: None,
                     netns: *netns,
                 },
             );

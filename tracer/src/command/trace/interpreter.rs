@@ -4,6 +4,7 @@ use super::super::outlet::Outlet;
 use super::runs::{Ended, Heard, NftReading, Rules, Runs};
 use super::shown::Shown;
 use crate::backend::ebpf::decode::{Record, Seen};
+use crate::backend::ebpf::ending::Endings;
 use crate::fetch::Fetched;
 use crate::footprint;
 use crate::hash::KernelMap;
@@ -11,10 +12,11 @@ use crate::history::{Counts, History, Loaded, Unknown, Version};
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::netlink::Message;
 use crate::nftables;
-use crate::packet::{Link, Owner, PacketView};
+use crate::packet::{Link, Owner, PacketView, Tracked};
 use crate::path::attribute::{State, Views, attribute, attribute_unordered, same_bytes};
+use crate::path::ending::{self, Ending, HookFunction};
 use crate::path::stands::Stands;
-use crate::path::track::{Part, Tracker, Visit};
+use crate::path::track::{Part, Released, Tracker, Visit};
 use crate::path::walk::{Walk, Walker};
 use crate::path::{Action, Certainty, Step};
 use crate::predicate::Predicates;
@@ -27,6 +29,7 @@ use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
+use tracer_common::ending::Freed;
 use tracer_common::legacy::{Match, SkbState, Traversal, doubt, fact};
 use tracer_common::nft::Run;
 
@@ -89,6 +92,8 @@ pub struct Interpreter {
     rules: Rules,
     /// What stands at the hooks of a namespace, as long as it stays the same.
     standings: Standings,
+    /// Tells how packets ended, where the kernel says it.
+    endings: Option<Endings>,
 }
 
 /// What stands at the hooks, with what it was made from.
@@ -163,12 +168,26 @@ impl Interpreter {
             runs: Runs::default(),
             rules: Rules::new(read_nftables, print_nftables, hear_changes),
             standings: Standings::default(),
+            endings: None,
         }
     }
 
     /// Shows only packets that are wanted, each when it is done.
     pub(super) fn choose(&mut self, predicates: &Predicates) {
         self.outlet.choose(predicates.clone());
+    }
+
+    /// Tells how packets ended: their paths are kept for a moment, for what the kernel may do with them then.
+    pub(super) fn tell_endings(&mut self, endings: Endings) {
+        if self.outlet.shows_paths() {
+            self.tracker.hold();
+            self.endings = Some(endings);
+        }
+    }
+
+    /// Records that come from now on were there by this time (CLOCK_MONOTONIC).
+    pub(super) fn heard(&mut self, now_ns: u64) {
+        self.tracker.heard(now_ns);
     }
 
     /// Takes the rules of nftables in a namespace as they are now.
@@ -213,6 +232,15 @@ impl Interpreter {
                     self.run(&ended);
                 }
             }
+            Record::Freed(freed) => {
+                self.leave(freed.packet);
+                self.freed(freed);
+            }
+            Record::Reinjected(reinjected) => {
+                self.leave(reinjected.packet);
+                let Self { tracker, outlet, .. } = self;
+                tracker.reinjected(reinjected, &mut |path| outlet.path(&path));
+            }
             Record::Replaced(replaced) => self.history.replaced(replaced),
             Record::Chunk(chunk) => self.history.chunk(chunk),
         }
@@ -255,6 +283,7 @@ impl Interpreter {
                 generation: None,
                 outcome: None,
                 verdict: verdict_of(traversal),
+                queue: queue_of(traversal.verdict),
             },
         };
         let loaded = self.history.loaded(traversal.netns, family);
@@ -263,6 +292,27 @@ impl Interpreter {
         let Self { tracker, outlet, .. } = self;
         tracker.add(&visit, part, &stands, &mut |path| outlet.path(&path));
         self.names = names;
+    }
+
+    /// The kernel freed what may be a packet that is traced.
+    fn freed(&mut self, freed: &Freed) {
+        let Some(endings) = &mut self.endings else { return };
+        let (function, offset) = match endings.place(freed.location) {
+            Some(place) => (place.name.to_owned(), place.offset),
+            None => ("?".to_owned(), 0),
+        };
+        let Some(released) = self.tracker.freed(freed, &function) else { return };
+        let said = ending::Freed {
+            symbol: if offset == 0 { function.clone() } else { format!("{function}+{offset:#x}") },
+            reason: endings.reason(freed.reason),
+            netns: Some(freed.netns).filter(|netns| *netns != 0 && Some(*netns) != released.netns),
+        };
+        let ending = match function.as_str() {
+            "nf_hook_slow" => by_function(endings, freed, released, said),
+            _ => Ending::Freed(said),
+        };
+        let Self { tracker, outlet, .. } = self;
+        tracker.end(freed.packet, ending, &mut |path| outlet.path(&path));
     }
 
     /// A packet is seen somewhere else: a run of it that is open has ended, though its end was not seen.
@@ -315,6 +365,7 @@ impl Interpreter {
                 action: Some(met.action),
                 view: view_of_run(run, family, mark),
                 view_doubt: None,
+                tracked: Tracked::of(run.ctinfo, run.facts & tracer_common::nft::fact::CONNTRACK != 0),
                 netns: Some(run.netns),
             };
             self.outlet.step(&step);
@@ -327,6 +378,7 @@ impl Interpreter {
             generation: version.as_ref().filter(|_| !marks).and_then(|version| version.tag(run.table)),
             outcome: None,
             verdict: followed.verdict,
+            queue: events.last().and_then(|event| queue_of(event.code.cast_unsigned())),
         };
         let loaded = self.history.loaded(run.netns, family);
         let stands = self.standings.of(run.netns, family, loaded, version.as_ref());
@@ -444,6 +496,7 @@ impl Interpreter {
                 action: Some(action(table, entry, ended)),
                 view: view(traversal, state),
                 view_doubt,
+                tracked: Tracked::of(traversal.ctinfo, traversal.facts & fact::CONNTRACK != 0),
                 netns: Some(traversal.netns),
             };
             self.outlet.step(&step);
@@ -459,6 +512,7 @@ impl Interpreter {
             generation: named.then(|| Rc::clone(&version.tag)),
             outcome,
             verdict: verdict_of(traversal),
+            queue: queue_of(traversal.verdict),
         }
     }
 
@@ -537,6 +591,44 @@ fn plausible(table: &Table, matches: &[Match]) -> Vec<usize> {
 fn verdict_of(traversal: &Traversal) -> Option<Verdict> {
     (traversal.doubts & (doubt::NO_EXIT | doubt::TOO_DEEP) == 0)
         .then(|| Verdict::from_return(traversal.verdict))
+}
+
+/// The number of the queue in a verdict that sends a packet to one.
+fn queue_of(verdict: u32) -> Option<u16> {
+    (Verdict::from_return(verdict) == Verdict::Queue).then_some((verdict >> 16) as u16)
+}
+
+/// What a hook function does that stands for a table or a base chain.
+const OF_TABLES: [&str; 5] = ["ipt_do_table", "ip6t_do_table", "iptable_", "ip6table_", "nft_do_chain"];
+
+/// How a packet ended that was dropped at a hook, and by no table.
+fn by_function(endings: &mut Endings, freed: &Freed, released: Released, said: ending::Freed) -> Ending {
+    let Released { family, unseen, .. } = released;
+    let mut functions: Option<Vec<HookFunction>> = Some(Vec::new());
+    let mut hooks = Vec::new();
+    for (hook, from, to) in unseen {
+        let at = endings.functions(freed.net, family, hook);
+        let comes = |function: &HookFunction| {
+            (from..=to).contains(&function.priority)
+                && !OF_TABLES.iter().any(|table| function.name.starts_with(table))
+        };
+        match at {
+            Some(at) => {
+                let known = functions.as_ref().map_or(0, Vec::len);
+                if let Some(functions) = &mut functions {
+                    functions.extend(at.into_iter().filter(comes));
+                }
+                if functions.as_ref().is_none_or(|functions| functions.len() > known) {
+                    hooks.push(hook);
+                }
+            }
+            None => {
+                functions = None;
+                hooks.push(hook);
+            }
+        }
+    }
+    Ending::ByFunction { hooks, functions: functions.unwrap_or_default(), freed: said }
 }
 
 /// What an entry did. `ended` is what the function returned when this was the last entry.

@@ -12,7 +12,7 @@ use crate::footprint::{self, Key};
 use crate::netfilter::{Family, TableFamily};
 use crate::netlink::{Message, messages};
 use crate::nftables::{Ruleset, Table};
-use crate::sink::{Sink, Start};
+use crate::sink::{Output, Sink, Start};
 use crate::sys::netlink::{NETFILTER, Received, Socket};
 use crate::sys::privilege::{Capability, Privileges};
 use crate::sys::{clock, kernel, netns};
@@ -324,6 +324,7 @@ impl Probing {
             table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
             method: config.attach,
             throttle: gate::throttle(config),
+            endings: config.output != Output::Trace || config.write.is_some(),
         };
         // What keeps it from working is said as `doctor` says it.
         let ebpf = Ebpf::attach(&options)
@@ -345,7 +346,7 @@ impl Probing {
 
     /// Takes the tables of all namespaces as they are now.
     fn new(
-        ebpf: Ebpf,
+        mut ebpf: Ebpf,
         namespaces: Namespaces,
         sink: Box<dyn Sink>,
         limit: Option<NonZeroU64>,
@@ -394,6 +395,9 @@ impl Probing {
             Box::new(print_nftables),
             Box::new(hear_changes),
         );
+        if let Some(endings) = ebpf.endings() {
+            interpreter.tell_endings(endings);
+        }
         for (inode, reading) in rules {
             for name in not_traced(&reading.ruleset) {
                 say(&format!("not traced: {name}"));
@@ -448,6 +452,7 @@ impl Session for Probing {
         }
         // Of what happened until now, everything is in the ring.
         let now_ns = clock::monotonic_ns();
+        interpreter.heard(now_ns);
         let mut records = 0;
         while records < BATCH {
             if let Some(netns) = self.follows {
@@ -479,6 +484,10 @@ impl Session for Probing {
 
     fn end(mut self) -> Result<(), Failure> {
         let interpreter = &mut self.interpreter;
+        let ebpf = self.ebpf.get_mut();
+        ebpf.sweep();
+        // Few: those of packets that are on their way.
+        ebpf.drain(BATCH, |record| interpreter.record(record));
         interpreter.give_out_rest();
         let ebpf = self.ebpf.get_ref();
         let lost = ebpf.lost().map_err(Failure::running)?;

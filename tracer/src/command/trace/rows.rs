@@ -14,6 +14,7 @@ use crate::hash::KernelMap;
 use crate::kernel_log::{Record, Time};
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::Packet;
+use crate::path::ending::Ending;
 use crate::path::group::join::Joined;
 use crate::path::group::{Grouped, Grouper, Hold, Met, Placed, Row};
 use crate::path::{Action, Certainty, Path, Step};
@@ -361,6 +362,7 @@ impl Show {
         self.count += 1;
         Kept::settle(&mut steps);
         path.steps = steps.iter().map(Kept::name).collect();
+        path.ending = steps.last().and_then(|last| ending_of(last_of(last.action().as_ref())));
         if let Some(last) = steps.last().filter(|step| step.is_legacy()) {
             let goes_on = || self.known.goes_on(&last.packet(), last.table(), last.hook());
             end(&mut path, last_of(last.action().as_ref()), goes_on);
@@ -394,6 +396,7 @@ impl Show {
             let (row, hook) = shown.at.as_ref()?;
             Some(self.known.goes_on(&row.packet, &row.met.table, *hook))
         };
+        path.ending = ending_of(shown.last);
         end(&mut path, shown.last, || goes_on().unwrap_or(false));
         self.waiting.push(path);
     }
@@ -416,6 +419,7 @@ fn told<'a>(known: &'a Known, placed: &'a Placed) -> Step<'a> {
         action,
         view: packet.view(),
         view_doubt: None,
+        tracked: None,
         netns: *netns,
     }
 }
@@ -424,6 +428,16 @@ fn last_of(action: Option<&Action<'_>>) -> Option<Last> {
     match action? {
         Action::Verdict(verdict) => Some(Last::Verdict(*verdict)),
         _ => Some(Last::GoesOn),
+    }
+}
+
+/// How a packet ended whose last step decided that.
+fn ending_of(last: Option<Last>) -> Option<Ending> {
+    match last? {
+        Last::Verdict(Verdict::Drop) => Some(Ending::Dropped),
+        Last::Verdict(Verdict::Stolen) => Some(Ending::Stolen),
+        Last::Verdict(Verdict::Queue) => Some(Ending::Queued { queue: None }),
+        _ => None,
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::cli::netns::Netns;
 use crate::netfilter::{Engine, Hook, TableFamily};
 use crate::packet::headers;
+use crate::path::ending::Ending;
 use crate::text::lossy;
 use crate::why::{Fate, Met, Why};
 
@@ -10,10 +11,19 @@ use crate::why::{Fate, Met, Why};
 pub(super) fn command(why: &Why, netns: &Netns, is_of_iptables: bool) -> Option<String> {
     let at = why.at.as_ref()?;
     let words = match why.fate {
-        Fate::LastSeen if at.hook == Some(Hook::Prerouting) => route(at)?,
+        Fate::LastSeen | Fate::Elsewhere if is_by_function(why) => {
+            ["nft", "list", "hooks"].map(str::to_owned).to_vec()
+        }
+        Fate::LastSeen | Fate::Elsewhere if at.hook == Some(Hook::Prerouting) => route(at)?,
+        // No rule is at fault.
+        Fate::Elsewhere => return None,
         _ => list(at, is_of_iptables),
     };
     Some(inside(netns)?.into_iter().chain(words).map(|word| quoted(&word)).collect::<Vec<_>>().join(" "))
+}
+
+fn is_by_function(why: &Why) -> bool {
+    matches!(why.path.ending, Some(Ending::ByFunction { .. }))
 }
 
 /// What runs a command in a namespace; `None` where that cannot be said.

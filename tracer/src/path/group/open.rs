@@ -424,6 +424,8 @@ impl Open {
             why: self.why,
             outcome: self.outcome,
             note: None,
+            ending: None,
+            waited: Vec::new(),
             generation: Vec::new(),
             netns: self.last.netns,
         })));

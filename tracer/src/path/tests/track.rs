@@ -4,12 +4,14 @@ use crate::history::Loaded;
 use crate::netfilter::{Family, Hook, TableFamily, Verdict};
 use crate::netlink::messages;
 use crate::nftables::decode;
+use crate::path::ending::{self, Device, Ending, Waited};
 use crate::path::stands::Stands;
 use crate::path::track::{Part, Tracker, Visit};
 use crate::path::{Certainty, Path};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use tracer_common::ending::{Freed, Reinjected};
 use tracer_common::legacy::{Traversal, fact, rank, table_class};
 use tracer_common::nft::Run;
 use tracer_common::place;
@@ -122,6 +124,7 @@ fn part(verdict: Option<Verdict>) -> Part<'static> {
         generation: None,
         outcome: None,
         verdict,
+        queue: None,
     }
 }
 
@@ -544,4 +547,126 @@ proptest! {
             prop_assert_eq!(path.certainty == Certainty::Complete, path.why.is_empty());
         }
     }
+}
+
+/// What the kernel says of a packet that it frees, whose header is that of [`set_header`].
+fn freed(packet: u64, id: u8) -> Freed {
+    let mut freed = Freed::new_zeroed();
+    (freed.packet, freed.copied, freed.bytes[5]) = (packet, 20, id);
+    freed
+}
+
+fn met(tracker: &mut Tracker, tables: &str, places: &[&str]) -> Vec<Path> {
+    let mut paths = Vec::new();
+    for (index, place) in places.iter().enumerate() {
+        let (mut traversal, verdict) = traversal(place, None, START + index as u64 * MS);
+        if index == 0 {
+            traversal.facts |= fact::FIRST;
+        }
+        traversal.facts |= fact::OUT;
+        traversal.outdev[..2].copy_from_slice(b"rb");
+        let part = Part { queue: (verdict == Verdict::Queue).then_some(5), ..part(Some(verdict)) };
+        tracker.add(&visit(&traversal), part, &stands(tables), &mut |path| paths.push(path));
+    }
+    paths
+}
+
+/// How a packet ended, by what it met alone.
+#[track_caller]
+fn check_ending(tables: &str, places: &[&str], expected: Ending) {
+    let mut tracker = Tracker::default();
+    tracker.hold();
+    let mut paths = met(&mut tracker, tables, places);
+    tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+    assert_eq!(paths.iter().map(|path| path.ending.clone()).collect::<Vec<_>>(), [Some(expected)]);
+    assert!(tracker.is_empty());
+}
+
+#[test]
+fn what_a_packet_met_tells_how_it_ended() {
+    let rb = Device(*b"rb\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    check_ending("filter", &["filter:INPUT drop"], Ending::Dropped);
+    check_ending("filter", &["filter:INPUT stolen"], Ending::Stolen);
+    check_ending("filter", &["filter:INPUT queue"], Ending::Queued { queue: Some(5) });
+    check_ending("filter", &["filter:INPUT"], Ending::Accepted(Hook::Input));
+    check_ending("filter", &["filter:FORWARD"], Ending::Accepted(Hook::Forward));
+    check_ending("mangle", &["mangle:PRE", "mangle:FORWARD", "mangle:POST"], Ending::Forwarded(rb));
+    check_ending("mangle", &["mangle:OUTPUT", "mangle:POST"], Ending::Sent(rb));
+    check_ending("mangle", &["mangle:PRE"], Ending::Unknown);
+    check_ending("mangle", &["mangle:FORWARD"], Ending::Unknown);
+}
+
+#[test]
+fn a_packet_that_the_kernel_frees_has_ended_there() {
+    let said = || Ending::Freed(ending::Freed { symbol: "ip_error+0x1".to_owned(), ..Default::default() });
+    for (tables, places) in [("mangle", ["mangle:PRE"].as_slice()), ("filter", &["filter:INPUT"])] {
+        let mut tracker = Tracker::default();
+        tracker.hold();
+        let mut paths = met(&mut tracker, tables, places);
+        assert_eq!(tracker.freed(&freed(2, 7), "ip_error"), None, "nothing of it was seen");
+        assert_eq!(tracker.freed(&freed(1, 8), "ip_error"), None, "another packet has its place");
+        assert_eq!(tracker.freed(&freed(1, 7), "ip_rcv_core.isra.0"), None, "so does one that has just come");
+        assert!(tracker.freed(&freed(1, 7), "ip_error").is_some());
+        tracker.end(1, said(), &mut |path| paths.push(path));
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+        assert_eq!(paths.iter().map(|path| path.ending.clone()).collect::<Vec<_>>(), [Some(said())]);
+        assert!(paths[0].why.is_empty(), "{paths:?}");
+        assert!(tracker.is_empty());
+    }
+}
+
+#[test]
+fn functions_can_have_dropped_what_no_table_saw() {
+    let unseen = |tables: &str, places: &[&str]| {
+        let mut tracker = Tracker::default();
+        tracker.hold();
+        met(&mut tracker, tables, places);
+        let mut unseen = tracker.freed(&freed(1, 7), "nf_hook_slow").unwrap().unseen;
+        unseen.sort();
+        unseen
+    };
+    use Hook::{Forward, Input, Postrouting, Prerouting};
+    let (first, last) = (i32::MIN, i32::MAX);
+    assert_eq!(unseen("raw mangle", &["raw:PRE"]), [(Prerouting, -300, -150)]);
+    assert_eq!(
+        unseen("raw filter", &["raw:PRE"]),
+        [(Prerouting, -300, last), (Input, first, 0), (Forward, first, 0)]
+    );
+    assert_eq!(
+        unseen("raw", &["raw:PRE"]),
+        [(Prerouting, -300, last), (Input, first, last), (Forward, first, last), (Postrouting, first, last)]
+    );
+    assert_eq!(unseen("filter", &["filter:INPUT"]), [(Input, 0, last)]);
+}
+
+#[test]
+fn user_space_decides_about_a_packet_in_a_queue() {
+    for (code, expected) in [(0, Ending::ByUser { queue: Some(5) }), (1, Ending::Accepted(Hook::Input))] {
+        let mut tracker = Tracker::default();
+        tracker.hold();
+        let mut paths = met(&mut tracker, "filter", &["filter:INPUT queue"]);
+        let mut reinjected = Reinjected::new_zeroed();
+        (reinjected.packet, reinjected.verdict, reinjected.time_ns) = (1, code, START + 3 * MS);
+        tracker.reinjected(&reinjected, &mut |path| paths.push(path));
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+        assert_eq!(paths.len(), 1);
+        assert_eq!(paths[0].ending, Some(expected));
+        let verdict = Verdict::from_return(code);
+        assert_eq!(paths[0].waited, [Waited { queue: Some(5), waited_ns: 3 * MS, verdict }]);
+        assert!(tracker.is_empty());
+    }
+}
+
+#[test]
+fn a_packet_whose_task_had_to_wait_inside_a_table_is_not_over() {
+    let mut tracker = Tracker::default();
+    let mut paths = Vec::new();
+    // It entered the table long before its record came.
+    tracker.heard(START + 400 * MS);
+    for (place, time_ns) in [("mangle:PRE first", START), ("mangle:INPUT", START + 402 * MS)] {
+        let (traversal, verdict) = traversal(place, None, time_ns);
+        tracker.add(&visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |path| paths.push(path));
+        tracker.expire(time_ns.max(START + 400 * MS), &mut |path| paths.push(path));
+    }
+    assert_eq!((paths.len(), paths[0].steps.len()), (1, 2), "{paths:?}");
 }

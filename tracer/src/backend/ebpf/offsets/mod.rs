@@ -9,9 +9,11 @@ use crate::btf::{self, Btf, Kind, Member, Prototype, TypeId};
 use std::collections::BTreeMap;
 use std::fmt;
 use tracer_common::config::ArgumentOrder;
+use tracer_common::ending::EndingConfig;
 use tracer_common::nft::NftConfig;
 use tracer_common::offsets::{ABSENT, FIELDS, Field, Offsets};
 
+pub(super) mod ending;
 mod nft;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,8 @@ pub struct Layout {
     pub absent: Vec<Reason>,
     /// What is read of nftables, or why that cannot be.
     pub nft: Result<NftConfig, Unresolved>,
+    /// What tells how packets end.
+    pub ending: EndingConfig,
 }
 
 /// Addresses of per-CPU data, from the kernel's symbols.
@@ -86,6 +90,10 @@ pub struct Symbols {
     pub nft_trace_packet: bool,
     /// `nf_tables_commit` exists.
     pub nf_tables_commit: bool,
+    /// `nf_reinject` exists, as a function of its own.
+    pub nf_reinject: bool,
+    /// `nfqnl_reinject` exists, likewise: what calls the other.
+    pub nfqnl_reinject: bool,
 }
 
 /// Something that this kernel does not tell.
@@ -263,7 +271,8 @@ pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresol
     match (order, counters) {
         (Some(argument_order), Some(counters)) if missing.is_empty() => {
             let offsets = zerocopy::transmute!(offsets);
-            Ok(Layout { offsets, argument_order, state_hook_bytes, counters, absent, nft })
+            let ending = ending::resolve(kernel);
+            Ok(Layout { offsets, argument_order, state_hook_bytes, counters, absent, nft, ending })
         }
         _ => Err(Unresolved(missing)),
     }
@@ -522,6 +531,8 @@ impl Symbols {
                 b"nft_do_chain" => symbols.nft_do_chain = true,
                 b"__nft_trace_packet" => symbols.nft_trace_packet = true,
                 b"nf_tables_commit" => symbols.nf_tables_commit = true,
+                b"nf_reinject" => symbols.nf_reinject = true,
+                b"nfqnl_reinject" => symbols.nfqnl_reinject = true,
                 _ => {}
             }
         }
@@ -530,7 +541,7 @@ impl Symbols {
 }
 
 /// The address digits and the name in a line.
-fn symbol(line: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn symbol(line: &[u8]) -> Option<(&[u8], &[u8])> {
     // Sixteen digits, the type, and a blank behind each.
     let (digits, rest) = line.split_at_checked(16)?;
     let [b' ', _, b' ', name @ ..] = rest else { return None };
@@ -539,7 +550,7 @@ fn symbol(line: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// The address, unless it is hidden.
-fn address(digits: &[u8]) -> Option<u64> {
+pub(super) fn address(digits: &[u8]) -> Option<u64> {
     let address = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
     (address != 0).then_some(address)
 }

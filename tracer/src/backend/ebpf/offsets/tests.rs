@@ -23,6 +23,8 @@ const SYMBOLS: Symbols = Symbols {
     nft_do_chain: true,
     nft_trace_packet: true,
     nf_tables_commit: true,
+    nf_reinject: true,
+    nfqnl_reinject: true,
 };
 
 fn path(kernel: &str, file: &str) -> String {
@@ -178,9 +180,14 @@ fn symbols_are_read_from_kallsyms() {
         ffffffffc0500000 t ipt_do_table\t[ip_tables]\n\
         ffffffffc0500800 t ip6t_do_table.cold\t[ip6_tables]\n\
         short line\n";
-    let without =
-        Symbols { nft_do_chain: false, nft_trace_packet: false, nf_tables_commit: false, ..SYMBOLS };
-    let expected = Symbols { ip6t_do_table: false, ..without };
+    let without = Symbols {
+        nft_do_chain: false,
+        nft_trace_packet: false,
+        nf_tables_commit: false,
+        nf_reinject: false,
+        ..SYMBOLS
+    };
+    let expected = Symbols { ip6t_do_table: false, nfqnl_reinject: false, ..without };
     assert_eq!(Symbols::parse(text), expected);
     let hidden = b"0000000000000000 T _text\n0000000000000000 D __per_cpu_offset\n";
     assert_eq!(Symbols::parse(hidden), Symbols { hidden: true, ..Symbols::default() });

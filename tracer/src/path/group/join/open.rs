@@ -49,6 +49,8 @@ impl<S> Open<S> {
             why: Vec::new(),
             outcome: None,
             note: None,
+            ending: None,
+            waited: Vec::new(),
             generation: Vec::new(),
             netns,
         };

@@ -1,0 +1,141 @@
+//! How packets end, where no table says it.
+//!
+//! Packets that are not traced pay only where the kernel drops them, or gives them back from a queue: a few instructions
+//! each, to find that out.
+
+use crate::config::offset;
+use crate::emit::count;
+use crate::kernel::{self, Access, Probed, copy, read};
+use crate::maps::{EVENTS, HOOK_LIST};
+use crate::select::traced_at;
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use aya_ebpf::programs::RawTracePointContext;
+use tracer_common::counter::Counter;
+use tracer_common::ending::{
+    EndingConfig, Freed, HOOKS, HookFunction, HookList, MOST_FUNCTIONS, PACKET_BYTES, Reinjected, kind,
+};
+use tracer_common::offsets::ABSENT;
+
+/// Replaced by the loader.
+#[unsafe(no_mangle)]
+pub static ENDING: EndingConfig = EndingConfig::UNRESOLVED;
+
+/// A field of the configuration.
+macro_rules! ending {
+    ($($field:tt)+) => {
+        crate::config::field(&ENDING.$($field)+)
+    };
+}
+
+/// A packet is freed as dropped. `number` makes of its skb's address what packets are known by.
+#[inline(always)]
+pub fn freed(ctx: &RawTracePointContext, number: impl FnOnce(u64) -> u64) {
+    let skb: u64 = ctx.arg(0);
+    if let Some(packet) = traced_at(number(skb)) {
+        let reason = if ending!(has_reason) != 0 { ctx.arg::<u64>(2) as u32 } else { 0 };
+        send_freed(skb, ctx.arg(1), reason, packet);
+    }
+}
+
+#[inline(always)]
+fn send_freed(skb: u64, location: u64, reason: u32, packet: u64) {
+    let (net, netns) = namespace(skb).unwrap_or((0, 0));
+    let Some(mut entry) = EVENTS.reserve::<Freed>(0) else {
+        count(Counter::Lost, 1);
+        return;
+    };
+    let freed = entry.as_mut_ptr();
+    // SAFETY: a reservation for one of these; each field is written.
+    unsafe {
+        (*freed).kind = kind::FREED;
+        (*freed).reason = reason;
+        (*freed).packet = packet;
+        (*freed).time_ns = kernel::now_ns();
+        (*freed).location = location;
+        (*freed).net = net;
+        (*freed).netns = netns;
+        (*freed).copied = 0;
+        // Headers stay where they are when layers above take them off; whatever is behind a short packet can be read, too.
+        if let Some(packet) = Probed::packet(skb)
+            && copy((&raw mut (*freed).bytes).cast::<u8>(), PACKET_BYTES as u32, packet.network())
+        {
+            (*freed).copied = PACKET_BYTES as u32;
+        }
+    }
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+}
+
+/// Where a packet is: the namespace of its device, or of its socket.
+#[inline(always)]
+fn namespace(skb: u64) -> Option<(u64, u32)> {
+    let mut net = 0;
+    let dev: u64 = read(skb + offset!(skb_dev))?;
+    if dev != 0 && ending!(offsets.dev_net) != ABSENT {
+        net = read(dev + u64::from(ending!(offsets.dev_net))).unwrap_or(0);
+    }
+    if net == 0 {
+        let sock: u64 = read(skb + offset!(skb_sk))?;
+        if sock == 0 || offset!(sock_net) == u64::from(ABSENT) {
+            return None;
+        }
+        net = read(sock + offset!(sock_net))?;
+    }
+    Some((net, read(net + offset!(net_inum))?))
+}
+
+/// User space has decided about a packet that waited in a queue.
+#[inline(always)]
+pub fn reinjected(entry: u64, verdict: u32, number: impl FnOnce(u64) -> u64) {
+    let Some(skb) = read(entry + u64::from(ending!(offsets.queued_skb))) else { return };
+    let Some(packet) = traced_at(number(skb)) else { return };
+    let Some(mut entry) = EVENTS.reserve::<Reinjected>(0) else {
+        count(Counter::Lost, 1);
+        return;
+    };
+    let reinjected = Reinjected { kind: kind::REINJECTED, verdict, packet, time_ns: kernel::now_ns() };
+    entry.write(reinjected);
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+}
+
+/// Lists the functions at the hooks of a family in a namespace.
+#[inline(always)]
+pub fn list_hooks(net: u64, family: u32) {
+    const IPV4: u32 = 2;
+    let Some(list) = HOOK_LIST.get_ptr_mut(0) else { return };
+    let hooks = if family == IPV4 { ending!(offsets.hooks_ipv4) } else { ending!(offsets.hooks_ipv6) };
+    if ending!(entry_bytes) == 0 || hooks == ABSENT {
+        return;
+    }
+    for hook in 0..HOOKS {
+        let entries = read::<u64>(net + u64::from(hooks) + 8 * hook as u64);
+        // SAFETY: a map value, and a hook within it.
+        unsafe {
+            (*list).counts[hook] = match entries {
+                None => u64::MAX,
+                Some(0) => 0,
+                Some(entries) => list_hook(list, hook, entries).unwrap_or(u64::MAX),
+            };
+        }
+    }
+}
+
+/// Lists the functions at one hook.
+#[inline(always)]
+fn list_hook(list: *mut HookList, hook: usize, entries: u64) -> Option<u64> {
+    let size = u64::from(ending!(entry_bytes));
+    let count = u64::from(read::<u16>(entries + u64::from(ending!(offsets.entries_count)))?);
+    let first = entries + u64::from(ending!(offsets.entries_hooks));
+    for index in 0..MOST_FUNCTIONS {
+        if index as u64 >= count {
+            break;
+        }
+        let entry = first + index as u64 * size;
+        let address = read(entry + u64::from(ending!(offsets.entry_hook)))?;
+        // What they were registered with comes behind all of them.
+        let ops: u64 = read(first + count * size + 8 * index as u64)?;
+        let priority = read(ops + u64::from(ending!(offsets.ops_priority)))?;
+        // SAFETY: a map value, and both within their arrays.
+        unsafe { (*list).functions[hook][index] = HookFunction { address, priority, reserved: 0 } };
+    }
+    Some(count)
+}

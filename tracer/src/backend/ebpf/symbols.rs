@@ -1,0 +1,80 @@
+//! The kernel's functions by their addresses.
+#![forbid(unsafe_code)]
+
+use super::offsets::{address, symbol};
+
+/// A place in the kernel's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// The function.
+    pub name: &'a str,
+    /// Bytes from its beginning.
+    pub offset: u64,
+}
+
+/// No function is that long: what is further from the last one before it is in a module that came later.
+const LONGEST: u64 = 1 << 20;
+
+/// Where the kernel's functions begin, and their names.
+#[derive(Clone, Debug, Default)]
+pub struct Functions {
+    /// Addresses, in order, each with where its name begins in `names`.
+    begin: Vec<(u64, u32)>,
+    /// Each with a line's end behind it.
+    names: String,
+}
+
+impl Functions {
+    /// Reads `/proc/kallsyms`.
+    pub fn parse(kallsyms: &[u8]) -> Self {
+        let mut functions = Self::default();
+        for line in kallsyms.split(|byte| *byte == b'\n') {
+            let is_code = line.get(17).is_some_and(|kind| matches!(kind, b't' | b'T' | b'w' | b'W'));
+            let Some((digits, name)) = symbol(line).filter(|_| is_code) else { continue };
+            let (Some(address), Ok(name)) = (address(digits), std::str::from_utf8(name)) else { continue };
+            let Ok(at) = u32::try_from(functions.names.len()) else { break };
+            functions.begin.push((address, at));
+            functions.names.push_str(name);
+            functions.names.push('\n');
+        }
+        // Of several names at one address the first stays: the others are aliases.
+        functions.begin.sort_by_key(|(address, _)| *address);
+        functions
+    }
+
+    /// Where an address is; `None` when no function is known there.
+    pub fn at(&self, address: u64) -> Option<Place<'_>> {
+        let after = self.begin.partition_point(|(begin, _)| *begin <= address);
+        let (begin, _) = self.begin.get(after.checked_sub(1)?)?;
+        let first = self.begin.partition_point(|(other, _)| other < begin);
+        let (begin, name) = *self.begin.get(first)?;
+        let offset = address - begin;
+        let name = self.names.get(name as usize..)?.split('\n').next()?;
+        (offset < LONGEST).then_some(Place { name, offset })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KALLSYMS: &[u8] = b"ffffffff81000000 T _text\nffffffff81000000 T startup_64\nffffffff81000040 t nf_hook_slow\n\
+        ffffffff82000000 D jiffies\nffffffffc0000100 t ip_vs_in_hook\t[ip_vs]\nffffffff81000080 T kfree_skb\n";
+
+    #[test]
+    fn an_address_is_in_the_function_before_it() {
+        let functions = Functions::parse(KALLSYMS);
+        let at = |address| functions.at(address).map(|place| (place.name, place.offset));
+        assert_eq!(at(0xffff_ffff_8100_0041), Some(("nf_hook_slow", 1)));
+        assert_eq!(at(0xffff_ffff_8100_0001), Some(("_text", 1)));
+        assert_eq!(at(0xffff_ffff_c000_0100), Some(("ip_vs_in_hook", 0)));
+        assert_eq!(at(0xffff_ffff_8100_0090), Some(("kfree_skb", 16)));
+        assert_eq!(at(0xffff_ffff_9000_0000), None, "far behind the last");
+        assert_eq!(at(1), None, "before the first");
+    }
+
+    #[test]
+    fn hidden_addresses_are_none() {
+        assert_eq!(Functions::parse(b"0000000000000000 T _text\n").at(0x1000), None);
+    }
+}
