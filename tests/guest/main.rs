@@ -6,6 +6,7 @@ mod bench;
 mod classic;
 mod counts;
 mod doctor;
+mod endings;
 mod filters;
 mod footprint;
 #[path = "../old_kernel/kernel.rs"]
@@ -90,6 +91,7 @@ const TESTS: &[&[Test]] = &[
     predicates::TESTS,
     usage::TESTS,
     counts::TESTS,
+    endings::TESTS,
     why::TESTS,
     bad_input::TESTS,
     bench::TESTS,

@@ -164,7 +164,16 @@ mod tests {
             }));
             let path = steps.iter().map(|(step, _)| (*step).to_owned()).collect();
             let (why, verdict) = (String::new(), "accept".to_owned());
-            trace.packets.insert(number, Packet { certainty: *certainty, why, path, verdict, note: None });
+            let packet = Packet {
+                certainty: *certainty,
+                why,
+                path,
+                verdict,
+                note: None,
+                ending: Default::default(),
+                queues: Default::default(),
+            };
+            trace.packets.insert(number, packet);
         }
         trace
     }

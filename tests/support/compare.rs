@@ -461,6 +461,8 @@ mod tests {
                     path,
                     verdict: String::new(),
                     note: None,
+                    ending: Default::default(),
+                    queues: Default::default(),
                 },
             );
         }

@@ -23,6 +23,7 @@ pub mod monitor;
 pub mod monitored;
 pub mod netns;
 pub mod nflog;
+pub mod nfqueue;
 pub mod nft_rules;
 pub mod nftrace;
 pub mod packet;

@@ -91,7 +91,7 @@ fn configure(socket: &OwnedFd, attributes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn attribute_bytes(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(crate) fn attribute_bytes(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = u16::try_from(4 + value.len()).unwrap_or(4);
     let mut bytes = length.to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
@@ -144,7 +144,7 @@ fn step_of(prefix: &[u8]) -> Option<String> {
 }
 
 /// The messages of a datagram: type and what follows the header.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let length = usize::try_from(u32::from_ne_bytes(*rest.first_chunk()?)).ok()?;
@@ -156,7 +156,7 @@ fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// Attributes: type and value.
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));

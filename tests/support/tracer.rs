@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::packet::Identity;
 use crate::wait;
@@ -83,6 +84,10 @@ pub struct Packet {
     pub verdict: String,
     /// What else is worth knowing.
     pub note: Option<String>,
+    /// How it ended.
+    pub ending: Value,
+    /// The queues that it waited in.
+    pub queues: Value,
 }
 
 /// The totals of a run.
@@ -356,9 +361,9 @@ impl Trace {
                 }
                 None => self.odd.push(line.to_owned()),
             },
-            Row::Packet { packet, path, certainty, why, verdict, note } => {
+            Row::Packet { packet, path, certainty, why, verdict, note, ending, queues } => {
                 let (why, verdict) = (why.unwrap_or_default(), verdict.unwrap_or_default());
-                self.packets.insert(packet, Packet { certainty, why, path, verdict, note });
+                self.packets.insert(packet, Packet { certainty, why, path, verdict, note, ending, queues });
             }
             Row::End(totals) => self.end = Some(totals),
             Row::Other => {}
@@ -379,6 +384,10 @@ enum Row<'a> {
         why: Option<String>,
         verdict: Option<String>,
         note: Option<String>,
+        #[serde(default)]
+        ending: Value,
+        #[serde(default)]
+        queues: Value,
     },
     End(Totals),
     #[serde(other)]

@@ -1,0 +1,271 @@
+//! How packets end, and what is said of it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nftracer_tests::lab::{Family, Lab, Place, Spread};
+use nftracer_tests::netns::{self, Netns};
+use nftracer_tests::nfqueue::Queue;
+use nftracer_tests::packet::{Packet, SYN, Transport};
+use nftracer_tests::ruleset;
+use nftracer_tests::tracer::{self, Tracer};
+use nftracer_tests::traffic::{CLOSED, OPEN, Senders, Server, Shot};
+use nftracer_tests::{check, wait};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::{Options, Outcome, Test};
+
+pub(crate) const TESTS: &[Test] = &[Test { name: "endings", run: endings }];
+
+const SHOWN_WITHIN: Duration = Duration::from_secs(60);
+
+/// Tables at every hook, so that a packet is seen wherever it comes; in filter what some of the packets need.
+const RULES: &str = "*raw\nCOMMIT\n*mangle\n-A PREROUTING -p udp -m udp --dport 5003 -j TTL --ttl-set 1\nCOMMIT\n\
+    *filter\n:INPUT DROP\n-A INPUT -p udp -m udp --dport 4000:4001 -j ACCEPT\n\
+    -A INPUT -p tcp -m tcp --dport 5007 -j SYNPROXY --mss 1460\n\
+    -A FORWARD -p udp -m udp --dport 5001 -j DROP\n\
+    -A FORWARD -p udp -m udp --dport 5005 -j NFQUEUE --queue-num 5\n\
+    -A FORWARD -p udp -m udp --dport 5006 -j NFQUEUE --queue-num 6\n\
+    -A FORWARD -p udp -m conntrack --ctstate INVALID\nCOMMIT\n";
+/// Without a nat table here, and with a base chain behind the table.
+const BASE_CHAIN: &str = "table inet fw { chain forward { type filter hook forward priority 10; policy accept; \
+    udp dport 5002 drop; }\n}";
+
+/// What becomes of a datagram.
+struct Case {
+    name: &'static str,
+    to: &'static str,
+    from: &'static str,
+    port: u16,
+    verdict: &'static str,
+    /// The fields that have to be in the ending, and what they are.
+    ending: fn() -> Value,
+    /// Reasons of which the kernel may give one, if it has reasons at all.
+    reasons: &'static [&'static str],
+    /// How the function begins that freed it.
+    freed_in: &'static str,
+}
+
+const USUAL: Case = Case {
+    name: "",
+    to: "10.0.2.2",
+    from: "10.0.1.2",
+    port: OPEN,
+    verdict: "accept",
+    ending: || json!({}),
+    reasons: &[],
+    freed_in: "",
+};
+
+const CASES: &[Case] = &[
+    Case { name: "forwarded", ending: || json!({"kind": "forwarded", "device": "rb"}), ..USUAL },
+    Case {
+        name: "taken in",
+        to: "10.0.1.1",
+        ending: || json!({"kind": "accepted", "hook": "input"}),
+        ..USUAL
+    },
+    Case {
+        name: "a rule drops it",
+        port: 5001,
+        verdict: "drop",
+        ending: || json!({"kind": "dropped", "step": "filter:FORWARD:rule:1"}),
+        ..USUAL
+    },
+    Case {
+        name: "a rule of nftables drops it",
+        port: 5002,
+        verdict: "drop",
+        ending: || json!({"kind": "dropped", "step": "fw:forward:rule:1"}),
+        ..USUAL
+    },
+    Case {
+        name: "the policy drops it",
+        to: "10.0.1.1",
+        port: 5001,
+        verdict: "drop",
+        ending: || json!({"kind": "dropped", "step": "filter:INPUT:policy:3"}),
+        ..USUAL
+    },
+    Case {
+        name: "nobody listens",
+        to: "10.0.1.1",
+        port: CLOSED,
+        ending: || json!({"kind": "freed"}),
+        reasons: &["NO_SOCKET"],
+        freed_in: "__udp4_lib_rcv+",
+        ..USUAL
+    },
+    Case {
+        name: "it has lived too long",
+        port: 5003,
+        ending: || json!({"kind": "freed"}),
+        reasons: &["IP_INHDR", "NOT_SPECIFIED"],
+        freed_in: "ip_forward+",
+        ..USUAL
+    },
+    Case {
+        name: "the reverse path filter drops it",
+        from: "10.0.9.9",
+        port: 5004,
+        ending: || json!({"kind": "freed"}),
+        reasons: &["IP_RPFILTER"],
+        freed_in: "ip_rcv_finish_core",
+        ..USUAL
+    },
+    Case {
+        name: "there is no route",
+        to: "10.99.0.1",
+        ending: || json!({"kind": "freed"}),
+        reasons: &["IP_INNOROUTES", "NOT_SPECIFIED"],
+        freed_in: "ip_error+",
+        ..USUAL
+    },
+    Case {
+        name: "nobody takes it out of the queue",
+        port: 5006,
+        verdict: "queue",
+        ending: || json!({"kind": "freed"}),
+        freed_in: "nf_queue",
+        ..USUAL
+    },
+];
+
+fn endings(options: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    for module in ["xt_HL", "xt_NFQUEUE", "xt_SYNPROXY", "xt_conntrack", "nfnetlink_queue"] {
+        let _ = netns::run("modprobe", &["-q", module], "");
+    }
+    let lab = Lab::build("end", Spread::SameCpu)?;
+    let _servers = Server::everywhere(&lab)?;
+    let senders = Senders::open(&lab)?;
+    lab.all().into_iter().try_for_each(Netns::clear_rules)?;
+    ruleset::load(&lab.r, Family::Ipv4, RULES)?;
+    lab.r.command("nft", &["-f", "-"], BASE_CHAIN)?;
+    lab.r.sysctl("net/ipv4/conf/ra/rp_filter", "1")?;
+    let tracer = Tracer::start(&["--netns", lab.r.name(), "-o", "json", "src net 10.0.0.0/16"], &[])?;
+    let mut seen = Watch { tracer, senders, said: tracer::Trace::default(), number: 0 };
+    for case in CASES {
+        let packet = seen.send(case).with_context(|| case.name)?;
+        let said = || format!("{}: {packet:?}", case.name);
+        if options.verbose {
+            println!("  {}: {} {}", case.name, packet.ending, packet.why);
+        }
+        check(packet.verdict == case.verdict, said())?;
+        check(packet.certainty == tracer::Certainty::Complete, said())?;
+        let expected = (case.ending)();
+        let fields = expected.as_object().context("fields")?;
+        check(fields.iter().all(|(name, value)| packet.ending[name] == *value), said())?;
+        if !case.freed_in.is_empty() {
+            let symbol = packet.ending["symbol"].as_str().unwrap_or_default();
+            check(symbol.starts_with(case.freed_in), said())?;
+        }
+        if let Some(reason) = packet.ending["reason"].as_str()
+            && !case.reasons.is_empty()
+        {
+            check(case.reasons.contains(&reason), said())?;
+        }
+    }
+    queued(&lab, &mut seen)?;
+    stolen(&mut seen)?;
+    by_function(&mut seen)?;
+    let ended = seen.tracer.stop(Signal::INT)?;
+    let totals = ended.trace.end.context("the last row is missing")?;
+    check(totals.missed == 0 && totals.lost == 0, format!("{totals:?}"))?;
+    Ok(Outcome::Passed(format!("{} packets", CASES.len() + 4)))
+}
+
+/// User space lets one packet go on, and drops one.
+fn queued(lab: &Lab, seen: &mut Watch) -> Result<()> {
+    let queue = lab.r.enter(|| Queue::open(5))?;
+    let cases = [
+        (1, "accept", json!({"kind": "forwarded", "device": "rb"})),
+        (0, "drop", json!({"kind": "dropped", "queue": 5, "by": "user"})),
+    ];
+    for (verdict, word, ending) in cases {
+        let number = seen.fire(&Case { port: 5005, ..USUAL })?;
+        queue.decide(verdict)?;
+        let packet = seen.packet(number)?;
+        let said = || format!("{word} out of the queue: {packet:?}");
+        check(packet.ending == ending, said())?;
+        check(packet.certainty == tracer::Certainty::Complete, said())?;
+        let waited = &packet.queues[0];
+        check(waited["queue"] == 5 && waited["verdict"] == word, said())?;
+        check(waited["waited_ns"].as_u64().is_some_and(|ns| ns > 0), said())?;
+    }
+    Ok(())
+}
+
+/// A target takes a packet for itself.
+fn stolen(seen: &mut Watch) -> Result<()> {
+    let number = seen.next();
+    let transport = Transport::Tcp { sport: number, dport: 5007, flags: SYN };
+    let (src, dst): (IpAddr, IpAddr) = ("10.0.1.2".parse()?, "10.0.1.1".parse()?);
+    let packet = Packet { src, dst, transport, payload: 0, id: number, tos: 0, fragment: None };
+    seen.senders.fire(&Shot { from: Place::A, packet });
+    let packet = seen.packet(number)?;
+    let said = || format!("SYNPROXY: {packet:?}");
+    check(packet.verdict == "stolen", said())?;
+    check(packet.ending == json!({"kind": "stolen", "step": "filter:INPUT:rule:2"}), said())
+}
+
+/// Conntrack drops what finds no room in its table, between raw and mangle.
+fn by_function(seen: &mut Watch) -> Result<()> {
+    let most = "/proc/sys/net/netfilter/nf_conntrack_max";
+    let before = std::fs::read_to_string(most)?;
+    // There are connections in the namespace already.
+    std::fs::write(most, "1")?;
+    let packet = seen.send(&USUAL);
+    std::fs::write(most, before)?;
+    let packet = packet?;
+    let said = || format!("conntrack has no room: {packet:?}");
+    check(packet.verdict == "accept" && packet.certainty == tracer::Certainty::Complete, said())?;
+    check(packet.path.last().is_some_and(|step| step.starts_with("raw:PREROUTING")), said())?;
+    let ending = &packet.ending;
+    check(ending["kind"] == "dropped" && ending["by"] == "function", said())?;
+    check(ending["functions"] == json!([{"name": "ipv4_conntrack_in", "priority": -200}]), said())?;
+    check(ending["hooks"] == json!(["prerouting"]), said())
+}
+
+/// The tracer, and what it has told.
+struct Watch {
+    tracer: Tracer,
+    senders: Senders,
+    said: tracer::Trace,
+    number: u16,
+}
+
+impl Watch {
+    /// A number that no packet had.
+    fn next(&mut self) -> u16 {
+        self.number += 1;
+        20_000 + self.number
+    }
+
+    fn fire(&mut self, case: &Case) -> Result<u16> {
+        let number = self.next();
+        let (src, dst): (IpAddr, IpAddr) = (case.from.parse()?, case.to.parse()?);
+        let transport = Transport::Udp { sport: number, dport: case.port };
+        let packet = Packet { src, dst, transport, payload: 32, id: number, tos: 0, fragment: None };
+        self.senders.fire(&Shot { from: Place::A, packet });
+        Ok(number)
+    }
+
+    fn send(&mut self, case: &Case) -> Result<tracer::Packet> {
+        let number = self.fire(case)?;
+        self.packet(number)
+    }
+
+    /// What is said of the packet with this source port, when it is done.
+    fn packet(&mut self, number: u16) -> Result<tracer::Packet> {
+        let Self { tracer, said, .. } = self;
+        let packet = wait::until(SHOWN_WITHIN, || {
+            said.append(tracer.take());
+            let step = said.steps.iter().find(|step| step.identity.ports[0] == number)?;
+            said.packets.get(&step.packet).cloned()
+        });
+        packet.with_context(|| format!("the packet from port {number} was not shown: {:?}", said.odd))
+    }
+}
