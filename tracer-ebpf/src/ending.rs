@@ -39,7 +39,6 @@ pub fn freed(ctx: &RawTracePointContext, number: impl FnOnce(u64) -> u64) {
 
 #[inline(always)]
 fn send_freed(skb: u64, location: u64, reason: u32, packet: u64) {
-    let (net, netns) = namespace(skb).unwrap_or((0, 0));
     let Some(mut entry) = EVENTS.reserve::<Freed>(0) else {
         count(Counter::Lost, 1);
         return;
@@ -52,8 +51,9 @@ fn send_freed(skb: u64, location: u64, reason: u32, packet: u64) {
         (*freed).packet = packet;
         (*freed).time_ns = kernel::now_ns();
         (*freed).location = location;
+        let net = namespace(skb);
         (*freed).net = net;
-        (*freed).netns = netns;
+        (*freed).netns = if net == 0 { 0 } else { read_or_zero::<u32>(net + offset!(net_inum)) };
         (*freed).copied = 0;
         // Headers stay where they are when layers above take them off; whatever is behind a short packet can be read, too.
         if let Some(packet) = Probed::packet(skb)
@@ -65,22 +65,27 @@ fn send_freed(skb: u64, location: u64, reason: u32, packet: u64) {
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }
 
-/// Where a packet is: the namespace of its device, or of its socket.
+/// The namespace of a packet's device, or of its socket; 0 where it has neither. Numbers only: what has to be there or
+/// not makes the verifier of Linux 5.10 look at stack that was never written.
 #[inline(always)]
-fn namespace(skb: u64) -> Option<(u64, u32)> {
+fn namespace(skb: u64) -> u64 {
+    let dev: u64 = read_or_zero(skb + offset!(skb_dev));
     let mut net = 0;
-    let dev: u64 = read(skb + offset!(skb_dev))?;
     if dev != 0 && ending!(offsets.dev_net) != ABSENT {
-        net = read(dev + u64::from(ending!(offsets.dev_net))).unwrap_or(0);
+        net = read_or_zero(dev + u64::from(ending!(offsets.dev_net)));
     }
-    if net == 0 {
-        let sock: u64 = read(skb + offset!(skb_sk))?;
-        if sock == 0 || offset!(sock_net) == u64::from(ABSENT) {
-            return None;
+    if net == 0 && offset!(sock_net) != u64::from(ABSENT) {
+        let sock: u64 = read_or_zero(skb + offset!(skb_sk));
+        if sock != 0 {
+            net = read_or_zero(sock + offset!(sock_net));
         }
-        net = read(sock + offset!(sock_net))?;
     }
-    Some((net, read(net + offset!(net_inum))?))
+    net
+}
+
+#[inline(always)]
+fn read_or_zero<T: Copy + Default>(address: u64) -> T {
+    read(address).unwrap_or_default()
 }
 
 /// User space has decided about a packet that waited in a queue.
@@ -107,35 +112,32 @@ pub fn list_hooks(net: u64, family: u32) {
         return;
     }
     for hook in 0..HOOKS {
-        let entries = read::<u64>(net + u64::from(hooks) + 8 * hook as u64);
+        let entries: u64 = read_or_zero(net + u64::from(hooks) + 8 * hook as u64);
         // SAFETY: a map value, and a hook within it.
-        unsafe {
-            (*list).counts[hook] = match entries {
-                None => u64::MAX,
-                Some(0) => 0,
-                Some(entries) => list_hook(list, hook, entries).unwrap_or(u64::MAX),
-            };
-        }
+        unsafe { (*list).counts[hook] = if entries == 0 { 0 } else { list_hook(list, hook, entries) } };
     }
 }
 
-/// Lists the functions at one hook.
+/// Lists the functions at one hook. Gives how many there are; all ones where they cannot be read.
 #[inline(always)]
-fn list_hook(list: *mut HookList, hook: usize, entries: u64) -> Option<u64> {
+fn list_hook(list: *mut HookList, hook: usize, entries: u64) -> u64 {
     let size = u64::from(ending!(entry_bytes));
-    let count = u64::from(read::<u16>(entries + u64::from(ending!(offsets.entries_count)))?);
+    let count = u64::from(read_or_zero::<u16>(entries + u64::from(ending!(offsets.entries_count))));
     let first = entries + u64::from(ending!(offsets.entries_hooks));
     for index in 0..MOST_FUNCTIONS {
         if index as u64 >= count {
             break;
         }
         let entry = first + index as u64 * size;
-        let address = read(entry + u64::from(ending!(offsets.entry_hook)))?;
+        let address: u64 = read_or_zero(entry + u64::from(ending!(offsets.entry_hook)));
         // What they were registered with comes behind all of them.
-        let ops: u64 = read(first + count * size + 8 * index as u64)?;
-        let priority = read(ops + u64::from(ending!(offsets.ops_priority)))?;
+        let ops: u64 = read_or_zero(first + count * size + 8 * index as u64);
+        let priority: i32 = read_or_zero(ops + u64::from(ending!(offsets.ops_priority)));
+        if address == 0 || ops == 0 {
+            return u64::MAX;
+        }
         // SAFETY: a map value, and both within their arrays.
         unsafe { (*list).functions[hook][index] = HookFunction { address, priority, reserved: 0 } };
     }
-    Some(count)
+    if count == 0 { u64::MAX } else { count }
 }

@@ -2,6 +2,7 @@
 
 use super::held::{Held, Piece};
 use crate::packet::Packet;
+use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
 use crate::predicate::{Choice, Predicates};
@@ -190,6 +191,13 @@ impl Outlet {
             Certainty::Inexact => self.totals.inexact += 1,
         }
         self.failed = self.sink.path(path).err();
+    }
+
+    /// Tells of a packet whose path was given out that the kernel has thrown it away since.
+    pub(super) fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) {
+        if !self.enough() && self.failed.is_none() {
+            self.failed = self.sink.freed(packet, time_ns, freed).err();
+        }
     }
 
     /// Fails if the sink did.

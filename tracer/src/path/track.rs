@@ -25,6 +25,8 @@ const QUEUED_NS: u64 = 30_000_000_000;
 const SOON_NS: u64 = 100_000_000;
 /// How long the path of a packet is kept that all tables have let go: if the kernel frees it, then mostly at once.
 const HOLD_NS: u64 = 20_000_000;
+/// Packets that are remembered after they were let go out.
+const LEFT: usize = 8192;
 /// Steps for which a path has room from the beginning.
 const USUAL_STEPS: usize = 16;
 /// The loopback device of every namespace.
@@ -78,6 +80,18 @@ pub struct Tracker {
     /// Packets that nothing more can be seen of, and since when, oldest first.
     held: KernelMap<u64, Held>,
     holding: VecDeque<(u64, u64)>,
+    /// Packets that were let go out lately, the oldest first.
+    left: KernelMap<u64, Left>,
+    leaving: VecDeque<u64>,
+}
+
+/// A packet that was let go out, whose path has been given out. It may wait for its neighbour's address, or for its device.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    number: u64,
+    family: Family,
+    netns: Option<u32>,
+    header: Header,
 }
 
 /// A packet that nothing more can be seen of.
@@ -310,7 +324,13 @@ pub struct Released {
     pub unseen: Vec<(Hook, i32, i32)>,
 }
 
-/// Functions that take packets in, before any hook sees them. What was seen behind them is not freed there.
+/// Whether this function takes packets in, before any hook sees them: what was seen behind it is not freed there.
+fn is_receiving(function: &str) -> bool {
+    let name = function.split('.').next().unwrap_or(function);
+    RECEIVING.contains(&name)
+}
+
+/// See [`is_receiving`].
 const RECEIVING: [&str; 10] = [
     "enqueue_to_backlog",
     "netif_rx_internal",
@@ -465,7 +485,10 @@ impl Tracker {
     /// shows that it is.
     pub fn add(&mut self, visit: &Visit, part: Part<'_>, stands: &Rc<Stands>, give: &mut impl FnMut(Path)) {
         let Visit { packet, first, place, .. } = *visit;
-        self.give_held(packet, give);
+        if self.holds {
+            self.give_held(packet, give);
+            self.left.remove(&packet);
+        }
         let heard_ns = self.heard_ns;
         let mut fate = None;
         if let Some(open) = self.open.get_mut(&packet).filter(|_| !first) {
@@ -531,9 +554,29 @@ impl Tracker {
     }
 
     fn give_held(&mut self, packet: u64, give: &mut impl FnMut(Path)) {
-        if let Some(held) = self.held.remove(&packet) {
-            give(held.path);
+        let Some(Held { path, header, .. }) = self.held.remove(&packet) else { return };
+        if let (Some(Ending::Sent(_) | Ending::Forwarded(_)), Some(header)) = (&path.ending, header) {
+            if self.leaving.len() == LEFT
+                && let Some(oldest) = self.leaving.pop_front()
+            {
+                self.left.remove(&oldest);
+            }
+            self.leaving.push_back(packet);
+            self.left
+                .insert(packet, Left { number: path.packet, family: path.family, netns: path.netns, header });
         }
+        give(path);
+    }
+
+    /// As [`freed`](Self::freed), for a packet whose path was given out when it was let go out. Gives its number in this
+    /// trace, and the namespace where it was seen.
+    pub fn freed_later(&mut self, freed: &Freed, function: &str) -> Option<(u64, Option<u32>)> {
+        let left = self.left.get(&freed.packet)?;
+        let now = Header::of(left.family, freed.copied, &freed.bytes)?;
+        if !left.header.is(&now) || is_receiving(function) {
+            return None;
+        }
+        self.left.remove(&freed.packet).map(|left| (left.number, left.netns))
     }
 
     /// The kernel freed what is at a packet's place in memory, in this function. Gives what is known of the packet if it
@@ -546,9 +589,10 @@ impl Tracker {
             (None, None) => return None,
         };
         let now = Header::of(path.family, freed.copied, &freed.bytes)?;
-        let function = function.split('.').next().unwrap_or(function);
-        let is_behind = last.hook == Hook::Prerouting as u8 || last.hook == Hook::Input as u8;
-        if !header.is(&now) || (is_behind && RECEIVING.contains(&function)) {
+        // What left may be taken in by another namespace, or come back through loopback.
+        let is_outside = last.loopback || (freed.netns != 0 && Some(freed.netns) != path.netns);
+        let has_left = last.hook != Hook::Prerouting as u8 && last.hook != Hook::Input as u8;
+        if !header.is(&now) || (is_receiving(function) && !(has_left && is_outside)) {
             return None;
         }
         let unseen = open.map_or_else(|| unseen(last, None, |_| None), Open::unseen);
@@ -636,6 +680,7 @@ impl Tracker {
     /// Whether nothing is kept.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
+        // What is remembered of packets that left is never more than so much.
         let Self { open, held, silent, queued, holding, by_skb, windows, .. } = self;
         let maps = open.len() + held.len() + by_skb.len();
         maps + silent.len() + queued.len() + holding.len() + windows.len() == 0

@@ -8,7 +8,7 @@ use crate::netfilter::Verdict;
 use crate::packet::change::{Change, Look, device};
 use crate::packet::recent::{Content, Devices, Recent};
 use crate::packet::{Fragment, PacketView, Tcp, headers, protocol_name, quoted, tcp};
-use crate::path::ending::{Ending, HookFunction, Waited};
+use crate::path::ending::{Ending, Freed, HookFunction, Waited};
 use crate::path::group::Logged;
 use crate::path::{Action, Path, Step};
 use crate::text;
@@ -155,6 +155,20 @@ impl<W: Write> Sink for Json<W> {
         row.text("family", path.family.name());
         row.texts("generation", &path.generation);
         if let Some(netns) = path.netns {
+            row.number("netns", netns.into());
+        }
+        row.end();
+        self.out.end_row()
+    }
+
+    fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
+        let mut row = Row::begin(self.out.row(), "freed", packet);
+        self.clock.write(row.field("time"), time_ns);
+        row.text("symbol", &freed.symbol);
+        if let Some(reason) = &freed.reason {
+            row.text("reason", reason);
+        }
+        if let Some(netns) = freed.netns {
             row.number("netns", netns.into());
         }
         row.end();

@@ -16,6 +16,7 @@ pub use line::Line;
 pub use pretty::Pretty;
 pub(crate) use pretty::{outcome, packet_line};
 
+use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Path, Step};
 use crate::text::Escaped;
@@ -147,6 +148,10 @@ pub trait Sink {
     fn log_style(&mut self, _style: LogStyle) {}
     /// A packet is done.
     fn path(&mut self, path: &Path) -> io::Result<()>;
+    /// The kernel has thrown a packet away whose path was shown before, at this time since the epoch.
+    fn freed(&mut self, _packet: u64, _time_ns: u64, _freed: &Freed) -> io::Result<()> {
+        Ok(())
+    }
     /// Whether the steps of a path and its tables matter to [`path`](Self::path).
     fn shows_paths(&self) -> bool {
         true
@@ -198,6 +203,11 @@ impl Sink for Both<'_> {
     fn path(&mut self, path: &Path) -> io::Result<()> {
         self.1.path(path)?;
         self.0.path(path)
+    }
+
+    fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
+        self.1.freed(packet, time_ns, freed)?;
+        self.0.freed(packet, time_ns, freed)
     }
 
     fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {

@@ -5,7 +5,7 @@ use super::{BUFFER_BYTES, Sink, Start, Totals, mac};
 use crate::netfilter::{Hook, Verdict};
 use crate::packet::change::Look;
 use crate::packet::{Fragment, Headers, PacketView, Tcp, headers, protocol_name, quoted, tcp};
-use crate::path::ending::Ending;
+use crate::path::ending::{Ending, Freed};
 use crate::path::group::Logged;
 use crate::path::{Action, Certainty, Path, Step};
 use crate::text::{Escaped, escape, lossy};
@@ -130,6 +130,15 @@ impl<W: Write> Sink for Pretty<W> {
         }
         path.waited.iter().try_for_each(|waited| writeln!(self.out, "  {waited}"))?;
         write_outcome(&mut self.out, path, &self.styles)
+    }
+
+    fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
+        let (time, note) = (clock_time(time_ns, &self.zone), self.styles.note);
+        writeln!(
+            self.out,
+            "{note}{time} packet {packet}, shown before: {}{note:#}",
+            Escaped(&freed.to_string())
+        )
     }
 
     fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {

@@ -445,6 +445,26 @@ fn how_a_packet_ended_for_scripts() {
 }
 
 #[test]
+fn what_is_freed_later_has_a_line_of_its_own() {
+    let freed = Freed {
+        symbol: "arp_error_report+0x1f".to_owned(),
+        reason: Some("NEIGH_FAILED".to_owned()),
+        netns: None,
+    };
+    let mut bytes = Vec::new();
+    Pretty::new(&mut bytes, false).in_utc().freed(7, TIME_NS, &freed).expect("memory can be written to");
+    expect![[r#"
+        15:04:05.000000 packet 7, shown before: freed in arp_error_report+0x1f, reason NEIGH_FAILED
+    "#]]
+    .assert_eq(&String::from_utf8(bytes).expect("sinks write UTF-8"));
+    let mut bytes = Vec::new();
+    choose(Output::Json, false, &mut bytes).freed(7, TIME_NS, &freed).expect("memory can be written to");
+    expect![[r#"
+        {"type":"freed","packet":7,"time":"2026-11-23T15:04:05.000000042Z","symbol":"arp_error_report+0x1f","reason":"NEIGH_FAILED"}
+    "#]].assert_eq(&String::from_utf8(bytes).expect("sinks write UTF-8"));
+}
+
+#[test]
 fn lines_on_standard_error() {
     let all = Start { filter: String::new(), netns: "all".to_owned(), ..start() };
     expect!["tracing tcp port 80 in namespace blue with ebpf, footprint: none"]

@@ -327,6 +327,9 @@ impl Ebpf {
         let mut endings = None;
         if options.endings {
             if let Err(error) = probes.place_endings(&mut programs, &kernel) {
+                // The verifier's words would hide the rest.
+                let error = error.to_string();
+                let error = error.split(". Verifier output").next().unwrap_or_default();
                 without.push(format!("how packets end where no table says it: {error}"));
             } else {
                 let list = take(&mut programs, "HOOK_LIST", Array::try_from)?;

@@ -301,12 +301,20 @@ impl Interpreter {
             Some(place) => (place.name.to_owned(), place.offset),
             None => ("?".to_owned(), 0),
         };
-        let Some(released) = self.tracker.freed(freed, &function) else { return };
-        let said = ending::Freed {
+        let reason = endings.reason(freed.reason);
+        let said = |netns: Option<u32>| ending::Freed {
             symbol: if offset == 0 { function.clone() } else { format!("{function}+{offset:#x}") },
-            reason: endings.reason(freed.reason),
-            netns: Some(freed.netns).filter(|netns| *netns != 0 && Some(*netns) != released.netns),
+            reason,
+            netns: Some(freed.netns).filter(|other| *other != 0 && Some(*other) != netns),
         };
+        let Some(released) = self.tracker.freed(freed, &function) else {
+            if let Some((number, netns)) = self.tracker.freed_later(freed, &function) {
+                let time_ns = self.epoch_ns.wrapping_add(freed.time_ns);
+                self.outlet.freed(number, time_ns, &said(netns));
+            }
+            return;
+        };
+        let said = said(released.netns);
         let ending = match function.as_str() {
             "nf_hook_slow" => by_function(endings, freed, released, said),
             _ => Ending::Freed(said),

@@ -3,6 +3,7 @@
 use super::rules::Rules;
 use crate::cli::netns::Netns;
 use crate::cli::trace::RuleName;
+use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
 use crate::sink::{Sink, Start, Totals};
@@ -72,6 +73,10 @@ impl Sink for Explaining {
             self.shown.told(path.packet, &self.wanted.to_string(), &told)?;
         }
         self.shown.path(path)
+    }
+
+    fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
+        self.shown.freed(packet, time_ns, freed)
     }
 
     fn finish(&mut self, totals: &Totals) -> io::Result<()> {

@@ -616,6 +616,23 @@ fn a_packet_that_the_kernel_frees_has_ended_there() {
 }
 
 #[test]
+fn a_packet_that_left_can_be_freed_later() {
+    let mut tracker = Tracker::default();
+    tracker.hold();
+    let mut paths = met(&mut tracker, "mangle", &["mangle:OUTPUT", "mangle:POST"]);
+    tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+    assert_eq!(paths.len(), 1);
+    assert_eq!(tracker.freed_later(&freed(1, 8), "arp_error_report"), None, "another packet has its place");
+    assert_eq!(
+        tracker.freed_later(&freed(1, 7), "enqueue_to_backlog"),
+        None,
+        "so does one that has just come"
+    );
+    assert_eq!(tracker.freed_later(&freed(1, 7), "arp_error_report"), Some((1, Some(1))));
+    assert_eq!(tracker.freed_later(&freed(1, 7), "arp_error_report"), None, "once");
+}
+
+#[test]
 fn functions_can_have_dropped_what_no_table_saw() {
     let unseen = |tables: &str, places: &[&str]| {
         let mut tracker = Tracker::default();
