@@ -193,9 +193,10 @@ impl Outlet {
         self.failed = self.sink.path(path).err();
     }
 
-    /// Tells of a packet whose path was given out that the kernel has thrown it away since.
+    /// Tells of a packet whose path was given out that the kernel has thrown it away since. Where packets are chosen later,
+    /// it is not known any more whether this one was shown.
     pub(super) fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) {
-        if !self.enough() && self.failed.is_none() {
+        if self.held.is_none() && !self.enough() && self.failed.is_none() {
             self.failed = self.sink.freed(packet, time_ns, freed).err();
         }
     }
