@@ -1,6 +1,7 @@
 //! What differs between two looks at one packet.
 
 use super::{Link, PacketView, headers};
+use crate::hash::KernelMap;
 use crate::netfilter::Family;
 use crate::text::lossy;
 use std::fmt;
@@ -49,6 +50,16 @@ impl Look {
             outdev.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
         }
         Self { family: view.family, bytes, kept, len: view.len, mark: view.mark, outdev }
+    }
+
+    /// Whether it would be the same at this packet.
+    #[inline]
+    fn is_at(&self, view: &PacketView<'_>) -> bool {
+        let out = view.outdev.unwrap_or_default();
+        (self.len, self.mark, self.family) == (view.len, view.mark, view.family)
+            && self.bytes[..self.kept] == view.bytes[..view.bytes.len().min(COMPARED)]
+            && self.outdev.get(..out.len()).is_some_and(|name| name == out)
+            && self.outdev.get(out.len()).is_none_or(|end| *end == 0)
     }
 
     fn view(&self) -> PacketView<'_> {
@@ -139,6 +150,45 @@ impl Look {
     }
 }
 
+/// How packets that are on their way looked last. Mostly the next step is of the same packet, which looks the same.
+#[derive(Debug, Default)]
+pub struct Looks {
+    last: Option<(u64, Look)>,
+    others: KernelMap<u64, Look>,
+}
+
+impl Looks {
+    /// What has changed since the last look at this packet; nothing at the first.
+    #[inline]
+    pub fn at(&mut self, packet: u64, view: &PacketView<'_>) -> Vec<Change> {
+        match &self.last {
+            Some((last, look)) if *last == packet && look.is_at(view) => Vec::new(),
+            _ => self.look(packet, view),
+        }
+    }
+
+    fn look(&mut self, packet: u64, view: &PacketView<'_>) -> Vec<Change> {
+        let now = Look::at(view);
+        let before = match self.last.replace((packet, now)) {
+            Some((last, look)) if last == packet => Some(look),
+            other => {
+                self.others.extend(other);
+                self.others.remove(&packet)
+            }
+        };
+        before.map_or(Vec::new(), |before| before.changes(&now))
+    }
+
+    /// The packet is done.
+    pub fn forget(&mut self, packet: u64) {
+        if self.last.as_ref().is_some_and(|(last, _)| *last == packet) {
+            self.last = None;
+        } else {
+            self.others.remove(&packet);
+        }
+    }
+}
+
 /// A packet of which no more than this is known.
 fn bare(family: Family, bytes: &[u8]) -> PacketView<'_> {
     let link = Link::default();
@@ -218,6 +268,26 @@ mod tests {
         );
         assert_eq!(before.told(&look(|bytes| bytes[8] = 1, 0, None)).to_string(), "ttl 64 -> 1");
         assert_eq!(device(&rb).as_deref(), Some("rb"));
+    }
+
+    #[test]
+    fn each_packet_is_compared_with_itself() {
+        let mut looks = Looks::default();
+        let mut at = |packet, mark, outdev: Option<&[u8]>| {
+            let view = PacketView { mark, outdev, ..bare(Family::Ipv4, &UDP) };
+            looks.at(packet, &view).len()
+        };
+        assert_eq!(at(1, 0, None), 0, "the first look");
+        assert_eq!(at(1, 1, None), 1);
+        assert_eq!(at(2, 5, None), 0, "another packet");
+        assert_eq!(at(1, 1, Some(b"rb")), 1, "the device");
+        assert_eq!(at(1, 1, Some(b"rb")), 0);
+        assert_eq!(at(1, 1, Some(b"rb0")), 1);
+        assert_eq!(at(1, 1, Some(b"rb")), 1);
+        assert_eq!(at(2, 6, None), 1);
+        looks.forget(1);
+        looks.forget(2);
+        assert!(looks.last.is_none() && looks.others.is_empty());
     }
 
     #[test]

@@ -3,9 +3,8 @@
 use super::buffer::Buffer;
 use super::why_json::{NothingRow, ToldRow, WhyRow};
 use super::{Sink, Start, Totals};
-use crate::hash::KernelMap;
 use crate::netfilter::Verdict;
-use crate::packet::change::{Change, Look, device};
+use crate::packet::change::{Change, Looks, device};
 use crate::packet::recent::{Content, Devices, Recent};
 use crate::packet::{Fragment, PacketView, Tcp, headers, protocol_name, quoted, tcp};
 use crate::path::ending::{Ending, Freed, HookFunction, Waited};
@@ -34,7 +33,7 @@ pub struct Json<W: Write> {
     devices: Recent<Devices>,
     contents: Recent<Content>,
     /// How the packets that are on their way looked at their last step.
-    looks: KernelMap<u64, Look>,
+    looks: Looks,
 }
 
 impl<W: Write> Json<W> {
@@ -46,7 +45,7 @@ impl<W: Write> Json<W> {
             clock: Clock::default(),
             devices: Recent::default(),
             contents: Recent::default(),
-            looks: KernelMap::default(),
+            looks: Looks::default(),
         }
     }
 
@@ -105,11 +104,7 @@ impl<W: Write> Sink for Json<W> {
                 row.text("ct_dir", if is_reply { "reply" } else { "original" });
             }
         }
-        let look = Look::at(view);
-        match self.looks.insert(step.packet, look) {
-            Some(before) if before != look => write_changes(&mut row, &before.changes(&look)),
-            _ => {}
-        }
+        write_changes(&mut row, &self.looks.at(step.packet, view));
         if let Some(netns) = step.netns {
             row.number("netns", netns.into());
         }
@@ -129,7 +124,7 @@ impl<W: Write> Sink for Json<W> {
     }
 
     fn path(&mut self, path: &Path) -> io::Result<()> {
-        self.looks.remove(&path.packet);
+        self.looks.forget(path.packet);
         let mut row = Row::begin(self.out.row(), "packet", path.packet);
         row.texts("path", &path.steps);
         if let Some(verdict) = path.verdict {
