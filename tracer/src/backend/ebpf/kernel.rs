@@ -101,7 +101,7 @@ pub struct Kernel {
     pub symbols: Symbols,
     /// How it writes the lines of its log.
     pub log_style: LogStyle,
-    /// All its functions.
+    /// All its functions; none where nobody asked for them.
     pub functions: Functions,
     /// Its reasons for dropping packets.
     pub reasons: Reasons,
@@ -121,6 +121,11 @@ pub struct TypedTarget {
 impl Kernel {
     /// Asks the running kernel.
     pub fn ask() -> Result<Self, Error> {
+        Self::ask_for(false)
+    }
+
+    /// Asks the running kernel, for all its functions too if need be: there are a hundred thousand.
+    pub fn ask_for(functions: bool) -> Result<Self, Error> {
         if possible_cpus()? < 2 {
             return Err(Error::OneCpu);
         }
@@ -129,7 +134,8 @@ impl Kernel {
             return Err(Error::FtraceOff);
         }
         let kallsyms = read("/proc/kallsyms")?;
-        let (symbols, functions) = (Symbols::parse(&kallsyms), Functions::parse(&kallsyms));
+        let symbols = Symbols::parse(&kallsyms);
+        let functions = if functions { Functions::parse(&kallsyms) } else { Functions::default() };
         drop(kallsyms);
         let vmlinux_path = format!("{BTF_FOLDER}/vmlinux");
         let vmlinux_bytes = read(&vmlinux_path)?;

@@ -254,7 +254,7 @@ impl Loaded {
             return Err(Error::NoObject);
         }
         let filter = Chosen::new(&options.filter.form)?;
-        let kernel = kernel::Kernel::ask()?;
+        let kernel = kernel::Kernel::ask_for(options.endings)?;
         let layout = &kernel.layout;
         // Room for the largest table, for another one inside it, and for small ones further in.
         let snapshot_pages = 2 * options.table_entries.div_ceil(PAGE_ENTRIES).next_power_of_two() + 16;
