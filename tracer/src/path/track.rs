@@ -666,6 +666,7 @@ impl Tracker {
             self.give_held(packet, give);
             if let Some(open) = self.open.get_mut(&packet)
                 && open.is_unfinished()
+                && open.ending.is_none()
                 && open.exit_ns + SOON_NS > now_ns
             {
                 open.doubt("the trace ended while it was on its way".to_owned());

@@ -616,6 +616,16 @@ fn a_packet_that_the_kernel_frees_has_ended_there() {
 }
 
 #[test]
+fn a_packet_that_was_freed_is_not_on_its_way_when_the_trace_ends() {
+    let mut tracker = Tracker::default();
+    tracker.hold();
+    let mut paths = met(&mut tracker, "mangle", &["mangle:PRE"]);
+    tracker.end(1, Ending::Freed(ending::Freed::default()), &mut |path| paths.push(path));
+    tracker.finish(START + MS, &mut |path| paths.push(path));
+    assert_eq!((paths.len(), paths[0].certainty), (1, Certainty::Complete), "{paths:?}");
+}
+
+#[test]
 fn a_packet_that_left_can_be_freed_later() {
     let mut tracker = Tracker::default();
     tracker.hold();
