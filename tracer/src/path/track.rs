@@ -324,18 +324,15 @@ pub struct Released {
     pub unseen: Vec<(Hook, i32, i32)>,
 }
 
-/// Whether this function takes packets in, before any hook sees them: what was seen behind it is not freed there.
-fn is_receiving(function: &str) -> bool {
+/// Whether this function takes packets in, before this hook sees them: what was seen there or behind it is not freed so.
+fn is_receiving(function: &str, hook: Hook) -> bool {
     let name = function.split('.').next().unwrap_or(function);
-    RECEIVING.contains(&name)
+    BEFORE_INGRESS.contains(&name) || (hook != Hook::Ingress && BEHIND_INGRESS.contains(&name))
 }
 
-/// See [`is_receiving`].
-const RECEIVING: [&str; 10] = [
-    "enqueue_to_backlog",
-    "netif_rx_internal",
-    "netif_receive_generic_xdp",
-    "do_xdp_generic",
+const BEFORE_INGRESS: [&str; 4] =
+    ["enqueue_to_backlog", "netif_rx_internal", "netif_receive_generic_xdp", "do_xdp_generic"];
+const BEHIND_INGRESS: [&str; 6] = [
     "__netif_receive_skb_core",
     "__netif_receive_skb_list_core",
     "ip_rcv",
@@ -573,7 +570,7 @@ impl Tracker {
     pub fn freed_later(&mut self, freed: &Freed, function: &str) -> Option<(u64, Option<u32>)> {
         let left = self.left.get(&freed.packet)?;
         let now = Header::of(left.family, freed.copied, &freed.bytes)?;
-        if !left.header.is(&now) || is_receiving(function) {
+        if !left.header.is(&now) || is_receiving(function, Hook::Postrouting) {
             return None;
         }
         self.left.remove(&freed.packet).map(|left| (left.number, left.netns))
@@ -591,8 +588,9 @@ impl Tracker {
         let now = Header::of(path.family, freed.copied, &freed.bytes)?;
         // What left may be taken in by another namespace, or come back through loopback.
         let is_outside = last.loopback || (freed.netns != 0 && Some(freed.netns) != path.netns);
-        let has_left = last.hook != Hook::Prerouting as u8 && last.hook != Hook::Input as u8;
-        if !header.is(&now) || (is_receiving(function) && !(has_left && is_outside)) {
+        let hook = hook_of(last.hook);
+        let has_left = !matches!(hook, Hook::Ingress | Hook::Prerouting | Hook::Input);
+        if !header.is(&now) || (is_receiving(function, hook) && !(has_left && is_outside)) {
             return None;
         }
         let unseen = open.map_or_else(|| unseen(last, None, |_| None), Open::unseen);
