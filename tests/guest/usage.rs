@@ -1,14 +1,19 @@
 //! Options, totals, large tables, a full ring.
 
+use std::fs;
+use std::net::UdpSocket;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nftracer_tests::compare::Verdict;
 use nftracer_tests::lab::{Family, Place, Spread};
+use nftracer_tests::netns::{Netns, run};
 use nftracer_tests::ruleset::HANDWRITTEN;
-use nftracer_tests::tracer::Tracer;
+use nftracer_tests::tracer::{Step, Trace, Tracer};
 use nftracer_tests::traffic::Planner;
 use nftracer_tests::wait;
+use rustix::process::Signal;
 
 use crate::session::Session;
 use crate::{Options, Outcome, Test, check};
@@ -18,6 +23,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "filtered", run: filtered },
     Test { name: "large_table", run: large_table },
     Test { name: "ring_full", run: ring_full },
+    Test { name: "namespaces_have_names", run: namespaces_have_names },
+    Test { name: "containers_have_names", run: containers_have_names },
 ];
 
 const ENDS_WITHIN: Duration = Duration::from_secs(180);
@@ -120,4 +127,74 @@ fn ring_full(options: &Options) -> Result<Outcome> {
     check(verdict.wrong.is_empty(), format!("{:?}", verdict.wrong.first()))?;
     check(totals.lost > 0, format!("nothing lost in a ring of one page: {totals:?}, {}", verdict.figures))?;
     Ok(Outcome::Passed(format!("{}; {totals:?}", verdict.figures)))
+}
+
+/// Namespaces that are made while all are traced have their names, and devices those that they have there.
+fn namespaces_have_names(_: &Options) -> Result<Outcome> {
+    const PORT: u16 = 4444;
+    crate::load_modules();
+    let tracer = Tracer::start(&["--all-netns", "-o", "json", "udp", "dst", "port", "4444"], &[])?;
+    let made = ["nft-wan", "nft-lan"].map(|name| (name, Netns::create(name)));
+    let mut all = Vec::new();
+    for (name, netns) in made {
+        let (netns, device) = (netns?, &name[4..]);
+        netns.clear_rules()?;
+        netns.command("ip", &["link", "add", device, "type", "veth", "peer", "name", "peer"], "")?;
+        netns.command("ip", &["address", "add", "10.9.0.1/24", "dev", device], "")?;
+        for device in [device, "peer"] {
+            netns.command("ip", &["link", "set", device, "up"], "")?;
+        }
+        netns.enter(|| Ok(UdpSocket::bind("10.9.0.1:0")?.send_to(b"here", ("10.9.0.2", PORT))?))?;
+        all.push((netns, device));
+    }
+    let came = |trace: &Trace| {
+        all.iter().all(|(netns, _)| trace.steps.iter().any(|step| step.netns == netns.inode()))
+    };
+    wait::until(ENDS_WITHIN, || tracer.look(came).then_some(()));
+    let ended = tracer.stop(Signal::TERM)?;
+    for (netns, device) in &all {
+        let mut steps = ended.trace.steps.iter().filter(|step| step.netns == netns.inode()).peekable();
+        check(steps.peek().is_some(), format!("nothing of {}: {:?}", netns.name(), ended.errors))?;
+        let is_right = |step: &Step| {
+            step.netns_name.as_deref() == Some(netns.name()) && step.devices[1].as_deref() == Some(*device)
+        };
+        let wrong = steps.find(|step| !is_right(step));
+        check(wrong.is_none(), format!("of {}: {wrong:?}", netns.name()))?;
+    }
+    Ok(Outcome::Passed(format!("{} steps", ended.trace.steps.len())))
+}
+
+/// A namespace whose process is in a container's cgroup is that container's, by the name that Docker's file has.
+fn containers_have_names(_: &Options) -> Result<Outcome> {
+    const ID: &str = "3f4e8f1b2c6d7e8f9a0b1c2d3e4f5a6b7c8d9e0f1a2b3c4d5e6f708192a3b4c5";
+    const CGROUPS: &str = "/run/cgroups-of-test";
+    crate::load_modules();
+    let netns = Netns::create("nft-web")?;
+    netns.clear_rules()?;
+    fs::create_dir_all(CGROUPS)?;
+    run("mount", &["-t", "cgroup2", "none", CGROUPS], "")?;
+    let (cgroup, files) = (format!("{CGROUPS}/docker/{ID}"), format!("/var/lib/docker/containers/{ID}"));
+    fs::create_dir_all(&cgroup)?;
+    fs::create_dir_all(&files)?;
+    fs::write(format!("{files}/config.v2.json"), format!(r#"{{"ID":"{ID}","Name":"/web"}}"#))?;
+    let mut process = Command::new("ip").args(["netns", "exec", netns.name(), "sleep", "600"]).spawn()?;
+    let said = fs::write(format!("{cgroup}/cgroup.procs"), process.id().to_string())
+        .map_err(Into::into)
+        .and_then(|()| said_of(&netns));
+    process.kill()?;
+    process.wait()?;
+    fs::remove_dir_all(&files)?;
+    fs::remove_dir(&cgroup)?;
+    run("umount", &[CGROUPS], "")?;
+    let said = said?;
+    let expected = format!("netns {} (nft-web, container web (docker 3f4e8f1b2c6d)) packet 1", netns.inode());
+    check(said.contains(&expected), format!("not \"{expected}\":\n{said}"))?;
+    Ok(Outcome::Passed(expected))
+}
+
+/// What is said of one packet, in words.
+fn said_of(netns: &Netns) -> Result<String> {
+    let tracer = Tracer::start(&["--netns", netns.name(), "-c", "1", "udp"], &[])?;
+    netns.enter(|| Ok(UdpSocket::bind("127.0.0.1:0")?.send_to(b"here", "127.0.0.1:9")?))?;
+    Ok(tracer.finish(ENDS_WITHIN)?.lines.join("\n"))
 }

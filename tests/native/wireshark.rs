@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use nftracer_tests::lab::Family;
 use nftracer_tests::netns::{Netns, run};
 use nftracer_tests::ruleset;
-use nftracer_tests::tracer::{Trace, Tracer};
+use nftracer_tests::tracer::{Step, Trace, Tracer};
 use nftracer_tests::wait;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -64,6 +64,8 @@ fn traced(netns: &Netns, file: &str) -> Result<Trace> {
     })?;
     wait::until(SOON, || (tracer.look(|trace| trace.packets.len()) >= 2 * PACKETS).then_some(()));
     let ended = tracer.stop(Signal::INT)?;
+    let named = |step: &Step| step.netns_name.as_deref() == Some(netns.name());
+    check(ended.trace.steps.iter().all(named), "the namespace has another name, or none")?;
     let totals = ended.trace.end.context("no totals")?;
     check(totals.packets == 2 * u64::try_from(PACKETS)?, format!("{totals:?}: {:?}", ended.errors))?;
     Ok(ended.trace)

@@ -161,6 +161,8 @@ mod tests {
                 verdict: verdict.map(Box::from),
                 text: None,
                 nft: None,
+                netns_name: None,
+                devices: [None, None],
             }));
             let path = steps.iter().map(|(step, _)| (*step).to_owned()).collect();
             let (why, verdict) = (String::new(), "accept".to_owned());

@@ -451,6 +451,8 @@ mod tests {
                 verdict: None,
                 text: None,
                 nft: None,
+                netns_name: None,
+                devices: [None, None],
             }));
             let path = owned(steps);
             trace.packets.insert(

@@ -44,6 +44,10 @@ pub struct Step {
     pub text: Option<Box<str>>,
     /// What else is told of a step in nftables.
     pub nft: Option<Nft>,
+    /// By what name its namespace is known.
+    pub netns_name: Option<Box<str>>,
+    /// Names of the devices that it came in by and leaves by.
+    pub devices: [Option<Box<str>>; 2],
 }
 
 /// What is told of steps in nftables.
@@ -421,6 +425,11 @@ struct StepRow<'a> {
     mark: u32,
     #[serde(default)]
     netns: u64,
+    netns_name: Option<std::borrow::Cow<'a, str>>,
+    #[serde(rename = "in")]
+    indev: Option<std::borrow::Cow<'a, str>>,
+    #[serde(rename = "out")]
+    outdev: Option<std::borrow::Cow<'a, str>>,
     doubt: Option<serde::de::IgnoredAny>,
     text: Option<std::borrow::Cow<'a, str>>,
 }
@@ -452,6 +461,8 @@ impl StepRow<'_> {
             doubt: self.doubt.is_some(),
             verdict: self.verdict.as_deref().map(Box::from),
             text: self.text.as_deref().map(Box::from),
+            netns_name: self.netns_name.as_deref().map(Box::from),
+            devices: [&self.indev, &self.outdev].map(|device| device.as_deref().map(Box::from)),
             nft: (self.engine == "nft").then(|| Nft {
                 family: self.family.to_owned(),
                 handle: self.handle,

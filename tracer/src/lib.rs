@@ -31,6 +31,7 @@ pub mod nftables;
 pub mod netlink;
 pub mod btf;
 pub mod text;
+pub mod container;
 pub mod owner;
 pub mod explain;
 pub mod why;

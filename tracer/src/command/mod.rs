@@ -8,6 +8,7 @@ pub mod guard;
 mod choice;
 mod held;
 mod kept;
+mod naming;
 mod outlet;
 pub mod read;
 pub mod rules;

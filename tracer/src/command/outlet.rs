@@ -6,7 +6,7 @@ use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
 use crate::predicate::{Choice, Predicates};
-use crate::sink::{Sink, Start, Totals};
+use crate::sink::{Namespace, Sink, Start, Totals};
 use crate::trace_line::LogStyle;
 use std::io;
 use std::num::NonZeroU64;
@@ -68,6 +68,13 @@ impl Outlet {
     /// Whether the steps of a path are shown with it, too.
     pub(super) fn shows_paths(&self) -> bool {
         self.shows_paths
+    }
+
+    /// This is known of a namespace from here on.
+    pub(super) fn namespace(&mut self, inode: u32, known: &Namespace) {
+        if self.failed.is_none() {
+            self.failed = self.sink.namespace(inode, known).err();
+        }
     }
 
     /// Gives out a step.

@@ -2,6 +2,7 @@
 //!
 //! Reading changes nothing: a table that does not exist is not asked for, because the kernel would create it.
 
+pub mod containers;
 mod engines;
 pub mod nft;
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub fn leftovers() -> Result<Vec<String>, Error> {
         said.extend(changes.iter().map(|change| format!("{change} of process {owner}")));
     }
     for Found { netns, rules, tables, .. } in found() {
+        let netns = netns::in_words(netns);
         let rule =
             |(family, owner)| format!("TRACE rules of process {owner} in {family} raw of namespace {netns}");
         said.extend(rules.into_iter().map(rule));

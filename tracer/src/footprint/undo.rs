@@ -100,13 +100,13 @@ fn restore(namespace: &File, setting: &Sysctl, others: &[Record]) -> Result<Opti
         return Ok(None);
     }
     sysctl::write(namespace, name, before).map_err(failed)?;
-    Ok(Some(format!("set {name} in namespace {netns} back to {before}")))
+    Ok(Some(format!("set {name} in namespace {} back to {before}", netns::in_words(*netns))))
 }
 
 /// Removes a table.
 pub(super) fn remove_table(namespace: &File, netns: u32, name: &str) -> Result<Option<String>, Error> {
     let removed = table::remove(namespace, name).map_err(Error::Table)?;
-    Ok(removed.then(|| format!("removed the table inet {name} from namespace {netns}")))
+    Ok(removed.then(|| format!("removed the table inet {name} from namespace {}", netns::in_words(netns))))
 }
 
 /// Removes the rules of a run.
@@ -118,8 +118,12 @@ pub(super) fn remove_rules(
 ) -> Result<Option<String>, Error> {
     let removed = netns::inside(namespace, || rule::remove(owner, family, witness))?;
     let count = removed.map_err(|reason| Error::Rules { family, reason })?;
-    Ok((count > 0)
-        .then(|| format!("removed {count} TRACE rules from the {family} table raw of namespace {netns}")))
+    Ok((count > 0).then(|| {
+        format!(
+            "removed {count} TRACE rules from the {family} table raw of namespace {}",
+            netns::in_words(netns)
+        )
+    }))
 }
 
 /// Lets a module go, unless it is in use by now, or another run has asked for it as well.

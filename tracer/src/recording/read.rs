@@ -1,16 +1,17 @@
 //! Reading a recording.
 
 use super::record::{
-    ActionRecord, CERTAINTIES, ContentRecord, ENGINES, FAMILIES, HOOKS, KINDS, PathRecord, PlaceRecord,
-    RECORD_KINDS, Record, RuleRecord, StepRecord, TABLE_FAMILIES, word,
+    ActionRecord, CERTAINTIES, ContentRecord, ENGINES, FAMILIES, HOOKS, KINDS, NamespaceRecord, PathRecord,
+    PlaceRecord, RECORD_KINDS, Record, RuleRecord, StepRecord, TABLE_FAMILIES, word,
 };
 use super::{CONTENTS, MAGIC, RECORD_MAX, VERSION};
+use crate::container::{Container, Group, Names, Runtime};
 use crate::netfilter::{Engine, Family, StepKind, TableFamily, Verdict};
 use crate::packet::{Link, Owner, PacketView};
 use crate::path::ending::{Ending, Waited};
 use crate::path::{Action, Path, Step};
 use crate::ruleset::Rule;
-use crate::sink::{Start, Totals};
+use crate::sink::{Namespace, Start, Totals};
 use crate::trace_line::LogStyle;
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -41,6 +42,8 @@ pub enum Error {
 pub enum Event<'a> {
     /// Tracing began.
     Start(Start),
+    /// What is known of the namespace of this inode number from here on.
+    Namespace(u32, Namespace),
     /// A packet met a rule.
     Step(Step<'a>),
     /// A packet was done.
@@ -169,6 +172,7 @@ impl<R: Read> Reader<R> {
                         Totals { packets, steps, lost, missed, unordered, inexact, ..Totals::default() };
                     return Ok(Some(Event::Totals(totals)));
                 }
+                Record::Namespace(record) => return Ok(Some(record.into())),
                 Record::Text(text) => self.known.texts.push(text.into()),
                 Record::Rule(rule) => self.known.rules.push(KnownRule::of(&rule).ok_or_else(damaged)?),
                 Record::Place(place) => self.known.places.push(place.into()),
@@ -334,6 +338,26 @@ impl KnownRule {
             nft: None,
             owner: self.owner.as_deref(),
         }
+    }
+}
+
+impl From<NamespaceRecord<'_>> for Event<'_> {
+    fn from(record: NamespaceRecord<'_>) -> Self {
+        let NamespaceRecord { inode, name, container } = record;
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        let container = container.map(|record| Container {
+            group: Group {
+                runtime: record.runtime.and_then(|place| word(&Runtime::ALL, place)),
+                id: owned(record.id),
+                pod: owned(record.pod_uid),
+            },
+            names: Names {
+                container: owned(record.name),
+                pod: owned(record.pod),
+                namespace: owned(record.namespace),
+            },
+        });
+        Event::Namespace(inode, Namespace { name: owned(name), container })
     }
 }
 

@@ -78,10 +78,32 @@ pub(super) enum Record<'a> {
     /// How the packet of the next path ended.
     #[serde(borrow)]
     Ending(EndingRecord<'a>),
+    /// What is known of a namespace from here on.
+    #[serde(borrow)]
+    Namespace(NamespaceRecord<'a>),
 }
 
 /// Kinds of records that this version knows.
-pub(super) const RECORD_KINDS: u8 = 11;
+pub(super) const RECORD_KINDS: u8 = 12;
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct NamespaceRecord<'a> {
+    pub(super) inode: u32,
+    pub(super) name: Option<&'a str>,
+    #[serde(borrow)]
+    pub(super) container: Option<ContainerRecord<'a>>,
+}
+
+/// Runtimes are written as their places in [`Runtime::ALL`](crate::container::Runtime::ALL).
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct ContainerRecord<'a> {
+    pub(super) runtime: Option<u8>,
+    pub(super) id: Option<&'a str>,
+    pub(super) name: Option<&'a str>,
+    pub(super) pod_uid: Option<&'a str>,
+    pub(super) pod: Option<&'a str>,
+    pub(super) namespace: Option<&'a str>,
+}
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct RuleRecord<'a> {

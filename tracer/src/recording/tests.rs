@@ -19,6 +19,7 @@ fn replay(bytes: &[u8], sink: &mut dyn Sink) -> Result<bool, Error> {
     while let Some(event) = reader.next_event()? {
         match event {
             Event::Start(start) => sink.begin(&start),
+            Event::Namespace(inode, known) => sink.namespace(inode, &known),
             Event::Step(step) => sink.step(&step),
             Event::Path(path) => sink.path(&path),
             Event::Totals(totals) => sink.finish(&totals),

@@ -1,14 +1,15 @@
 //! Writing a recording.
 
 use super::record::{
-    ActionRecord, CERTAINTIES, ContentRecord, ENGINES, EndingRecord, FAMILIES, HOOKS, KINDS, PathRecord,
-    PlaceRecord, Record, RuleRecord, StepRecord, TABLE_FAMILIES, place,
+    ActionRecord, CERTAINTIES, ContainerRecord, ContentRecord, ENGINES, EndingRecord, FAMILIES, HOOKS, KINDS,
+    NamespaceRecord, PathRecord, PlaceRecord, Record, RuleRecord, StepRecord, TABLE_FAMILIES, place,
 };
 use super::{CONTENTS, MAGIC, NUMBERED, VERSION};
+use crate::container::{Container, Runtime};
 use crate::netfilter::Verdict;
 use crate::packet::PacketView;
 use crate::path::{Action, Path, Step};
-use crate::sink::{Sink, Start, Totals};
+use crate::sink::{Namespace, Sink, Start, Totals};
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufWriter, Write};
 use std::rc::Rc;
@@ -119,6 +120,19 @@ impl<W: Write> Sink for Recorder<W> {
         let Start { filter, netns, backend, footprint, kernel, log_style, .. } = start;
         let ae_flag = log_style.ae_flag;
         self.write(&Record::Start { filter, netns, backend, footprint, kernel, ae_flag })
+    }
+
+    fn namespace(&mut self, inode: u32, known: &Namespace) -> io::Result<()> {
+        let container = known.container.as_ref().map(|Container { group, names }| ContainerRecord {
+            runtime: group.runtime.map(|runtime| place(&Runtime::ALL, &runtime)),
+            id: group.id.as_deref(),
+            name: names.container.as_deref(),
+            pod_uid: group.pod.as_deref(),
+            pod: names.pod.as_deref(),
+            namespace: names.namespace.as_deref(),
+        });
+        let name = known.name.as_deref();
+        self.write(&Record::Namespace(NamespaceRecord { inode, name, container }))
     }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {

@@ -2,7 +2,8 @@
 
 use super::buffer::Buffer;
 use super::why_json::{NothingRow, ToldRow, WhyRow};
-use super::{Sink, Start, Totals};
+use super::{Namespace, Namespaces, Sink, Start, Totals};
+use crate::container::{Container, Runtime};
 use crate::netfilter::Verdict;
 use crate::packet::change::{Change, Looks, device};
 use crate::packet::recent::{Content, Devices, Recent};
@@ -34,6 +35,7 @@ pub struct Json<W: Write> {
     contents: Recent<Content>,
     /// How the packets that are on their way looked at their last step.
     looks: Looks,
+    namespaces: Namespaces,
 }
 
 impl<W: Write> Json<W> {
@@ -46,6 +48,7 @@ impl<W: Write> Json<W> {
             devices: Recent::default(),
             contents: Recent::default(),
             looks: Looks::default(),
+            namespaces: Namespaces::default(),
         }
     }
 
@@ -59,6 +62,11 @@ impl<W: Write> Sink for Json<W> {
     fn begin(&mut self, start: &Start) -> io::Result<()> {
         self.backend = Some(start.backend);
         self.write_row(&StartRow::from(start))
+    }
+
+    fn namespace(&mut self, inode: u32, known: &Namespace) -> io::Result<()> {
+        self.namespaces.set(inode, known);
+        self.write_row(&NamespaceRow::of(inode, known))
     }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
@@ -106,7 +114,7 @@ impl<W: Write> Sink for Json<W> {
         }
         write_changes(&mut row, &self.looks.at(step.packet, view));
         if let Some(netns) = step.netns {
-            row.number("netns", netns.into());
+            row.netns(netns, &self.namespaces);
         }
         if let Some(doubt) = step.view_doubt {
             row.text("doubt", doubt);
@@ -150,7 +158,7 @@ impl<W: Write> Sink for Json<W> {
         row.text("family", path.family.name());
         row.texts("generation", &path.generation);
         if let Some(netns) = path.netns {
-            row.number("netns", netns.into());
+            row.netns(netns, &self.namespaces);
         }
         row.end();
         self.out.end_row()
@@ -176,7 +184,10 @@ impl<W: Write> Sink for Json<W> {
 
     fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
         match why {
-            Some(why) => self.write_row(&WhyRow::of(why)),
+            Some(why) => {
+                serialize(self.out.row(), &WhyRow::of(why, &self.namespaces));
+                self.out.end_row()
+            }
             None => self.write_row(&NothingRow { fate: "none", packets }),
         }
     }
@@ -221,6 +232,13 @@ impl<'a> Row<'a> {
     #[inline(always)]
     fn text(&mut self, name: &str, value: &str) {
         push_text(self.field(name), value);
+    }
+
+    fn netns(&mut self, inode: u32, namespaces: &Namespaces) {
+        self.number("netns", inode.into());
+        if let Some(name) = namespaces.name(inode) {
+            self.text("netns_name", name);
+        }
     }
 
     fn texts(&mut self, name: &str, values: &[Rc<str>]) {
@@ -296,6 +314,54 @@ struct StartRow<'a> {
 impl<'a> From<&'a Start> for StartRow<'a> {
     fn from(Start { filter, choice, netns, backend, footprint, kernel, .. }: &'a Start) -> Self {
         Self { version: env!("CARGO_PKG_VERSION"), filter, choice, netns, backend, footprint, kernel }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "netns")]
+struct NamespaceRow<'a> {
+    netns: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<ContainerFields<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<PodFields<'a>>,
+}
+
+#[derive(Serialize)]
+struct ContainerFields<'a> {
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runtime: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct PodFields<'a> {
+    uid: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<&'a str>,
+}
+
+impl<'a> NamespaceRow<'a> {
+    fn of(netns: u32, known: &'a Namespace) -> Self {
+        let container = known.container.as_ref();
+        Self {
+            netns,
+            name: known.name.as_deref(),
+            container: container.and_then(|Container { group, names }| {
+                let runtime = group.runtime.map(Runtime::name);
+                Some(ContainerFields { id: group.id.as_deref()?, name: names.container.as_deref(), runtime })
+            }),
+            pod: container.and_then(|Container { group, names }| {
+                let namespace = names.namespace.as_deref();
+                Some(PodFields { uid: group.pod.as_deref()?, name: names.pod.as_deref(), namespace })
+            }),
+        }
     }
 }
 

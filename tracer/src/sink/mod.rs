@@ -16,6 +16,8 @@ pub use line::Line;
 pub use pretty::Pretty;
 pub(crate) use pretty::{outcome, packet_line};
 
+use crate::container::Container;
+use crate::hash::KernelMap;
 use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Path, Step};
@@ -82,6 +84,27 @@ impl fmt::Display for Start {
     }
 }
 
+/// What is known of a network namespace besides its number.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// What it is known by.
+    pub name: Option<String>,
+    /// What all processes in it are of.
+    pub container: Option<Container>,
+}
+
+/// `blue, container web (docker 0123456789ab)`; nothing where nothing is known.
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.name, &self.container) {
+            (Some(name), Some(container)) => write!(f, "{name}, {container}"),
+            (Some(name), None) => f.write_str(name),
+            (None, Some(container)) => container.fmt(f),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
 /// What is said at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -131,6 +154,10 @@ impl fmt::Display for Totals {
 pub trait Sink {
     /// Before the first step.
     fn begin(&mut self, _start: &Start) -> io::Result<()> {
+        Ok(())
+    }
+    /// This is known of the namespace of this inode number, from here on.
+    fn namespace(&mut self, _inode: u32, _known: &Namespace) -> io::Result<()> {
         Ok(())
     }
     /// A packet met an entry.
@@ -185,6 +212,11 @@ impl Sink for Both<'_> {
         self.0.begin(start)
     }
 
+    fn namespace(&mut self, inode: u32, known: &Namespace) -> io::Result<()> {
+        self.1.namespace(inode, known)?;
+        self.0.namespace(inode, known)
+    }
+
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
         self.1.step(step)?;
         self.0.step(step)
@@ -232,6 +264,24 @@ impl Sink for Both<'_> {
     fn flush(&mut self) -> io::Result<()> {
         self.1.flush()?;
         self.0.flush()
+    }
+}
+
+/// What is known of namespaces.
+#[derive(Debug, Default)]
+struct Namespaces(KernelMap<u32, Namespace>);
+
+impl Namespaces {
+    fn set(&mut self, inode: u32, known: &Namespace) {
+        self.0.insert(inode, known.clone());
+    }
+
+    fn get(&self, inode: u32) -> Option<&Namespace> {
+        self.0.get(&inode)
+    }
+
+    fn name(&self, inode: u32) -> Option<&str> {
+        self.get(inode)?.name.as_deref()
     }
 }
 

@@ -1,7 +1,7 @@
 //! For people: one block for each packet, given out when the packet is done.
 
 use super::why::{write_nothing, write_told, write_why};
-use super::{BUFFER_BYTES, Sink, Start, Totals, mac};
+use super::{BUFFER_BYTES, Namespace, Namespaces, Sink, Start, Totals, mac};
 use crate::netfilter::{Hook, Verdict};
 use crate::packet::change::Look;
 use crate::packet::{Fragment, Headers, PacketView, Tcp, headers, protocol_name, quoted, tcp};
@@ -33,6 +33,7 @@ pub struct Pretty<W: Write> {
     most_pending_steps: usize,
     /// Whether a second line explains link layer and options.
     explain: bool,
+    namespaces: Namespaces,
 }
 
 impl<W: Write> Pretty<W> {
@@ -46,6 +47,7 @@ impl<W: Write> Pretty<W> {
             pending_steps: 0,
             most_pending_steps: PENDING_STEPS,
             explain: false,
+            namespaces: Namespaces::default(),
         }
     }
 
@@ -82,9 +84,15 @@ impl<W: Write> Sink for Pretty<W> {
         Ok(())
     }
 
+    fn namespace(&mut self, inode: u32, known: &Namespace) -> io::Result<()> {
+        self.namespaces.set(inode, known);
+        Ok(())
+    }
+
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
+        let Self { zone, namespaces, explain, .. } = self;
         let block =
-            self.pending.entry(step.packet).or_insert_with(|| Block::begin(step, &self.zone, self.explain));
+            self.pending.entry(step.packet).or_insert_with(|| Block::begin(step, zone, namespaces, *explain));
         let (shown, look) = (Shown::of(&step.view), Look::at(&step.view));
         let told = block.look.told(&look);
         let change = match told.is_empty() {
@@ -123,7 +131,7 @@ impl<W: Write> Sink for Pretty<W> {
     fn path(&mut self, path: &Path) -> io::Result<()> {
         match self.take(path.packet) {
             Some(block) => block.write(&mut self.out, &self.styles)?,
-            None => write_bare(&mut self.out, path, &self.styles)?,
+            None => write_bare(&mut self.out, path, &self.namespaces, &self.styles)?,
         }
         if let Some(note) = &path.note {
             writeln!(self.out, "  {}", Escaped(note))?;
@@ -199,12 +207,13 @@ struct Row {
 }
 
 impl Block {
-    fn begin(step: &Step<'_>, zone: &TimeZone, explain: bool) -> Self {
+    fn begin(step: &Step<'_>, zone: &TimeZone, namespaces: &Namespaces, explain: bool) -> Self {
         let Step { packet, view, .. } = step;
         let shown = Shown::of(view);
         let time = step.time_ns.map_or(String::new(), |time_ns| clock_time(time_ns, zone) + " ");
-        let netns = Namespace(step.netns);
-        let header = format!("{time}{} {shown} {netns}packet {packet}", view.family);
+        let netns = Place::of(step.netns, namespaces);
+        let user = view.owner.map_or(String::new(), |owner| format!("uid {} ", owner.uid));
+        let header = format!("{time}{} {shown} {user}{netns}packet {packet}", view.family);
         let explained = explained(view).filter(|_| explain);
         Self { header, explained, shown, look: Look::at(view), rows: Vec::new(), told: Vec::new() }
     }
@@ -257,9 +266,9 @@ impl Row {
 }
 
 /// A packet of which no step is at hand: none could be read, or they have been shown before.
-fn write_bare(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Result<()> {
+fn write_bare(out: &mut impl Write, path: &Path, namespaces: &Namespaces, styles: &Styles) -> io::Result<()> {
     let Path { packet, family, .. } = path;
-    let netns = Namespace(path.netns);
+    let netns = Place::of(path.netns, namespaces);
     writeln!(out, "{}{family} {netns}packet {packet}{:#}", styles.header, styles.header)?;
     path.steps.iter().try_for_each(|step| writeln!(out, "  {}", Escaped(step)))
 }
@@ -307,12 +316,22 @@ fn clock_time(time_ns: u64, zone: &TimeZone) -> String {
     timestamp.to_zoned(zone.clone()).strftime("%H:%M:%S%.6f").to_string()
 }
 
-/// `netns 4026531840 `, or nothing where the namespace is not known.
-struct Namespace(Option<u32>);
+/// `netns 4026531840 (blue) `, or nothing where the namespace is not known.
+struct Place<'a>(Option<(u32, Option<&'a Namespace>)>);
 
-impl fmt::Display for Namespace {
+impl<'a> Place<'a> {
+    fn of(inode: Option<u32>, namespaces: &'a Namespaces) -> Self {
+        Self(inode.map(|inode| (inode, namespaces.get(inode))))
+    }
+}
+
+impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |inode| write!(f, "netns {inode} "))
+        let Some((inode, known)) = self.0 else { return Ok(()) };
+        match known.map(ToString::to_string).filter(|known| !known.is_empty()) {
+            Some(known) => write!(f, "netns {inode} ({}) ", Escaped(&known)),
+            None => write!(f, "netns {inode} "),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The same short trace in all forms, compared with what is expected to the byte.
 
-use super::{Output, Pretty, Sink, Start, Totals, choose};
+use super::{Namespace, Output, Pretty, Sink, Start, Totals, choose};
+use crate::container::{Container, Group, Names, Runtime};
 use crate::explain::{Known, explain};
 use crate::netfilter::{Family, Hook, StepKind, Verdict};
 use crate::packet::{Link, PacketView};
@@ -121,6 +122,16 @@ const TOTALS: Totals = Totals {
     undecided: 0,
 };
 
+fn container() -> Container {
+    let id = "3f4e8f1b2c6d7e8f9a0b1c2d3e4f5a6b7c8d9e0f1a2b3c4d5e6f708192a3b4c5".to_owned();
+    let pod = Some("0d8c9b7e-1f2a-4c3d-9e8f-7a6b5c4d3e2f".to_owned());
+    let known = |name: &str| Some(name.to_owned());
+    Container {
+        group: Group { runtime: Some(Runtime::Containerd), id: Some(id), pod },
+        names: Names { container: known("web"), pod: known("cart-0"), namespace: known("shop") },
+    }
+}
+
 /// Two packets whose steps interleave, and one that nothing is known of.
 pub(crate) fn play(sink: &mut dyn Sink) -> io::Result<()> {
     let accept = Action::Verdict(Verdict::Accept);
@@ -132,6 +143,7 @@ pub(crate) fn play(sink: &mut dyn Sink) -> io::Result<()> {
     let marked = PacketView { mark: 0x1f, ..view(&TCP) };
 
     sink.begin(&start())?;
+    sink.namespace(NETNS, &Namespace { name: Some("blue".to_owned()), container: Some(container()) })?;
     sink.step(&step(1, &raw, 0, accept.clone(), view(&TCP)))?;
     sink.step(&step(2, &raw, 0, accept.clone(), PacketView { outdev: Some(b"eth1"), ..view(&TCP[..10]) }))?;
     sink.step(&step(1, &mangle, 0, Action::Continue, view(&TCP)))?;
@@ -140,6 +152,7 @@ pub(crate) fn play(sink: &mut dyn Sink) -> io::Result<()> {
     let rule = Rule { owner: Some("firewalld zone public"), ..doubtful.rule };
     sink.step(&Step { rule, view_doubt: Some("which rule set the mark is not known"), ..doubtful })?;
     sink.path(&path(1, Some(Verdict::Drop), Certainty::Complete, &[]))?;
+    sink.namespace(NETNS, &Namespace::default())?;
     let doubts = ["table replaced", "probe missed"];
     sink.path(&Path {
         note: Some("nat: established, not consulted".into()),
@@ -154,6 +167,7 @@ fn play_hostile(sink: &mut dyn Sink) -> io::Result<()> {
     let comment = "-A X -m comment --comment \"\x1b[2J\u{9b}31m\u{202e}\n\" -j ACCEPT";
     let table = table("filter", "X\x1b[1m\u{9b}ü", Hook::Input, &[Some(comment)]);
     let view = PacketView { indev: Some(b"e\x1b]0;h\x07\xff"), ..view(&TCP) };
+    sink.namespace(NETNS, &Namespace { name: Some("n\x1b[2J".to_owned()), container: None })?;
     sink.step(&Step { view_doubt: Some("\x08"), ..step(1, &table, 0, Action::Jump("Y\x1bc"), view) })?;
     sink.path(&Path {
         steps: vec!["filter:X\x1b:rule:1".into()],
@@ -286,16 +300,17 @@ fn nothing_a_terminal_acts_on_gets_through() {
     check_hostile(
         Output::Pretty,
         expect![[r#"
-        15:04:05.000000 ip in e\x1b]0;h\x07\xff 10.0.0.1:4242 > 10.0.0.2:80 tcp length 60 netns 4026531840 packet 1
-          input        filter:X\x1b[1m\u{9b}ü:rule:1  jump Y\x1bc  -A X -m comment --comment "\x1b[2J\u{9b}31m\u{202e}\n" -j ACCEPT  (\x08)
-          = verdict unknown, inexact: \x1b[8m
-    "#]],
+            15:04:05.000000 ip in e\x1b]0;h\x07\xff 10.0.0.1:4242 > 10.0.0.2:80 tcp length 60 netns 4026531840 (n\x1b[2J) packet 1
+              input        filter:X\x1b[1m\u{9b}ü:rule:1  jump Y\x1bc  -A X -m comment --comment "\x1b[2J\u{9b}31m\u{202e}\n" -j ACCEPT  (\x08)
+              = verdict unknown, inexact: \x1b[8m
+        "#]],
     );
     check_hostile(
         Output::Json,
         expect![[r#"
-            {"type":"step","packet":1,"time":"2026-11-23T15:04:05.000000042Z","family":"ip","engine":"legacy","hook":"input","table":"filter","chain":"X\u001b[1m\u009bü","kind":"rule","rule":1,"text":"-A X -m comment --comment \"\u001b[2J\u009b31m\u202e\n\" -j ACCEPT","verdict":"jump Y\u001bc","in":"e\u001b]0;h\u0007\\xff","src":"10.0.0.1","dst":"10.0.0.2","proto":"tcp","sport":4242,"dport":80,"length":60,"ttl":64,"id":1,"mark":0,"netns":4026531840,"doubt":"\b"}
-            {"type":"packet","packet":1,"path":["filter:X\u001b:rule:1"],"certainty":"inexact","why":"\u001b[8m","family":"ip","generation":["raw@1","filter@7"],"netns":4026531840}
+            {"type":"netns","netns":4026531840,"name":"n\u001b[2J"}
+            {"type":"step","packet":1,"time":"2026-11-23T15:04:05.000000042Z","family":"ip","engine":"legacy","hook":"input","table":"filter","chain":"X\u001b[1m\u009bü","kind":"rule","rule":1,"text":"-A X -m comment --comment \"\u001b[2J\u009b31m\u202e\n\" -j ACCEPT","verdict":"jump Y\u001bc","in":"e\u001b]0;h\u0007\\xff","src":"10.0.0.1","dst":"10.0.0.2","proto":"tcp","sport":4242,"dport":80,"length":60,"ttl":64,"id":1,"mark":0,"netns":4026531840,"netns_name":"n\u001b[2J","doubt":"\b"}
+            {"type":"packet","packet":1,"path":["filter:X\u001b:rule:1"],"certainty":"inexact","why":"\u001b[8m","family":"ip","generation":["raw@1","filter@7"],"netns":4026531840,"netns_name":"n\u001b[2J"}
             {"type":"end","packets":0,"steps":0,"lost":0,"missed":0,"unordered":0,"inexact":0}
         "#]],
     );

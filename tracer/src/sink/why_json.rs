@@ -1,5 +1,6 @@
 //! What became of a packet, as a row.
 
+use super::Namespaces;
 use super::json::{DeviceFields, EndingFields, HeaderFields};
 use crate::why::{Passed, Told, Why};
 use serde::Serialize;
@@ -25,6 +26,8 @@ pub(super) struct WhyRow<'a> {
     why: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     netns: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns_name: Option<&'a str>,
 }
 
 /// The step that ended the packet, or the last one.
@@ -72,7 +75,7 @@ struct FailedRow<'a> {
 }
 
 impl<'a> WhyRow<'a> {
-    pub(super) fn of(why: &'a Why) -> Self {
+    pub(super) fn of(why: &'a Why, namespaces: &'a Namespaces) -> Self {
         let Why { path, fate, at, .. } = why;
         Self {
             packet: path.packet,
@@ -104,6 +107,7 @@ impl<'a> WhyRow<'a> {
             certainty: path.certainty.to_string(),
             why: (!path.why.is_empty()).then(|| path.why.join("; ")),
             netns: path.netns,
+            netns_name: path.netns.and_then(|inode| namespaces.name(inode)),
         }
     }
 }

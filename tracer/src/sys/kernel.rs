@@ -17,7 +17,9 @@ pub const TABLE_MODULES: [&str; 4] = ["x_tables", "ip_tables", "ip6_tables", "nf
 pub const TABLE_FUNCTIONS: [&str; 2] = ["ipt_do_table", "ip6t_do_table"];
 /// The function that walks a base chain of nftables. It or one of [`TABLE_FUNCTIONS`] has to be there.
 pub const CHAIN_FUNCTION: &str = "nft_do_chain";
-/// The host's process namespace, `PROC_PID_INIT_INO` in `include/linux/proc_ns.h`.
+/// The process namespace of this process.
+const PIDS: &str = "/proc/self/ns/pid";
+/// The host's, `PROC_PID_INIT_INO` in `include/linux/proc_ns.h`.
 const HOST_PIDS: &str = "pid:[4026531836]";
 /// What brings legacy tables.
 pub const LOAD_TABLES: &str = "`modprobe -a ip_tables ip6_tables`, or load rules with iptables-legacy";
@@ -27,6 +29,11 @@ pub const LOAD_RULES: &str = "load rules, with nft, iptables-nft or iptables-leg
 pub const PER_CPU_OFFSET: &str = "__per_cpu_offset";
 /// A variable that the probes read where there are legacy tables. It comes with their module.
 pub const SEQUENCE: &str = "xt_recseq";
+
+/// Whether `/proc` shows the processes of the whole host.
+pub fn sees_all_processes() -> bool {
+    fs::read_link(PIDS).is_ok_and(|link| link == Path::new(HOST_PIDS))
+}
 
 /// Whether programs can be placed at functions without kprobes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -150,7 +157,7 @@ impl Host {
             nft_rules: Vec::new(),
             loggers: ["2", "10"].into_iter().filter_map(logger).collect(),
             other_namespaces: netns::list().len() > 1,
-            in_container: fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link != Path::new(HOST_PIDS)),
+            in_container: fs::read_link(PIDS).is_ok_and(|link| link != Path::new(HOST_PIDS)),
             iptables_save: version_of("iptables-save"),
             iptables_legacy_save: version_of("iptables-legacy-save"),
         }

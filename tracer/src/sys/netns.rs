@@ -3,6 +3,7 @@
 use super::process;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -89,6 +90,76 @@ impl Namespace {
     }
 }
 
+/// What a namespace is known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// A file that was given this name by `ip netns` or Docker.
+    File {
+        /// Its name.
+        name: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A process in it, where no file has it.
+    Process {
+        /// Its number.
+        pid: u32,
+        /// Its name.
+        comm: String,
+    },
+}
+
+impl Name {
+    /// The name of a namespace that was listed.
+    pub fn of(namespace: &Namespace) -> Option<Self> {
+        match (&namespace.name, namespace.pid) {
+            (Some(name), _) => Some(Self::File { name: name.clone(), path: namespace.path.clone() }),
+            (None, Some(pid)) => Self::of_process(pid, namespace.inode),
+            (None, None) => None,
+        }
+    }
+
+    fn of_process(pid: u32, inode: u32) -> Option<Self> {
+        let comm = process::name(pid)?;
+        // By now it may be another process.
+        (inode_of_process(pid) == Some(inode)).then_some(Self::Process { pid, comm })
+    }
+
+    /// Looks for the name of a namespace.
+    pub fn find(inode: u32) -> Option<Self> {
+        Self::of(list().iter().find(|found| found.inode == inode)?)
+    }
+
+    /// Whether the namespace still has this name: when it is gone, another one may have its number.
+    pub fn holds(&self, inode: u32) -> bool {
+        match self {
+            Self::File { path, .. } => {
+                open_path(path).ok().and_then(|file| self::inode(&file).ok()) == Some(inode)
+            }
+            Self::Process { pid, .. } => Self::of_process(*pid, inode).as_ref() == Some(self),
+        }
+    }
+}
+
+/// `blue`, `pid 4711 (nginx)`
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { name, .. } => f.write_str(name),
+            Self::Process { pid, comm } => write!(f, "pid {pid} ({comm})"),
+        }
+    }
+}
+
+/// The number of a namespace and, where it has one, its name: `4026532195 (blue)`.
+pub fn in_words(inode: u32) -> String {
+    Name::find(inode).map_or_else(|| inode.to_string(), |name| format!("{inode} ({name})"))
+}
+
+fn inode_of_process(pid: u32) -> Option<u32> {
+    fs::metadata(format!("/proc/{pid}/ns/net")).ok().and_then(|file| u32::try_from(file.ino()).ok())
+}
+
 /// The calling thread's namespace.
 pub fn current() -> Result<File, Error> {
     open_path(&process::thread_file("ns/net"))
@@ -169,9 +240,7 @@ pub fn list() -> Vec<Namespace> {
     pids.sort_unstable();
     for pid in pids {
         let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        let Some(inode) = fs::metadata(&path).ok().and_then(|file| u32::try_from(file.ino()).ok()) else {
-            continue;
-        };
+        let Some(inode) = inode_of_process(pid) else { continue };
         let namespace = found.entry(inode).or_insert(Namespace { inode, name: None, pid: None, path });
         namespace.pid.get_or_insert(pid);
     }
@@ -209,6 +278,16 @@ mod tests {
         let by_pid = open(&std::process::id().to_string()).unwrap();
         assert_eq!(inode(&by_pid).unwrap(), current);
         assert!(list().iter().any(|namespace| namespace.inode == current));
+    }
+
+    #[test]
+    fn names_hold_for_their_namespace() {
+        let current = inode(&current().unwrap()).unwrap();
+        let name = Name::find(current).unwrap();
+        assert!(name.holds(current) && !name.holds(current ^ 1), "{name}");
+        let this = Name::of_process(std::process::id(), current).unwrap();
+        assert!(this.to_string().starts_with(&format!("pid {} (", std::process::id())), "{this}");
+        assert_eq!(Name::find(1), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Which process is meant, and whether it still runs.
 
+use crate::text;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -15,6 +16,12 @@ pub fn thread_file(name: &str) -> PathBuf {
 
 fn thread_file_by_number(name: &str) -> PathBuf {
     Path::new("/proc").join(rustix::thread::gettid().to_string()).join(name)
+}
+
+/// The name of a process.
+pub fn name(pid: u32) -> Option<String> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(text::lossy(comm.trim_ascii_end()).into_owned())
 }
 
 /// A process, as its number alone does not name it for long.

@@ -21,6 +21,7 @@ pub(super) fn show(input: Input, mut choice: Choice, config: &ReadConfig) -> Res
             Event::Start(start) => outlet
                 .begin(&Start { choice: choice.predicates.to_string(), ..start })
                 .context("cannot write")?,
+            Event::Namespace(inode, known) => outlet.namespace(inode, &known),
             Event::Step(step) if choice.takes_step(step.packet, &step.view) => outlet.step(&step),
             Event::Path(path) if choice.takes_path(path.packet) => outlet.path(&path),
             Event::Step(_) | Event::Path(_) => {}

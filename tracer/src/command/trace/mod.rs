@@ -16,12 +16,13 @@ pub mod runs;
 mod shown;
 
 use super::choice::resolved;
+use super::naming::Naming;
 use super::why::explain::Explaining;
 use crate::cli::trace::TraceConfig;
 use crate::error::{Failure, Kind};
 use crate::filter::{self, Filter};
 use crate::predicate::Predicates;
-use crate::sink::{Sink, Start};
+use crate::sink::{Output, Sink, Start};
 use crate::sys::pcap;
 use crate::text;
 use crate::trace_line::LogStyle;
@@ -73,7 +74,10 @@ pub(super) type OpenSink<'a> = dyn Fn() -> Result<Box<dyn Sink>, Failure> + 'a;
 
 impl Wish<'_> {
     fn sink(&self) -> Result<Box<dyn Sink>, Failure> {
-        (self.open_sink)()
+        let sink = (self.open_sink)()?;
+        // Lines of the log name no namespace.
+        let shows_names = self.config.output != Output::Trace || self.config.write.is_some();
+        Ok(if shows_names { Box::new(Naming::new(sink)) } else { sink })
     }
 
     fn start(&self, backend: &'static str, footprint: String, log_style: LogStyle) -> Start {

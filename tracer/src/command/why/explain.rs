@@ -6,7 +6,7 @@ use crate::cli::trace::RuleName;
 use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
-use crate::sink::{Sink, Start, Totals};
+use crate::sink::{Namespace, Sink, Start, Totals};
 use crate::trace_line::LogStyle;
 use crate::why::{Met, Told, told};
 use std::collections::BTreeMap;
@@ -47,6 +47,10 @@ impl Sink for Explaining {
     fn begin(&mut self, start: &Start) -> io::Result<()> {
         self.rules.hold();
         self.shown.begin(start)
+    }
+
+    fn namespace(&mut self, inode: u32, known: &Namespace) -> io::Result<()> {
+        self.shown.namespace(inode, known)
     }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {

@@ -3,7 +3,7 @@
 use super::look;
 use super::rules::Rules;
 use crate::path::{Path, Step};
-use crate::sink::{Sink, Start, Totals};
+use crate::sink::{Namespace, Sink, Start, Totals};
 use crate::sys::clock;
 use crate::why::{Met, Why, fate};
 use std::collections::BTreeMap;
@@ -16,6 +16,8 @@ const PENDING_STEPS: usize = 100_000;
 pub(super) struct Watch {
     shown: Box<dyn Sink>,
     rules: Rules,
+    /// What is known of namespaces.
+    namespaces: BTreeMap<u32, Namespace>,
     pending: BTreeMap<u64, Vec<Met>>,
     pending_steps: usize,
     /// Paths whose end was not seen are always in doubt.
@@ -26,7 +28,15 @@ pub(super) struct Watch {
 impl Watch {
     /// Tells `shown` of the packet that was dropped.
     pub(super) fn new(shown: Box<dyn Sink>, rules: Rules) -> Self {
-        Self { shown, rules, pending: BTreeMap::new(), pending_steps: 0, has_doubt: false, found: false }
+        Self {
+            shown,
+            rules,
+            namespaces: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            pending_steps: 0,
+            has_doubt: false,
+            found: false,
+        }
     }
 
     fn take(&mut self, packet: u64) -> Vec<Met> {
@@ -41,6 +51,11 @@ impl Sink for Watch {
         self.has_doubt = start.backend != "ebpf";
         self.rules.hold();
         self.shown.begin(start)
+    }
+
+    fn namespace(&mut self, inode: u32, known: &Namespace) -> io::Result<()> {
+        self.namespaces.insert(inode, known.clone());
+        Ok(())
     }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
@@ -74,6 +89,9 @@ impl Sink for Watch {
         let (netns, loaded) = (rules.netns(path.netns), rules.recent(path.netns));
         let is_of_iptables = why.at.as_ref().is_some_and(|at| loaded.is_of_iptables(at));
         why.look = look::command(&why, &netns, is_of_iptables);
+        if let Some((inode, known)) = path.netns.and_then(|inode| self.namespaces.get_key_value(&inode)) {
+            self.shown.namespace(*inode, known)?;
+        }
         self.found = true;
         self.shown.why(Some(&why), 1)
     }
