@@ -1,7 +1,7 @@
 //! What user space spends on a record, from the ring's bytes to lines.
 //!
 //! `replay-cost FORM PACKETS` replays the eight traversals of a UDP packet over loopback that often and writes them in
-//! FORM (`trace`, `json` or `pretty`) to nowhere, or to standard output with a third argument. Run it under
+//! FORM (`trace`, `json`, `pretty` or `recording`) to nowhere, or to standard output with a third argument. Run it under
 //! `valgrind --tool=callgrind`, with two numbers of packets, and divide the difference in instructions by the
 //! difference in records.
 
@@ -11,8 +11,9 @@ use nftracer::command::trace::interpreter::{Interpreter, NotRead, Reading};
 use nftracer::command::trace::runs::Heard;
 use nftracer::fetch::Fetched;
 use nftracer::netfilter::{Family, Hook, StepKind, Verdict};
+use nftracer::recording::Recorder;
 use nftracer::ruleset::{Chain, Entry, Table, Target};
-use nftracer::sink::{self, Output, Start};
+use nftracer::sink::{self, Output, Sink, Start};
 use nftracer::xtables::{Form, RawTable};
 use std::io::{self, Write};
 use tracer_common::legacy::{Match, SkbState, TABLE_SLOTS, Traversal, fact, kind};
@@ -40,20 +41,20 @@ const WAY: [(&str, Hook); 8] = [
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [form, packets, rest @ ..] = arguments.as_slice() else {
-        bail!("usage: replay-cost trace|json|pretty PACKETS [show]");
-    };
-    let form = match form.as_str() {
-        "trace" => Output::Trace,
-        "json" => Output::Json,
-        "pretty" => Output::Pretty,
-        other => bail!("{other} is not a form"),
+        bail!("usage: replay-cost trace|json|pretty|recording PACKETS [show]");
     };
     let writer: Box<dyn Write> = if rest.is_empty() { Box::new(io::sink()) } else { Box::new(io::stdout()) };
-    replay(form, packets.parse().context("PACKETS")?, writer)
+    let sink: Box<dyn Sink> = match form.as_str() {
+        "trace" => sink::choose(Output::Trace, false, writer),
+        "json" => sink::choose(Output::Json, false, writer),
+        "pretty" => sink::choose(Output::Pretty, false, writer),
+        "recording" => Box::new(Recorder::new(writer)?),
+        other => bail!("{other} is not a form"),
+    };
+    replay(sink, packets.parse().context("PACKETS")?)
 }
 
-fn replay(form: Output, packets: u64, writer: Box<dyn Write>) -> anyhow::Result<()> {
-    let sink = sink::choose(form, false, writer);
+fn replay(sink: Box<dyn Sink>, packets: u64) -> anyhow::Result<()> {
     let never = Box::new(|_: &_, _, _: &str| Err(NotRead::Failed));
     let mut interpreter = Interpreter::new(
         sink,

@@ -91,8 +91,8 @@ pub(crate) fn seconds(command_line: &str) -> Result<f64> {
     both.with_context(|| format!("times that cannot be read: {children}"))
 }
 
-/// The most memory that reading the log took.
-fn peak_kilobytes(nftracer: &Path, log: &Path) -> Result<u64> {
+/// The most memory that reading a file took.
+pub(crate) fn peak_kilobytes(nftracer: &Path, log: &Path) -> Result<u64> {
     let mut child = command(nftracer)
         .args(["read", "-o", "trace"])
         .arg(log)
