@@ -3,6 +3,7 @@
 
 mod bench;
 mod crash;
+mod diff;
 mod everywhere;
 mod flood;
 mod marks;
@@ -47,6 +48,7 @@ const TESTS: &[&[Test]] = &[
     several::TESTS,
     why::TESTS,
     wireshark::TESTS,
+    diff::TESTS,
     DOCTOR,
     everywhere::TESTS,
     marks::TESTS,

@@ -71,8 +71,8 @@ pub enum Request {
     Rules(rules::RulesConfig),
     /// Say what works here.
     Doctor(doctor::DoctorConfig),
-    /// Show where two recordings part.
-    Diff(diff::DiffConfig),
+    /// Show where two recordings or filters part.
+    Diff(Box<diff::DiffConfig>),
     /// Measure what tracing costs here.
     Bench(bench::BenchConfig),
     /// Clear up after a process when it ends.
@@ -115,7 +115,7 @@ impl Cli {
             Command::Guard { process, namespaces } => Ok(Request::Guard { process, namespaces }),
             Command::Bench(args) => args.config().map(Request::Bench),
             Command::Why(args) => args.config().map(Request::Why),
-            Command::Diff(args) => Ok(Request::Diff(args.config())),
+            Command::Diff(args) => args.config().map(Box::new).map(Request::Diff),
         }
     }
 }

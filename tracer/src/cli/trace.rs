@@ -325,7 +325,7 @@ impl From<OutputArg> for Output {
     }
 }
 
-fn checked_count(count: u64) -> Result<NonZeroU64, UsageError> {
+pub(super) fn checked_count(count: u64) -> Result<NonZeroU64, UsageError> {
     let reason = "at least one packet; leave it out to trace without end";
     NonZeroU64::new(count).ok_or(UsageError::Value { option: "--count", value: count.to_string(), reason })
 }

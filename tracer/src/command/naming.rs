@@ -2,6 +2,7 @@
 
 use crate::fetch::containers;
 use crate::hash::KernelMap;
+use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Path, Step};
 use crate::sink::{Namespace, Sink, Start, Totals};
@@ -112,6 +113,10 @@ impl Sink for Naming {
     fn path(&mut self, path: &Path) -> io::Result<()> {
         self.tell(path.netns)?;
         self.shown.path(path)
+    }
+
+    fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
+        self.shown.freed(packet, time_ns, freed)
     }
 
     fn shows_paths(&self) -> bool {

@@ -1,6 +1,9 @@
 //! `nftracer diff`
 
+mod live;
+
 use crate::cli::diff::DiffConfig;
+use crate::cli::trace::TraceConfig;
 use crate::error::Failure;
 use crate::netfilter::Hook;
 use crate::path::Step;
@@ -17,13 +20,37 @@ use std::path::Path;
 /// Packets of a recording that are compared, from its beginning.
 const PACKETS: usize = 100_000;
 
-/// Shows where two recordings part.
+/// Shows where two recordings, or the packets of two filters, part.
 pub fn run(config: &DiffConfig) -> Result<(), Failure> {
-    let (first, second) = (stories(&config.first)?, stories(&config.second)?);
+    let DiffConfig { first, second, live, count, trace } = config;
+    match (live, first.exists(), second.exists()) {
+        (false, true, true) => {}
+        (false, true, false) | (false, false, true) => {
+            let (file, other) = if first.exists() { (first, second) } else { (second, first) };
+            let (file, other) = (file.display(), other.display());
+            let failure = Failure::usage(anyhow!("{file} is a file, and there is no file {other}"));
+            return Err(failure.with_remedy("give two recordings, or take both for filters with --live"));
+        }
+        _ => {
+            let packets = count.map_or(1, |count| usize::try_from(count.get()).unwrap_or(usize::MAX));
+            return live::run(filter_of(first)?, filter_of(second)?, packets, trace);
+        }
+    }
+    if (count, trace) != (&None, &TraceConfig::default()) {
+        let failure = Failure::usage(anyhow!("nothing is traced: A and B are recordings"));
+        return Err(failure.with_remedy("leave the options out, or take both for filters with --live"));
+    }
+    let (first, second) = (stories(first)?, stories(second)?);
     let mut text = String::new();
     write_difference(&mut text, &first, &second).context("cannot format the difference")?;
     io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
     Ok(())
+}
+
+/// The text of a filter.
+fn filter_of(typed: &Path) -> Result<&str, Failure> {
+    let text = typed.to_str().map(str::trim).filter(|text| !text.is_empty());
+    text.ok_or_else(|| Failure::usage(anyhow!("{typed:?} is neither a recording nor a filter")))
 }
 
 /// What one packet met.
@@ -65,7 +92,7 @@ fn stories(path: &Path) -> Result<Vec<Story>, Failure> {
                     story.outcome = outcome(&path);
                 }
             }
-            Event::Start(_) | Event::Totals(_) => {}
+            Event::Start(_) | Event::Namespace(..) | Event::Totals(_) => {}
         }
     }
     if stories.is_empty() {
