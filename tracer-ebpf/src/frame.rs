@@ -159,6 +159,9 @@ pub struct State {
     pub sock: Cell<u64>,
     pub sock_packet: Cell<u64>,
     pub owner: Cell<u64>,
+    /// The frame whose exit this is, while it is looked for.
+    pub found: Cell<u32>,
+    reserved: u32,
     /// Where the link-layer header lay that was copied last, and whose it was: packet, hook and depth of the frame in
     /// whose record it is.
     pub mac_at: Cell<u64>,

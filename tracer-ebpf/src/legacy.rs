@@ -673,12 +673,14 @@ fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
     let top = cpu.depth.get();
     let mut depth = top.wrapping_sub(1);
     if state.frame(depth).key.get() != end.key {
-        depth = DEPTH;
+        // Kept in memory: where a register has one of eight known numbers, the verifier looks at what follows eight times.
+        state.found.set(DEPTH);
         for candidate in 0..DEPTH {
             if candidate < top && state.frame(candidate).key.get() == end.key {
-                depth = candidate;
+                state.found.set(candidate);
             }
         }
+        depth = state.found.get();
         if depth >= DEPTH {
             orphan(cpu, state.frame(top.wrapping_sub(1)));
             return Some(());
