@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nftracer_tests::compare::{Verdict, compare, is_finished, is_settled};
 use nftracer_tests::lab::{Family, Lab, Spread, addresses};
-use nftracer_tests::nft_rules::{DEVICES, HANDWRITTEN, generate, generate_with_devices};
+use nftracer_tests::nft_rules::{
+    BRIDGES, DEVICES, HANDWRITTEN, generate, generate_with_bridges, generate_with_devices,
+};
 use nftracer_tests::nftrace::{self, MARKER};
 use nftracer_tests::ruleset::TABLES;
 use nftracer_tests::tracer::{Certainty, Packet, Step, Trace, Tracer};
@@ -22,6 +24,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_oracle_handwritten", run: handwritten },
     Test { name: "nft_oracle_generated", run: generated },
     Test { name: "nft_oracle_devices", run: devices },
+    Test { name: "nft_oracle_bridge", run: bridge },
+    Test { name: "nft_oracle_arp", run: arp },
     Test { name: "nft_oracle_iptables", run: iptables },
     Test { name: "nft_oracle_edited", run: edited },
     Test { name: "nft_oracle_netlink", run: netlink },
@@ -67,8 +71,20 @@ table netdev marker {
 }
 ";
 
-/// Generated rulesets with chains of devices.
+/// Marks what a bridge takes, from its ports or from IP.
+const BRIDGE_MARKER: &str = "\
+table netdev marker {
+    chain in { type filter hook ingress devices = { ra, rb } priority -500; meta nftrace set 1; }
+}
+table bridge marker {
+    chain pre { type filter hook prerouting priority -500; meta nftrace set 1; }
+    chain out { type filter hook output priority -500; meta nftrace set 1; }
+}
+";
+
+/// Generated rulesets with chains of devices, and with chains of a bridge.
 const DEVICE_RULESETS: u64 = 8;
+const BRIDGE_RULESETS: u64 = 4;
 /// Generated rulesets that one run of the tracer sees.
 const RULESETS_PER_RUN: usize = 20;
 /// Generated rulesets that are traced without probes.
@@ -289,6 +305,137 @@ fn devices(options: &Options) -> Result<Outcome> {
     let Outcome::Passed(figures) = conclude(&total)? else { bail!("concluded otherwise") };
     let egress = if egress { "with" } else { "without" };
     Ok(Outcome::Passed(format!("{egress} egress; {figures}")))
+}
+
+/// Chains of a bridge among the others, without br_netfilter and with it.
+fn bridge(options: &Options) -> Result<Outcome> {
+    let mut session = Session::new()?;
+    session.lab.bridge()?;
+    let mut planner = Planner::new(options.seed, 0, 1);
+    let mut total = Verdict::default();
+    let mut rulesets: Vec<_> = BRIDGES.iter().map(|it| (it.name.to_owned(), it.text.to_owned())).collect();
+    rulesets.extend((0..BRIDGE_RULESETS).map(|seed| (format!("seed {seed}"), generate_with_bridges(seed))));
+    for (number, (name, text)) in rulesets.iter().enumerate() {
+        session.load(&format!("{BRIDGE_MARKER}{text}"))?;
+        if number == 0 {
+            session.trace()?;
+        }
+        for netfilter in ["0", "1"] {
+            if netfilter == "1" {
+                netns::run("modprobe", &["br_netfilter"], "")?;
+            }
+            for program in ["iptables", "ip6tables"] {
+                let _ = session.lab.r.sysctl(&format!("net/bridge/bridge-nf-call-{program}"), netfilter);
+            }
+            let shots = Session::shots(&mut planner, SHOTS / 4);
+            let verdict = session.judge(|session| {
+                session.fire(&shots);
+                for at in Family::ALL.map(addresses) {
+                    connection(&session.lab.a, at.b, OPEN)?;
+                    connection(&session.lab.r, at.b, OPEN)?;
+                }
+                Ok(())
+            })?;
+            let name = format!("{name}, bridge-nf-call {netfilter}");
+            if options.verbose {
+                println!(
+                    "  {name}: {} {:?}, unseen such as {:?}",
+                    verdict.figures, verdict.reasons, verdict.unseen_example
+                );
+            }
+            examine(&verdict, &name, text)?;
+            total.add(verdict);
+        }
+    }
+    session.end()?;
+    conclude(&total)
+}
+
+/// A request and the answer to it, at the hooks of ARP, of a device and of a bridge.
+fn arp(_: &Options) -> Result<Outcome> {
+    let session = Session::without_legacy()?;
+    let name = session.lab.r.name().to_owned();
+    let at = addresses(Family::Ipv4);
+    let rules = |device: &str| {
+        format!(
+            "table arp a {{\n chain in {{ type filter hook input priority 0; arp operation request counter; }}\n \
+             chain out {{ type filter hook output priority 0; arp operation request drop; meta mark set 1; }}\n}}\n\
+             table netdev d {{\n chain in {{ type filter hook ingress device {device} priority 0; counter; }}\n}}\n\
+             table bridge b {{\n chain in {{ type filter hook input priority 0; ether type arp counter; }}\n \
+             chain out {{ type filter hook output priority 0; counter; }}\n}}\n\
+             table inet t {{\n chain in {{ type filter hook input priority 0; counter; }}\n}}\n"
+        )
+    };
+    let ways: [(&str, &str, &[&str], &[&str]); 2] = [
+        (
+            "ra",
+            "arp host 10.0.1.1",
+            &["d:in:rule:1", "d:in:policy:2", "a:in:rule:1", "a:in:policy:2"],
+            &["a:out:rule:2", "a:out:policy:3"],
+        ),
+        (
+            "br0",
+            "",
+            &["b:in:rule:1", "b:in:policy:2", "d:in:rule:1", "d:in:policy:2", "a:in:rule:1", "a:in:policy:2"],
+            &["a:out:rule:2", "a:out:policy:3", "b:out:rule:1", "b:out:policy:2"],
+        ),
+    ];
+    for (device, filter, request, reply) in ways {
+        if device == "br0" {
+            session.lab.bridge()?;
+        }
+        session.load(&rules(device))?;
+        let tracer = Tracer::start(&["--backend", "ebpf", "--netns", &name, "-o", "json", filter], &[])?;
+        session.lab.a.command("ip", &["neigh", "del", &at.r.to_string(), "dev", "a0"], "")?;
+        connection(&session.lab.a, at.r, OPEN)?;
+        wait::until_steady(SETTLES_WITHIN, SILENCE[0], || tracer.seen());
+        let ended = tracer.stop(Signal::TERM)?;
+        let others = ended
+            .trace
+            .packets
+            .values()
+            .filter(|packet| packet.path.iter().any(|step| step.starts_with("t:")));
+        check((others.count() > 0) == filter.is_empty(), format!("{filter:?}: {:#?}", ended.trace))?;
+        for way in [request, reply] {
+            let of_way = |packet: &&Packet| packet.path == way && packet.certainty == Certainty::Complete;
+            let found = ended.trace.packets.values().filter(of_way).count();
+            check(found == 1, format!("{device}, {filter:?}: {found} of {way:?}: {:#?}", ended.trace))?;
+        }
+    }
+    tool_texts(&session)?;
+    Ok(Outcome::Passed("requests and replies at a device and at a bridge".to_owned()))
+}
+
+/// The rules of ebtables-nft and arptables-nft are shown as their save programs print them.
+fn tool_texts(session: &Session) -> Result<()> {
+    session.load("")?;
+    let at = addresses(Family::Ipv4);
+    let router = &session.lab.r;
+    let tools: [(&str, &str, &[&str]); 2] = [
+        ("ebtables-nft", "bridge", &["-A", "INPUT", "-p", "0x0806", "-j", "ACCEPT"]),
+        ("arptables-nft", "arp", &["-A", "INPUT", "--opcode", "1", "-j", "ACCEPT"]),
+    ];
+    for (tool, _, rule) in tools {
+        router.command(tool, rule, "")?;
+    }
+    let tracer = Tracer::start(&["--backend", "ebpf", "--netns", router.name(), "-o", "json"], &[])?;
+    session.lab.a.command("ip", &["neigh", "del", &at.r.to_string(), "dev", "a0"], "")?;
+    connection(&session.lab.a, at.r, OPEN)?;
+    wait::until_steady(SETTLES_WITHIN, SILENCE[0], || tracer.seen());
+    let ended = tracer.stop(Signal::TERM)?;
+    for (tool, family, _) in tools {
+        let saved = router.command(&format!("{tool}-save"), &[], "")?;
+        let is_rule =
+            |step: &&Step| step.nft.as_ref().is_some_and(|nft| nft.family == family && nft.handle.is_some());
+        let texts: Vec<&str> =
+            ended.trace.steps.iter().filter(is_rule).filter_map(|step| step.text.as_deref()).collect();
+        let right = |text: &&str| saved.lines().any(|line| line == *text);
+        check(
+            !texts.is_empty() && texts.iter().all(right),
+            format!("{texts:?} of {saved}: {:#?}", ended.trace),
+        )?;
+    }
+    Ok(())
 }
 
 /// Rules of iptables-nft: steps, numbers and texts as iptables-nft has them.

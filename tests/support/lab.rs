@@ -153,6 +153,39 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Makes the router's devices ports of its bridge `br0`, which has their addresses. Client and server reach one another
+    /// through the bridge, not through the router.
+    pub fn bridge(&self) -> Result<()> {
+        let mut router = String::from("link add br0 type bridge forward_delay 0 mcast_snooping 0\n");
+        for Side { device, .. } in [&RA, &RB] {
+            let _ = writeln!(router, "addr flush dev {device}\nlink set {device} master br0");
+        }
+        router += &configure(&Side { device: "br0", ..RA });
+        for address in RB.addresses {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            let _ = writeln!(router, "addr add {address} dev br0{nodad}");
+        }
+        for peer in RB.peers {
+            let _ = writeln!(router, "neigh replace {peer} lladdr {} dev br0 nud permanent", RB.peer_mac);
+        }
+        batch(&self.r, &router)?;
+        // The gateways have the other end's hardware address.
+        let beyond = |device: &str, mac: &str, nets: [&str; 2], gateways: [&str; 2]| {
+            let rows = nets.iter().zip(gateways).map(|(net, gateway)| {
+                format!(
+                    "neigh replace {gateway} lladdr {mac} dev {device} nud permanent\n\
+                     route replace {net} via {gateway} dev {device}\n"
+                )
+            });
+            rows.collect::<String>()
+        };
+        batch(
+            &self.a,
+            &beyond("a0", B0.mac, ["10.0.2.2/32", "fd00:2::2/128"], ["10.0.1.100", "fd00:1::100"]),
+        )?;
+        batch(&self.b, &beyond("b0", A0.mac, ["10.0.1.2/31", "fd00:1::2/127"], ["10.0.2.99", "fd00:2::99"]))
+    }
+
     /// All of them.
     pub fn all(&self) -> [&Netns; 3] {
         [&self.a, &self.r, &self.b]

@@ -177,6 +177,45 @@ table ip t {
     },
 ];
 
+/// The same for a router whose devices are ports of its bridge `br0`.
+pub const BRIDGES: &[Handwritten] = &[
+    Handwritten {
+        name: "a bridge alone",
+        text: "
+table bridge b {
+    chain pre { type filter hook prerouting priority -200; policy accept; meta protocol ip jump four; counter; }
+    chain early { type filter hook prerouting priority -300; policy accept; counter; }
+    chain pass { type filter hook forward priority -200; policy accept; th dport 53 drop; udp dport vmap { 443 : jump four, 80 : accept }; counter; }
+    chain in { type filter hook input priority 0; policy accept; counter; }
+    chain out { type filter hook output priority 0; policy accept; counter; }
+    chain post { type filter hook postrouting priority 300; policy accept; th sport 53 drop; counter; }
+    chain late { type filter hook prerouting priority 200; policy accept; counter; }
+    chain four { udp dport 5001 return; meta mark set 3; }
+}",
+    },
+    Handwritten {
+        name: "a bridge, its ports and IP",
+        text: "
+table netdev d {
+    chain in { type filter hook ingress devices = { ra, rb } priority 0; policy accept; counter; }
+    chain up { type filter hook ingress device br0 priority 0; policy accept; counter; }
+}
+table bridge b {
+    chain pre { type filter hook prerouting priority -200; policy accept; counter; }
+    chain late { type filter hook prerouting priority 100; policy accept; meta mark set 7; }
+    chain pass { type filter hook forward priority -100; policy accept; counter; }
+    chain after { type filter hook forward priority 100; policy accept; counter; }
+    chain post { type filter hook postrouting priority 0; policy accept; counter; }
+}
+table inet t {
+    chain pre { type filter hook prerouting priority 0; policy accept; counter; }
+    chain in { type filter hook input priority 0; policy accept; counter; }
+    chain pass { type filter hook forward priority 0; policy accept; th dport 80 drop; counter; }
+    chain post { type filter hook postrouting priority 0; policy accept; counter; }
+}",
+    },
+];
+
 /// What a rule asks, of IPv4, IPv6 or both.
 const CONDITIONS: &[&str] = &[
     "meta l4proto udp",
@@ -274,12 +313,37 @@ pub fn generate_with_devices(seed: u64, egress: bool) -> String {
     text
 }
 
+/// The same, with chains of a bridge as well.
+pub fn generate_with_bridges(seed: u64) -> String {
+    let mut random = Random::new(seed ^ 0xb71d6e);
+    let mut text = generate(seed);
+    let chains = 1 + random.below(4);
+    text += "table bridge b {\n    set some4 { type ipv4_addr; flags interval; elements = { 10.0.1.2-10.0.1.3 }; }\n";
+    for chain in (0..chains).rev() {
+        let _ = writeln!(text, "    chain c{chain} {{");
+        rules(&mut random, &mut text, "bridge", chain + 1..chains);
+        text += "    }\n";
+    }
+    for hook in ["prerouting", "input", "forward", "output", "postrouting"] {
+        for number in 0..random.below(3) {
+            let priority = *random.pick(&[-300, -200, -200, 0, 100, 300]);
+            let _ = writeln!(
+                text,
+                "    chain {hook}{number} {{ type filter hook {hook} priority {priority}; policy accept;"
+            );
+            rules(&mut random, &mut text, "bridge", 0..chains);
+            text += "    }\n";
+        }
+    }
+    text + "}\n"
+}
+
 fn rules(random: &mut Random, text: &mut String, family: &str, targets: std::ops::Range<usize>) {
     for _ in 0..random.below(6) {
         let mut conditions: Vec<&str> = (0..1 + random.below(2))
             .map(|_| *random.pick(CONDITIONS))
             .filter(|condition| match family {
-                "netdev" => !condition.starts_with("ct ") && !condition.contains("nfproto"),
+                "bridge" | "netdev" => !condition.starts_with("ct ") && !condition.contains("nfproto"),
                 "inet" => true,
                 _ if condition.contains("nfproto") => false,
                 "ip" => !condition.contains("ip6"),

@@ -438,6 +438,8 @@ impl StepRow<'_> {
     fn read(&self) -> Option<Step> {
         let hooks = ["prerouting", "input", "forward", "output", "postrouting", "ingress", "egress"];
         let hook = match self.hook {
+            // Those of a bridge are counted from there on.
+            Some(name) if self.family == "bridge" => 7 + hooks.iter().position(|hook| *hook == name)?,
             Some(name) => hooks.iter().position(|hook| *hook == name)?,
             None => usize::from(u8::MAX),
         };

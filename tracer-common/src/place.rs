@@ -8,6 +8,11 @@ pub const INGRESS: u8 = 5;
 /// The same for the egress of a device.
 pub const EGRESS: u8 = 6;
 
+/// The first of the five hooks of a bridge, in the order of those of IP.
+pub const BRIDGE: u8 = 7;
+/// The first of the three hooks of ARP.
+pub const ARP: u8 = 12;
+
 /// Priority of all that translates addresses, whatever priority it was given itself: destinations at PREROUTING (0)
 /// and OUTPUT (3), sources at the other hooks.
 #[inline(always)]

@@ -21,7 +21,7 @@ use tracer_common::nft::{
     commit_slot, fact, kind, what,
 };
 use tracer_common::offsets::ABSENT;
-use tracer_common::place::{EGRESS, INGRESS, nat_priority, rank};
+use tracer_common::place::{ARP, BRIDGE, EGRESS, INGRESS, nat_priority, rank};
 
 /// Replaced by the loader.
 #[unsafe(no_mangle)]
@@ -45,16 +45,24 @@ pub(crate) use nft;
 
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
-const NETDEV: u8 = 5;
-/// `ETH_P_IP` and `ETH_P_IPV6`, in network byte order.
+/// `NFPROTO_NETDEV` and `NFPROTO_BRIDGE`, each with the number of their hooks.
+const NETDEV: (u8, u8) = (5, 2);
+const BRIDGES: (u8, u8) = (7, 5);
+/// `NFPROTO_ARP`, the family of ARP packets, too.
+const ARPS: (u8, u8) = (3, 3);
+/// `ETH_P_IP`, `ETH_P_IPV6` and `ETH_P_ARP`, in network byte order.
 const ETH_IPV4: u16 = 0x0800_u16.to_be();
 const ETH_IPV6: u16 = 0x86dd_u16.to_be();
+const ETH_ARP: u16 = 0x0806_u16.to_be();
 /// `NFT_CHAIN_T_NAT`: a chain that is consulted for connections, not hooked in by itself.
 const TYPE_NAT: u32 = 2;
 const NF_DROP: i32 = 0;
 const NF_STOLEN: i32 = 2;
 /// `NF_QUEUE`, the last verdict that ends a run.
 const NF_QUEUE: i32 = 3;
+
+/// The second hook of a bridge.
+const BRIDGE_INPUT: u8 = BRIDGE + 1;
 
 /// Slots of open runs.
 pub const RUN_SLOTS: u32 = 1024;
@@ -70,7 +78,7 @@ pub struct OpenRun {
     pub run: u64,
     pub index: u32,
     pub commit_slot: u32,
-    /// What tells the packet at a device, and in the lowest bit whether the chain's policy drops it; 0 elsewhere.
+    /// What tells the packet, and in the lowest bit whether it is at a device whose chain's policy drops it.
     pub identity: u64,
 }
 
@@ -89,17 +97,25 @@ impl Place {
         if (family == IPV4 || family == IPV6) && hook <= INGRESS {
             return Some(Self { hook, family });
         }
-        if family != NETDEV || hook > 1 {
+        let hook = if family == NETDEV.0 && hook < NETDEV.1 {
+            INGRESS + hook
+        } else if family == BRIDGES.0 && hook < BRIDGES.1 {
+            BRIDGE + hook
+        } else if family == ARPS.0 && hook < ARPS.1 {
+            ARP + hook
+        } else {
             return None;
-        }
+        };
         let family = match A::field(skb, offset!(skb_protocol))? {
             ETH_IPV4 => IPV4,
             ETH_IPV6 => IPV6,
+            ETH_ARP => ARPS.0,
             _ => return None,
         };
-        Some(Self { hook: INGRESS + hook, family })
+        Some(Self { hook, family })
     }
 
+    /// Whether it is a place of a device or a bridge.
     #[inline(always)]
     fn is_at_device(self) -> bool {
         self.hook >= INGRESS
@@ -112,8 +128,13 @@ impl Place {
         if !self.is_at_device() {
             return Some(Question::of_chain(call, hook, family, known));
         }
-        let device = if hook == INGRESS { offset!(state_in) } else { offset!(state_out) };
-        let device = A::field(A::field(call.state, device)?, offset!(dev_ifindex))?;
+        let device = match hook {
+            INGRESS | BRIDGE | BRIDGE_INPUT => {
+                A::field(A::field(call.state, offset!(state_in))?, offset!(dev_ifindex))?
+            }
+            EGRESS => A::field(A::field(call.state, offset!(state_out))?, offset!(dev_ifindex))?,
+            _ => 0,
+        };
         Some(Question::at_device(call, hook, family, known, device))
     }
 }
@@ -230,7 +251,7 @@ fn begin<A: Access>(call: &Call) -> Option<()> {
     let question = place.question::<A>(call, known)?;
     let selected = question.decide::<A>(call)?;
     let open = open_run(call.key)?;
-    let identity = if place.is_at_device() { question.identity() | drops(call.table) } else { 0 };
+    let identity = question.identity() | if place.is_at_device() { drops(call.table) } else { 0 };
     // SAFETY: a map value.
     unsafe { ((*open).key, (*open).identity) = (0, identity) };
     let hook_state = A::hook_state(call.state)?;
@@ -481,15 +502,14 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
     Some(())
 }
 
-/// A run has ended, by a verdict or by the policy. Of a packet that a device's chain does not let go on nothing more can
-/// come.
+/// A run has ended, by a verdict or by the policy. Of a packet that does not go on nothing more can come.
 #[inline(always)]
 fn ended(identity: u64, verdict: Option<i32>) {
     let gone = match verdict {
         Some(verdict) => verdict == NF_DROP || verdict == NF_STOLEN,
         None => identity & 1 != 0,
     };
-    if identity != 0 && gone {
+    if gone {
         forget(identity & !1);
     }
 }

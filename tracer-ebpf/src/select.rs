@@ -16,7 +16,7 @@ use crate::config::{config, offset};
 use crate::emit::count;
 use crate::kernel::{Access, Packet, copy, read};
 use crate::legacy::Call;
-use crate::maps::{DECIDED, DECISIONS, FILTER, MET, PACKETS, TABLE_CLASSES, TRACED, TracedPacket};
+use crate::maps::{DECIDED, DECISIONS, FILTER, MET, PACKETS, TABLE_CLASSES, TRACED, TracedPacket, Words};
 use crate::nft::nft;
 use crate::snapshot::mask;
 use crate::throttle::admit;
@@ -24,14 +24,15 @@ use crate::translated;
 use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
 use tracer_common::legacy::{NAT_CLASS, TABLE_SLOTS, rank, table_class};
-use tracer_common::place::{EGRESS, INGRESS};
+use tracer_common::place::{BRIDGE, EGRESS, INGRESS};
 
 const PREROUTING: u64 = 0;
 const INPUT: u64 = 1;
 const OUTPUT: u64 = 3;
 const POSTROUTING: u64 = 4;
-/// From here on a position is that of a device's base chains, whatever their priority.
+/// From here on a position is that of a device's base chains, whatever their priority. The last eight are those of bridges and of ARP.
 const AT_DEVICE: u64 = (INGRESS as u64) << 3;
+const AT_BRIDGE: u64 = (BRIDGE as u64) << 3;
 /// Interface number of every namespace's loopback device.
 const LOOPBACK: u32 = 1;
 
@@ -103,19 +104,63 @@ pub static FOLLOWS: [[u8; 64]; 64] = {
     pairs
 };
 
-/// Whether a packet that is traced can come from one hook to another, where one of them is a device's.
-const fn passes(from: u64, to: u64) -> bool {
-    const FROM_INGRESS: u64 = 0b110_0000 | 0b1_0111;
-    const TO_EGRESS: u64 = 1 << EGRESS;
-    /// For each hook the set of hooks that come after it, in eight bits.
-    const NEXT: u64 = TO_EGRESS
-        | TO_EGRESS << 16
-        | TO_EGRESS << 24
-        | TO_EGRESS << 32
-        | FROM_INGRESS << (INGRESS * 8)
-        | TO_EGRESS << (EGRESS * 8);
-    (NEXT >> ((from & 7) << 3 | (to & 7))) & 1 == 1
+/// For each hook, and behind them for each of a bridge and of ARP, the set of those to which a packet that is traced can come from
+/// there, where one of them is a device's or a bridge's. With br_netfilter the hooks of IP lie within those of a bridge.
+#[unsafe(no_mangle)]
+pub static PASSES: [u16; 16] = {
+    const ANY_BRIDGE: u16 = 0b1_1111 << 8;
+    const PRE: u16 = 1 << 8;
+    const LOCAL_IN: u16 = 1 << 9;
+    const FORWARDED: u16 = 1 << 10;
+    const POST: u16 = 1 << 12;
+    const EGRESS: u16 = 1 << 6;
+    const UP: u16 = 0b11_0111 | ARP_IN;
+    const ARP_IN: u16 = 1 << 13;
+    const ARP_OUT: u16 = 1 << 14;
+    const ARP_FORWARD: u16 = 1 << 15;
+    let mut sets = [0; 16];
+    sets[PREROUTING as usize] = EGRESS | PRE | LOCAL_IN | FORWARDED | POST;
+    sets[2] = EGRESS | ANY_BRIDGE;
+    sets[OUTPUT as usize] = EGRESS | ANY_BRIDGE;
+    sets[POSTROUTING as usize] = EGRESS | ANY_BRIDGE;
+    sets[INGRESS as usize] = EGRESS | UP | ANY_BRIDGE;
+    sets[6] = EGRESS | ANY_BRIDGE;
+    sets[8] = EGRESS | UP | PRE | LOCAL_IN | FORWARDED | POST | ARP_FORWARD;
+    sets[9] = UP | LOCAL_IN;
+    sets[10] = EGRESS | 0b1_0100 | FORWARDED | POST | ARP_FORWARD;
+    sets[11] = EGRESS | 1 << 11 | POST;
+    sets[12] = EGRESS | 0b1_0000 | POST;
+    sets[13] = ARP_IN;
+    sets[14] = EGRESS | ANY_BRIDGE | ARP_OUT;
+    sets[15] = EGRESS | FORWARDED | POST | ARP_FORWARD;
+    sets
+};
+
+/// The number of a position's hook in [`PASSES`].
+#[inline(always)]
+fn node(position: u64) -> u64 {
+    if position >= AT_BRIDGE { 8 + (position & 7) } else { position >> 3 }
 }
+
+/// Devices by which packets came to a bridge, by their namespaces and indexes.
+#[unsafe(no_mangle)]
+pub static PORTS: Words<{ PORT_SLOTS as usize }> = Words::new();
+const PORT_SLOTS: u32 = 256;
+
+/// What has to be known of an skb before its packet can be looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// An IP packet, at which its data begins.
+    Ip,
+    /// One with its frame before it.
+    Framed,
+    /// No IP packet: a filter can only be asked about its frame.
+    Arp,
+}
+
+const NFPROTO_ARP: u8 = 3;
+/// Length of an ARP packet for Ethernet and IPv4.
+const ARP_BYTES: u32 = 28;
 
 /// A traversal, and what was decided about its packet.
 #[derive(Clone, Copy)]
@@ -133,6 +178,10 @@ pub struct Question {
     table: u64,
     /// What sees the packet, as a tag of [`Met`].
     tag: u64,
+    /// How the packet lies in its memory.
+    layout: Layout,
+    /// It comes in by a device that is known as a port of a bridge: no packet comes there from a bridge.
+    at_port: bool,
 }
 
 impl Question {
@@ -157,9 +206,23 @@ impl Question {
     /// The same for a base chain of a device, which can be that of several, and see a packet at each of them.
     #[inline(always)]
     pub fn at_device(call: &Call, hook: u8, family: u8, chain: u64, device: u32) -> Self {
-        let now = u64::from(hook & 7) << 3;
-        let tag = Met::chain(call.table ^ (u64::from(device) << 4));
-        Self::new(call.skb_number, now, chain | family_bit(family), tag)
+        let layout = if family == NFPROTO_ARP {
+            Layout::Arp
+        } else if hook == EGRESS {
+            Layout::Framed
+        } else {
+            Layout::Ip
+        };
+        let now =
+            if hook < BRIDGE { u64::from(hook) << 3 } else { AT_BRIDGE + u64::from((hook - BRIDGE) & 7) };
+        let device = u64::from(device);
+        let tag = Met::chain(call.table ^ if hook < BRIDGE { device << 4 } else { 0 });
+        let port = ((chain & PLACE) << 32) | device;
+        if hook == BRIDGE || hook == BRIDGE + 1 {
+            PORTS.set::<{ PORT_SLOTS - 1 }>(device, port);
+        }
+        let at_port = hook == INGRESS && PORTS.get::<{ PORT_SLOTS - 1 }>(device) == port;
+        Self { layout, at_port, ..Self::new(call.skb_number, now, chain | family_bit(family), tag) }
     }
 
     /// What tells the packet from others, by which [`forget`] finds it.
@@ -181,6 +244,8 @@ impl Question {
             now,
             table,
             tag,
+            layout: Layout::Ip,
+            at_port: false,
         }
     }
 
@@ -221,15 +286,22 @@ impl Question {
         if nft!(witness) == 0 || (before_at < AT_DEVICE && self.now < AT_DEVICE) {
             return false;
         }
-        let (from, to) = (before_at >> 3, self.now >> 3);
-        if !passes(from, to) || (from == to && met.has(self.tag)) {
+        let (from, to) = (node(before_at), node(self.now));
+        let sets = (&raw const PASSES).cast::<u16>();
+        // SAFETY: the index is masked; volatile because the table is worth its loads.
+        let set = u64::from(unsafe { sets.add(mask::<15>(from) as usize).read_volatile() });
+        if self.at_port && before_at >= AT_BRIDGE {
+            return false;
+        }
+        if (set >> to) & 1 == 0 || (before_at >= AT_DEVICE && met.has(self.tag)) {
             return false;
         }
         // One that is not traced must not pass for another, unless conntrack knows it: then its addresses may have been
         // translated, and the filter would be asked about others than before. What was left out is not asked again.
         before & IS_TRACED != 0
             || config!(throttled) != 0
-            || (to == u64::from(EGRESS) && A::field(call.skb, offset!(skb_nfct)).unwrap_or(0_u64) & !7 != 0)
+            || ((to >= u64::from(EGRESS) || from > u64::from(EGRESS))
+                && A::field(call.skb, offset!(skb_nfct)).unwrap_or(0_u64) & !7 != 0)
     }
 
     /// What saw the packet of this slot where it was last, if that is kept.
@@ -241,14 +313,16 @@ impl Question {
         Met(MET.get::<{ DECISIONS - 1 }>(self.slot))
     }
 
-    /// Remembers what saw the packet here: a packet that goes on from `before`, where `met` saw it, or begins.
+    /// Remembers what saw the packet here: a packet that goes on from `before`, where `met` saw it, or begins. What devices
+    /// and bridges have seen of it is remembered until it comes to IP: no chain of theirs sees it twice at one device.
     #[inline(always)]
     fn remember_met(&self, before: Option<u64>, met: impl FnOnce() -> Met) {
         if nft!(witness) == 0 {
             return;
         }
+        let stays = |before| before == self.now || (before >= AT_DEVICE && self.now >= AT_DEVICE);
         let earlier = match before {
-            Some(before) if before & POSITION == self.now => met().0 << 16,
+            Some(before) if stays(before & POSITION) => met().0 << 16,
             _ => 0,
         };
         MET.set::<{ DECISIONS - 1 }>(self.slot, earlier | self.tag);
@@ -326,7 +400,7 @@ impl Question {
         }
         self.displace(same, met);
         let may_begin = same || hook == OUTPUT || hook == PREROUTING || hook >= u64::from(INGRESS);
-        let matched = matches::<A>(call.skb, hook == u64::from(EGRESS))
+        let matched = matches::<A>(call.skb, self.layout)
             && (config!(throttled) == 0 || admit(u32::from(may_begin)) != 0);
         self.remember(matched);
         self.remember_met(before, || met);
@@ -468,35 +542,37 @@ fn ask_table<A: Access>(call: &Call, to: *mut u64) -> Option<u64> {
     Some(word)
 }
 
-/// Whether the packet matches the filter. Nothing is read when there is none. `framed` says whether its data begins at
-/// the link-layer header.
+/// Whether the packet matches the filter. Nothing is read when there is none.
 #[inline(always)]
-fn matches<A: Access>(skb: u64, framed: bool) -> bool {
+fn matches<A: Access>(skb: u64, layout: Layout) -> bool {
     if config!(filter_window) != 0 {
-        return translated::matches::<A>(skb, framed);
+        return translated::matches::<A>(skb, layout);
     }
     if config!(filter.len) == 0 {
         return true;
     }
-    extract::<A>(skb, framed).is_some() && run_filter(0) == u32::from(ACCEPT)
+    layout != Layout::Arp && extract::<A>(skb, layout).is_some() && run_filter(0) == u32::from(ACCEPT)
 }
 
 /// Where the packet lies, and how long it is from its network header on.
 #[inline(always)]
-pub fn packet<A: Access>(skb: u64, framed: bool) -> Option<Packet> {
+pub fn packet<A: Access>(skb: u64, layout: Layout) -> Option<Packet> {
     let packet = A::packet(skb)?;
-    if !framed {
-        return Some(packet);
-    }
-    let mac_header = A::field::<u16>(skb, offset!(skb_mac_header))?;
-    Some(packet.without_frame(mac_header))
+    Some(match layout {
+        Layout::Ip => packet,
+        Layout::Framed => packet.without_frame(A::field::<u16>(skb, offset!(skb_mac_header))?),
+        // Before it is sent, its length counts its frame as well.
+        Layout::Arp => {
+            Packet { len: if packet.len > ARP_BYTES { ARP_BYTES } else { packet.len }, data_len: 0, ..packet }
+        }
+    })
 }
 
 /// Puts what the filter can ask about into this CPU's filter input.
 #[inline(always)]
-fn extract<A: Access>(skb: u64, framed: bool) -> Option<()> {
+fn extract<A: Access>(skb: u64, layout: Layout) -> Option<()> {
     let input = FILTER.get_ptr_mut(0)?;
-    let skb = packet::<A>(skb, framed)?;
+    let skb = packet::<A>(skb, layout)?;
     let linear = if skb.linear() > 64 { 64 } else { skb.linear() as usize };
     // SAFETY: a per-CPU map value of this program's own.
     unsafe {

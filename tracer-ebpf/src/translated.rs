@@ -3,16 +3,21 @@
 use crate::config::{config, offset};
 use crate::kernel::{Access, copy};
 use crate::maps::WORKSPACE;
-use crate::select::packet;
+use crate::select::{Layout, packet};
 use core::arch::asm;
 use tracer_common::translated::{MARKER, ROOM, WINDOW_BYTES};
 
-/// Whether the packet matches. `framed` says whether its data begins at the link-layer header.
+/// Whether the packet matches.
 #[inline(always)]
-pub fn matches<A: Access>(skb: u64, framed: bool) -> bool {
-    let Some(packet) = packet::<A>(skb, framed) else { return false };
+pub fn matches<A: Access>(skb: u64, layout: Layout) -> bool {
+    let Some(packet) = packet::<A>(skb, layout) else { return false };
     let link = config!(filter_link_bytes);
-    if link != 0 {
+    if layout == Layout::Arp {
+        // Before it is sent, the skb does not say where its frame begins.
+        if link == 0 {
+            return false;
+        }
+    } else if link != 0 {
         let mac_header = A::field::<u16>(skb, offset!(skb_mac_header)).unwrap_or(0);
         // Without such a header there is nothing that the filter could look at.
         if u32::from(packet.network_header).wrapping_sub(u32::from(mac_header)) != link {

@@ -2,17 +2,27 @@
 
 use std::fmt;
 
-/// An address family with legacy tables.
+/// A family of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {
     /// `NFPROTO_IPV4`.
     Ipv4,
     /// `NFPROTO_IPV6`.
     Ipv6,
+    /// `NFPROTO_ARP`. Its legacy tables are not traced.
+    Arp,
 }
 
 impl Family {
-    /// From the kernel's number, `enum` in `include/uapi/linux/netfilter.h`.
+    /// Of packets, from the kernel's number, `enum` in `include/uapi/linux/netfilter.h`.
+    pub fn of_packets(number: u8) -> Option<Self> {
+        match number {
+            3 => Some(Self::Arp),
+            number => Self::from_nfproto(number),
+        }
+    }
+
+    /// Of legacy tables that can be traced, from the same number.
     pub fn from_nfproto(number: u8) -> Option<Self> {
         match number {
             2 => Some(Self::Ipv4),
@@ -26,6 +36,7 @@ impl Family {
         match self {
             Self::Ipv4 => "ip",
             Self::Ipv6 => "ip6",
+            Self::Arp => "arp",
         }
     }
 }
@@ -66,11 +77,12 @@ impl TableFamily {
         }
     }
 
-    /// Whether chains of this family see packets of IP at a hook.
+    /// Whether chains of this family see packets of another at a hook.
     pub fn sees(self, family: Family, hook: Hook) -> bool {
         match self {
-            Self::Inet => true,
+            Self::Inet => family != Family::Arp,
             Self::Netdev => hook.is_of_device(),
+            Self::Bridge => hook.is_of_bridge(),
             of => of == family.into(),
         }
     }
@@ -81,6 +93,7 @@ impl From<Family> for TableFamily {
         match family {
             Family::Ipv4 => Self::Ip,
             Family::Ipv6 => Self::Ip6,
+            Family::Arp => Self::Arp,
         }
     }
 }
@@ -121,6 +134,22 @@ pub enum Hook {
     Ingress = 5,
     /// `NF_NETDEV_EGRESS`
     Egress = 6,
+    /// `NF_BR_PRE_ROUTING`
+    BridgePrerouting = 7,
+    /// `NF_BR_LOCAL_IN`
+    BridgeInput = 8,
+    /// `NF_BR_FORWARD`
+    BridgeForward = 9,
+    /// `NF_BR_LOCAL_OUT`
+    BridgeOutput = 10,
+    /// `NF_BR_POST_ROUTING`
+    BridgePostrouting = 11,
+    /// `NF_ARP_IN`
+    ArpInput = 12,
+    /// `NF_ARP_OUT`
+    ArpOutput = 13,
+    /// `NF_ARP_FORWARD`
+    ArpForward = 14,
 }
 
 impl Hook {
@@ -133,12 +162,27 @@ impl Hook {
         Self::ALL.get(usize::from(number)).copied()
     }
 
+    /// Those of bridges, by number.
+    pub const BRIDGE: [Self; 5] = [
+        Self::BridgePrerouting,
+        Self::BridgeInput,
+        Self::BridgeForward,
+        Self::BridgeOutput,
+        Self::BridgePostrouting,
+    ];
+
+    /// Those of ARP, by number.
+    pub const ARP: [Self; 3] = [Self::ArpInput, Self::ArpOutput, Self::ArpForward];
+
     /// From the number that a record of nftables has for it, see [`tracer_common::place`].
     pub fn from_record(number: u8) -> Option<Self> {
         match number {
             tracer_common::place::INGRESS => Some(Self::Ingress),
             tracer_common::place::EGRESS => Some(Self::Egress),
-            ip => Self::from_number(ip),
+            number => match number.checked_sub(tracer_common::place::BRIDGE) {
+                Some(number) => Self::BRIDGE.iter().chain(&Self::ARP).nth(usize::from(number)).copied(),
+                None => Self::from_number(number),
+            },
         }
     }
 
@@ -147,14 +191,48 @@ impl Hook {
         matches!(self, Self::Ingress | Self::Egress)
     }
 
+    /// Whether its chains are those of bridges.
+    pub fn is_of_bridge(self) -> bool {
+        Self::BRIDGE.contains(&self)
+    }
+
+    /// The hook of IP that has the same name, if there is one.
+    fn named(self) -> Self {
+        match self {
+            Self::BridgePrerouting => Self::Prerouting,
+            Self::BridgeInput | Self::ArpInput => Self::Input,
+            Self::BridgeForward | Self::ArpForward => Self::Forward,
+            Self::BridgeOutput | Self::ArpOutput => Self::Output,
+            Self::BridgePostrouting => Self::Postrouting,
+            other => other,
+        }
+    }
+
     /// The name of the built-in chain at this hook, as iptables writes it.
     pub fn chain(self) -> &'static str {
-        ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "INGRESS", "EGRESS"][self as usize]
+        ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "INGRESS", "EGRESS"]
+            [self.named() as usize]
+    }
+
+    /// The same, with the family where it is not IP.
+    pub fn full_name(self) -> &'static str {
+        match self {
+            Self::BridgePrerouting => "bridge prerouting",
+            Self::BridgeInput => "bridge input",
+            Self::BridgeForward => "bridge forward",
+            Self::BridgeOutput => "bridge output",
+            Self::BridgePostrouting => "bridge postrouting",
+            Self::ArpInput => "arp input",
+            Self::ArpOutput => "arp output",
+            Self::ArpForward => "arp forward",
+            other => other.name(),
+        }
     }
 
     /// The name that nft and the JSON output use.
     pub fn name(self) -> &'static str {
-        ["prerouting", "input", "forward", "output", "postrouting", "ingress", "egress"][self as usize]
+        ["prerouting", "input", "forward", "output", "postrouting", "ingress", "egress"]
+            [self.named() as usize]
     }
 }
 

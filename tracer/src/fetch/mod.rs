@@ -148,6 +148,7 @@ fn table_names(family: Family) -> Result<Vec<String>, Error> {
     let path = thread_file(match family {
         Family::Ipv4 => NAMES[0],
         Family::Ipv6 => NAMES[1],
+        Family::Arp => "net/arp_tables_names",
     });
     let names = match fs::read_to_string(&path) {
         // The kernel has no legacy tables, or has not loaded them.

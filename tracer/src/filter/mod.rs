@@ -116,11 +116,11 @@ pub fn compile(text: &str, libpcap: Libpcap<'_>) -> Result<Filter, FilterError> 
     }
 }
 
-/// Ethernet is only asked for where the IP packet alone does not do.
+/// Ethernet is only asked for where the IP packet alone does not do: an ARP packet, too, is in a frame.
 fn full(text: &str, libpcap: Libpcap<'_>) -> Result<(Vec<classic::Instruction>, LinkType), LibpcapError> {
     let with = |link| libpcap(link, text).map(|program| (program, link));
     match with(LinkType::Raw) {
-        Err(LibpcapError::Refused(message)) if message != REJECTS_ALL => with(LinkType::Ethernet),
+        Err(LibpcapError::Refused(_)) => with(LinkType::Ethernet),
         compiled => compiled,
     }
 }

@@ -172,6 +172,7 @@ pub(super) fn table_exists(family: Family) -> bool {
     let name = match family {
         Family::Ipv4 => "net/ip_tables_names",
         Family::Ipv6 => "net/ip6_tables_names",
+        Family::Arp => "net/arp_tables_names",
     };
     let names = fs::read_to_string(process::thread_file(name)).unwrap_or_default();
     names.lines().any(|name| name == "raw")
@@ -239,7 +240,7 @@ fn address(family: Family, tests: &[&Test]) -> Option<(&'static str, String)> {
         return None;
     }
     let text = match family {
-        Family::Ipv4 => format!("{}/{}", Ipv4Addr::from(bits[0]), Ipv4Addr::from(mask[0])),
+        Family::Ipv4 | Family::Arp => format!("{}/{}", Ipv4Addr::from(bits[0]), Ipv4Addr::from(mask[0])),
         Family::Ipv6 => {
             let whole = |words: [u32; 4]| {
                 Ipv6Addr::from(words.iter().fold(0, |all: u128, word| all << 32 | u128::from(*word)))

@@ -208,6 +208,7 @@ fn rule(expressions: &mut Expressions<'_, '_>, selection: &Selection) {
     let family = match selection.family {
         Family::Ipv4 => libc::NFPROTO_IPV4,
         Family::Ipv6 => libc::NFPROTO_IPV6,
+        Family::Arp => libc::NFPROTO_ARP,
     };
     expressions.meta(libc::NFT_META_NFPROTO);
     expressions.compare(libc::NFT_CMP_EQ, &[family as u8]);

@@ -100,10 +100,9 @@ fn hook(family: TableFamily, number: u32) -> Option<Hook> {
     match (family, number) {
         (TableFamily::Netdev, 0) | (TableFamily::Inet, 5) => Some(Hook::Ingress),
         (TableFamily::Netdev, 1) => Some(Hook::Egress),
-        (TableFamily::Arp, 0) => Some(Hook::Input),
-        (TableFamily::Arp, 1) => Some(Hook::Output),
-        (TableFamily::Arp, 2) => Some(Hook::Forward),
-        (TableFamily::Netdev | TableFamily::Arp, _) => None,
+        (TableFamily::Netdev, _) => None,
+        (TableFamily::Arp, number) => Hook::ARP.get(usize::try_from(number).ok()?).copied(),
+        (TableFamily::Bridge, number) => Hook::BRIDGE.get(usize::try_from(number).ok()?).copied(),
         (_, number) => Hook::from_number(u8::try_from(number).ok()?),
     }
 }

@@ -224,9 +224,9 @@ impl Table {
             (TableFamily::Ip | TableFamily::Ip6 | TableFamily::Arp, "filter", _) => 0,
             (TableFamily::Ip | TableFamily::Ip6, "security", _) => 50,
             (TableFamily::Bridge, "filter", _) => -200,
-            (TableFamily::Bridge, "nat", Hook::Prerouting) => -300,
-            (TableFamily::Bridge, "nat", Hook::Output) => 100,
-            (TableFamily::Bridge, "nat", Hook::Postrouting) => 300,
+            (TableFamily::Bridge, "nat", Hook::BridgePrerouting) => -300,
+            (TableFamily::Bridge, "nat", Hook::BridgeOutput) => 100,
+            (TableFamily::Bridge, "nat", Hook::BridgePostrouting) => 300,
             _ => return false,
         };
         *chain.name == *hook.chain() && *priority == expected

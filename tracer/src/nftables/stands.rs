@@ -14,6 +14,17 @@ pub type BaseName = (TableFamily, Arc<str>, Arc<str>);
 pub struct Stands {
     generation: u32,
     stands: Vec<Stand>,
+    /// The names of the bridges, and of what is on top of them.
+    bridges: Vec<Vec<u8>>,
+}
+
+/// The devices that a packet came in by and leaves by, as far as they are known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Devices<'a> {
+    /// By which it came in.
+    pub indev: Option<&'a [u8]>,
+    /// By which it leaves.
+    pub outdev: Option<&'a [u8]>,
 }
 
 #[derive(Debug)]
@@ -35,7 +46,17 @@ impl Stands {
             nat: base.is_nat(),
             devices: base.devices.clone(),
         });
-        Self { generation: ruleset.generation, stands: stands.collect() }
+        Self { generation: ruleset.generation, stands: stands.collect(), bridges: Vec::new() }
+    }
+
+    /// Whether some of them are those of bridges.
+    pub fn have_bridges(&self) -> bool {
+        self.stands.iter().any(|stand| stand.at.hook.is_of_bridge())
+    }
+
+    /// The same where these devices are bridges, or on top of one.
+    pub fn with_bridges(self, bridges: Vec<Vec<u8>>) -> Self {
+        Self { bridges, ..self }
     }
 
     /// Whether there are none.
@@ -55,11 +76,14 @@ impl Stands {
         places: &[At],
         gone: bool,
         met: &HashSet<BaseName>,
-        indev: Option<&[u8]>,
+        Devices { indev, outdev }: Devices<'_>,
     ) -> Vec<String> {
         let Some((first, last)) = places.first().zip(places.last()) else { return Vec::new() };
         let passed: HashSet<Hook> = places.iter().map(|at| at.hook).chain(between(places)).collect();
-        let has = |devices: &[String]| indev.is_some_and(|indev| is_one_of(indev, devices));
+        let has = |device: Option<&[u8]>, devices: &[String]| device.is_some_and(|it| is_one_of(it, devices));
+        let is_bridge = |device: Option<&[u8]>| self.bridges.iter().any(|bridge| Some(&**bridge) == device);
+        let went_out = !gone && matches!(last.hook, Hook::Postrouting | Hook::ArpOutput | Hook::Egress);
+        let came_in = matches!(first.hook, Hook::Prerouting | Hook::Input | Hook::Forward | Hook::ArpInput);
         let mut silent = Vec::new();
         for Stand { name, at, nat, devices } in &self.stands {
             let (of, table, chain) = name;
@@ -67,8 +91,16 @@ impl Stands {
                 continue;
             }
             let why = match at.hook {
-                Hook::Ingress if first.hook == Hook::Prerouting && has(devices) => "the mark comes after it",
-                Hook::Ingress | Hook::Egress => continue,
+                Hook::Ingress if came_in && has(indev, devices) => "the mark comes after it",
+                Hook::Ingress if first.hook != Hook::Ingress || !has(indev, devices) => continue,
+                Hook::Egress if went_out && has(outdev, devices) => "it told nothing",
+                Hook::Egress => continue,
+                Hook::BridgePrerouting | Hook::BridgeInput if came_in && is_bridge(indev) => {
+                    "the mark comes after it"
+                }
+                Hook::BridgeOutput | Hook::BridgePostrouting if went_out && is_bridge(outdev) => {
+                    "it told nothing"
+                }
                 hook if !passed.contains(&hook) => continue,
                 hook if hook == first.hook && at.priority < first.priority => "the mark comes after it",
                 hook if hook == first.hook && at.priority == first.priority => continue,

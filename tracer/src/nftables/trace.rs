@@ -159,7 +159,7 @@ fn packet_family(nfproto: u32, packet: Option<&TracedPacket<'_>>) -> Option<Fami
     /// `ARPHRD_ETHER` and `ARPHRD_LOOPBACK`
     const ETHERNET: [u16; 2] = [1, 772];
     if !matches!(decode::family(u8::try_from(nfproto).ok()?)?, TableFamily::Bridge | TableFamily::Netdev) {
-        return Family::from_nfproto(u8::try_from(nfproto).ok()?);
+        return Family::of_packets(u8::try_from(nfproto).ok()?);
     }
     let packet = packet?;
     packet.indev.or(packet.outdev).filter(|device| ETHERNET.contains(&device.dev_type))?;
@@ -171,6 +171,7 @@ fn packet_family(nfproto: u32, packet: Option<&TracedPacket<'_>>) -> Option<Fami
     match ethertype {
         [0x08, 0x00] => Some(Family::Ipv4),
         [0x86, 0xdd] => Some(Family::Ipv6),
+        [0x08, 0x06] => Some(Family::Arp),
         _ => None,
     }
 }

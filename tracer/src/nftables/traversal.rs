@@ -364,6 +364,7 @@ impl Packet {
         let (whole, length) = match family {
             Some(Family::Ipv4) => ipv4(network),
             Some(Family::Ipv6) => ipv6(network),
+            Some(Family::Arp) => (true, network.len() as u32),
             None => (false, 0),
         };
         let transport = packet.transport.filter(|_| whole).unwrap_or_default();

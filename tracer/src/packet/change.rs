@@ -107,6 +107,7 @@ impl Look {
         Some(match self.family {
             Family::Ipv4 => second >> 2,
             Family::Ipv6 => (first << 4 | second >> 4) >> 2,
+            Family::Arp => return None,
         })
     }
 

@@ -32,6 +32,8 @@ pub struct Headers {
     pub ttl: Option<u8>,
     /// Which part of a packet it is, if it is not all of it.
     pub fragment: Option<Fragment>,
+    /// What an ARP packet is for, `ar_op`.
+    pub arp: Option<u16>,
 }
 
 /// A part of a packet.
@@ -55,6 +57,7 @@ pub fn headers(view: &PacketView<'_>) -> Headers {
     let mut headers = match view.family {
         Family::Ipv4 => ipv4(data),
         Family::Ipv6 => ipv6(data),
+        Family::Arp => return arp(data).unwrap_or_default(),
     }
     .unwrap_or_default();
     if let Some([sport, dport]) =
@@ -75,6 +78,7 @@ pub(crate) fn upper(view: &PacketView<'_>) -> Option<(u8, Option<u32>)> {
     let network = match view.family {
         Family::Ipv4 => ipv4(data),
         Family::Ipv6 => ipv6(data),
+        Family::Arp => None,
     }?;
     Some((network.fields.protocol?, network.payload))
 }
@@ -118,6 +122,22 @@ pub fn protocol_name(number: u8) -> Cow<'static, str> {
         _ => return number.to_string().into(),
     };
     name.into()
+}
+
+/// ARP for IPv4 over Ethernet; of others the operation.
+fn arp(data: Data<'_>) -> Option<Headers> {
+    const ETHERNET_AND_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
+    let header: &[u8; 8] = data.header(0).ok()?;
+    let arp = Some(u16::from_be_bytes([header[6], header[7]]));
+    let address = |offset| Some(IpAddr::from(*data.header::<4>(offset).ok()?));
+    let known = header[..6] == ETHERNET_AND_IPV4;
+    let [src, dst] = [14, 24].map(|offset| address(offset).filter(|_| known));
+    Some(Headers { src, dst, arp, length: Some(arp_len(header)), ..Headers::default() })
+}
+
+/// Length of an ARP packet by what it says of its addresses.
+fn arp_len(header: &[u8; 8]) -> u32 {
+    8 + 2 * (u32::from(header[4]) + u32::from(header[5]))
 }
 
 /// Fields of the network header, and where the payload begins unless it is a later fragment.

@@ -60,7 +60,7 @@ struct AtHook {
 }
 
 /// Hooks by the number that [`Hook::from_record`] takes.
-const HOOKS: [Hook; 7] = [
+const HOOKS: [Hook; 15] = [
     Hook::Prerouting,
     Hook::Input,
     Hook::Forward,
@@ -68,6 +68,14 @@ const HOOKS: [Hook; 7] = [
     Hook::Postrouting,
     Hook::Ingress,
     Hook::Egress,
+    Hook::BridgePrerouting,
+    Hook::BridgeInput,
+    Hook::BridgeForward,
+    Hook::BridgeOutput,
+    Hook::BridgePostrouting,
+    Hook::ArpInput,
+    Hook::ArpOutput,
+    Hook::ArpForward,
 ];
 
 /// What stands at each hook.
@@ -75,6 +83,7 @@ const HOOKS: [Hook; 7] = [
 pub struct Stands {
     hooks: [AtHook; HOOKS.len()],
     legacy: bool,
+    bridges: bool,
 }
 
 /// The bits of the first `count`, at most 64.
@@ -86,12 +95,19 @@ fn lowest(count: usize) -> u64 {
 /// leaves by tells whether there is more at egress.
 fn hooks_after(hook: Hook, loopback: bool) -> &'static [Hook] {
     match hook {
-        Hook::Ingress => &[Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Postrouting],
+        Hook::Ingress => &[Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Postrouting, Hook::ArpInput],
         Hook::Prerouting => &[Hook::Input, Hook::Forward, Hook::Postrouting],
         Hook::Output if loopback => &[Hook::Postrouting, Hook::Ingress, Hook::Prerouting, Hook::Input],
         Hook::Forward | Hook::Output => &[Hook::Postrouting],
         Hook::Postrouting | Hook::Egress if loopback => &[Hook::Ingress, Hook::Prerouting, Hook::Input],
         Hook::Input | Hook::Postrouting | Hook::Egress => &[],
+        Hook::ArpInput | Hook::ArpOutput | Hook::ArpForward => &[],
+        // Where a packet that crosses a bridge can be next is not looked at.
+        Hook::BridgePrerouting
+        | Hook::BridgeInput
+        | Hook::BridgeForward
+        | Hook::BridgeOutput
+        | Hook::BridgePostrouting => &[],
     }
 }
 
@@ -156,6 +172,7 @@ impl Stands {
             (at.sure, at.nat) = (bits(|stand| stand.sure), bits(|stand| stand.nat));
             at.all = lowest(at.stands.len());
         }
+        self.bridges = Hook::BRIDGE.iter().any(|hook| self.all(*hook as u8) != 0);
         for hook in &HOOKS {
             let any = |loopback| hooks_after(*hook, loopback).iter().any(|later| self.all(*later as u8) != 0);
             self.hooks[*hook as usize].goes_on = [any(false), any(true)];
@@ -224,9 +241,15 @@ impl Stands {
         self.all(Hook::Ingress as u8) | self.all(Hook::Egress as u8) != 0
     }
 
-    /// Those that see a packet at a device; at a hook of IP all, whatever the device.
+    /// Whether there are base chains at a hook of bridges.
+    #[inline]
+    pub(super) fn has_bridges(&self) -> bool {
+        self.bridges
+    }
+
+    /// Those that see a packet at a device; at other hooks all, whatever the device.
     pub(super) fn at_device(&self, hook: u8, device: &[u8]) -> u64 {
-        if hook < Hook::Ingress as u8 {
+        if hook != Hook::Ingress as u8 && hook != Hook::Egress as u8 {
             return u64::MAX;
         }
         let sees = |stand: &Stand| !device.is_empty() && is_one_of(device, &stand.devices);

@@ -120,7 +120,7 @@ struct Open {
     /// As it was seen last.
     header: Option<Header>,
     /// The hooks where it was, by bits.
-    hooks: u8,
+    hooks: u16,
     /// The queue that it was sent to.
     queue: Option<u16>,
     /// Its last step decided what became of it.
@@ -136,8 +136,18 @@ struct Open {
     has_nat: bool,
     /// Where it came from and where it was sent to, as far as it was seen.
     devices: [[u8; 16]; 2],
-    /// Something of its way is known.
+    /// Something of its way is known, that across bridges aside.
     begun: bool,
+    /// Its way across bridges: with br_netfilter it meets the hooks of IP in between.
+    bridge: Option<Bridged>,
+}
+
+/// Where a packet was last at the hooks of a bridge; as [`Open`] has it for the others.
+#[derive(Clone, Copy, Debug)]
+struct Bridged {
+    last: Place,
+    behind: u64,
+    met: u64,
 }
 
 /// What a packet waits for.
@@ -202,6 +212,15 @@ impl Header {
                 };
                 let token = token(ip.next_header(), bytes, 40, ip.total_len());
                 Self { id: ip.flow_label(), len: ip.total_len(), protocol, piece, token, addresses }
+            }
+            // Nothing of it is ever translated.
+            Family::Arp => {
+                let [_, _, _, _, hardware, network, _, operation, rest @ ..]: &[u8; 28] =
+                    bytes.first_chunk()?;
+                addresses[..20].copy_from_slice(rest);
+                let id = rest.iter().fold(0, |id: u32, byte| id.rotate_left(5) ^ u32::from(*byte));
+                let len = u16::from_be_bytes([*hardware, *network]);
+                Self { id, len: len.into(), protocol: *operation, piece: Piece::Whole, token: 0, addresses }
             }
         })
     }
@@ -389,7 +408,7 @@ impl Visit {
             netns: run.netns,
             entry_ns: run.entry_ns,
             place: Place {
-                hook: run.hook.min(Hook::Egress as u8),
+                hook: hook_of(run.hook) as u8,
                 key: Key::Nft { table: run.table, chain: run.chain },
                 priority: run.priority,
                 connection: has(fact::CONNTRACK).then(|| Connection::of(family, conntrack, header)),
@@ -487,7 +506,7 @@ impl Tracker {
             self.left.remove(&packet);
         }
         let heard_ns = self.heard_ns;
-        let mut fate = None;
+        let (mut fate, mut bridge) = (None, None);
         if let Some(open) = self.open.get_mut(&packet).filter(|_| !first) {
             fate = open.becomes(visit);
             if fate.is_none() {
@@ -496,6 +515,7 @@ impl Tracker {
                 return;
             }
             open.path.outcome = fate.map(str::to_owned);
+            bridge = open.bridge.take();
         }
         if first || fate.is_some() {
             self.give(packet, give);
@@ -504,7 +524,10 @@ impl Tracker {
             Some(_) => None,
             None => self.by_skb.insert(visit.skb, packet),
         };
-        let begins = matches!(hook_of(place.hook), Hook::Ingress | Hook::Prerouting | Hook::Output);
+        let begins = matches!(
+            hook_of(place.hook),
+            Hook::Ingress | Hook::Prerouting | Hook::Output | Hook::BridgePrerouting | Hook::ArpOutput
+        );
         let torn = earlier.filter(|_| first && !begins);
         // The kernel program has forgotten that it had seen it.
         let torn = torn.and_then(|earlier| self.open.get_mut(&earlier)).is_some_and(|earlier| {
@@ -523,6 +546,8 @@ impl Tracker {
             } else if fate.is_none() {
                 open.doubt("its earlier tables were not seen, or shown before, as another packet".to_owned());
             }
+            // What became another packet on its way across a bridge is still there.
+            open.bridge = bridge;
             open
         });
         if torn {
@@ -750,6 +775,7 @@ fn skipped(from: u8, to: u8) -> &'static [Hook] {
         (Hook::Postrouting, Hook::Input) => &[Hook::Egress, Hook::Ingress, Hook::Prerouting],
         (Hook::Egress, Hook::Prerouting) => &[Hook::Ingress],
         (Hook::Egress, Hook::Input) => &[Hook::Ingress, Hook::Prerouting],
+        (Hook::BridgePrerouting, Hook::BridgePostrouting) => &[Hook::BridgeForward],
         _ => &[],
     }
 }
@@ -778,7 +804,7 @@ fn next_hooks(hook: Hook, loopback: bool) -> &'static [Hook] {
         Hook::Prerouting => &[Hook::Input, Hook::Forward],
         Hook::Forward | Hook::Output => &[Hook::Postrouting],
         Hook::Postrouting if loopback => &[Hook::Prerouting],
-        Hook::Input | Hook::Postrouting | Hook::Egress => &[],
+        _ => &[],
     }
 }
 
@@ -818,6 +844,7 @@ impl Open {
             has_nat,
             devices: [[0; 16]; 2],
             begun: false,
+            bridge: None,
         }
     }
 
@@ -873,14 +900,17 @@ impl Open {
             // Without conntrack between PREROUTING and INPUT: `ip_local_deliver` in `net/ipv4/ip_input.c`. With it before
             // all tables, but behind the chains of devices.
             (Piece::First | Piece::Later, Piece::Whole)
-                if self.path.family == Family::Ipv4 || self.last.hook == Hook::Ingress as u8 =>
+                if self.path.family == Family::Ipv4
+                    || self.bridge.is_some()
+                    || self.last.hook == Hook::Ingress as u8 =>
             {
                 Some("put together with other fragments")
             }
             // After POSTROUTING: `ip_finish_output` and its sibling. Only through loopback, or by a device with chains of
             // its own, is the fragment seen again.
             (Piece::Whole, Piece::First)
-                if (self.last.loopback || visit.place.hook == Hook::Egress as u8)
+                if (self.last.loopback
+                    || matches!(hook_of(visit.place.hook), Hook::Egress | Hook::BridgeOutput))
                     && later.len < before.len
                     && later.addresses == before.addresses =>
             {
@@ -892,6 +922,12 @@ impl Open {
 
     /// A packet begins at a device's chains or at the first table of PREROUTING or OUTPUT, or something was not seen.
     fn check_beginning(&mut self, visit: &Visit) {
+        self.check_way(visit);
+        self.check_ingress(visit, &[]);
+    }
+
+    /// What a packet must have met on its way to a hook, where nothing earlier of that way was seen.
+    fn check_way(&mut self, visit: &Visit) {
         let place = visit.place;
         let before = self.stands.before(place.hook, place.priority)
             & self.stands.at_device(place.hook, visit.device(place.hook));
@@ -902,9 +938,22 @@ impl Open {
             Hook::Prerouting | Hook::Output | Hook::Ingress => &[],
             Hook::Input | Hook::Forward => &[&[Hook::Prerouting]],
             Hook::Postrouting => &[&[Hook::Output], &[Hook::Forward, Hook::Prerouting]],
+            Hook::BridgePrerouting | Hook::ArpInput | Hook::ArpOutput | Hook::ArpForward => &[],
+            Hook::BridgeInput | Hook::BridgeForward => &[&[Hook::BridgePrerouting]],
+            Hook::BridgePostrouting => {
+                &[&[Hook::BridgeOutput], &[Hook::BridgeForward, Hook::BridgePrerouting]]
+            }
+            // What a bridge forwards need not come to IP, and what IP sends it was seen there.
+            Hook::Egress if self.bridge.is_some() => &[],
+            Hook::BridgeOutput if self.begun => &[],
+            Hook::Egress | Hook::BridgeOutput if self.path.family == Family::Arp => &[&[Hook::ArpOutput]],
             // A packet that was cut after POSTROUTING was seen as a whole.
-            Hook::Egress if visit.entry.is_some_and(|entry| entry.piece != Piece::Whole) => &[],
-            Hook::Egress => {
+            Hook::Egress | Hook::BridgeOutput
+                if visit.entry.is_some_and(|entry| entry.piece != Piece::Whole) =>
+            {
+                &[]
+            }
+            Hook::Egress | Hook::BridgeOutput => {
                 &[&[Hook::Postrouting, Hook::Output], &[Hook::Postrouting, Hook::Forward, Hook::Prerouting]]
             }
         };
@@ -915,13 +964,18 @@ impl Open {
             let names: Vec<_> = seen.into_iter().map(Hook::chain).collect();
             self.doubt(format!("it was not seen in {}", names.join(" or ")));
         }
-        self.check_ingress(visit, &[]);
     }
 
     /// What IP takes from a device has passed the device's chains. `seen` is the device at which it has met them.
     fn check_ingress(&mut self, visit: &Visit, seen: &[u8]) {
         const INGRESS: u8 = Hook::Ingress as u8;
-        let came_in = matches!(hook_of(visit.place.hook), Hook::Prerouting | Hook::Input | Hook::Forward);
+        let came_in = match hook_of(visit.place.hook) {
+            // They know the bridge's ports.
+            Hook::BridgePrerouting | Hook::BridgeInput | Hook::BridgeForward => true,
+            // With br_netfilter the bridge is named as the device, and not come by yet.
+            Hook::Prerouting | Hook::Input | Hook::Forward | Hook::ArpInput => self.bridge.is_none(),
+            _ => false,
+        };
         if came_in && self.stands.all(INGRESS) != 0 && visit.device(INGRESS) != seen {
             let missing = self.stands.at_device(INGRESS, visit.device(INGRESS)) & self.stands.sure(INGRESS);
             self.not_seen(INGRESS, missing);
@@ -931,6 +985,10 @@ impl Open {
     /// Adds what the packet met while this stood at the hooks. Says what it waits for then.
     fn go_on(&mut self, part: Part<'_>, visit: &Visit, stands: &Rc<Stands>, heard_ns: u64) -> Next {
         if !Rc::ptr_eq(&self.stands, stands) {
+            if let Some(Bridged { last, behind, met }) = &mut self.bridge {
+                *met = stands.translate(&self.stands, last.hook, *met);
+                *behind = stands.before(last.hook, last.priority);
+            }
             self.met = stands.translate(&self.stands, self.last.hook, self.met);
             self.behind = stands.before(self.last.hook, self.last.priority);
             self.stands = Rc::clone(stands);
@@ -944,7 +1002,12 @@ impl Open {
         let place = visit.place;
         let (before, bit) = self.stands.place(place.hook, place.priority, place.key);
         let before = before & self.stands.at_device(place.hook, visit.device(place.hook));
-        if self.begun {
+        let on_bridge = hook_of(place.hook).is_of_bridge();
+        if on_bridge {
+            self.cross_bridge(visit, before, bit);
+        } else if !self.begun && self.bridge.is_some() {
+            self.check_way(visit);
+        } else if self.begun {
             let last = self.last;
             // What was missing before that has been said.
             let behind = self.behind;
@@ -960,7 +1023,10 @@ impl Open {
                 let among = self.stands.at_device(last.hook, device(&devices, last.hook)) & !behind;
                 let missing = self.expected(last.hook, (among, self.met), last.connection, place.connection);
                 self.not_seen(last.hook, missing);
-                for hook in skipped(last.hook, place.hook).iter().map(|hook| *hook as u8) {
+                // Those of IP can lie within those of a bridge.
+                let passed = if self.bridge.is_some() { self.hooks } else { 0 };
+                let skipped = skipped(last.hook, place.hook).iter().map(|hook| *hook as u8);
+                for hook in skipped.filter(|hook| passed & 1 << *hook == 0) {
                     // It left by the device that was known then, and came in by the one that is known now.
                     let between = if hook == Hook::Egress as u8 { &devices } else { &visit.devices };
                     let among = self.stands.at_device(hook, device(between, hook));
@@ -986,18 +1052,20 @@ impl Open {
             self.established = Some(self.established.map_or(later, |earlier| earlier.then(later)));
         }
         self.has_nat |= self.stands.nat(place.hook) & self.stands.sure(place.hook) != 0;
-        self.devices = visit.devices;
-        self.hooks |= 1 << place.hook;
         self.queue = part.queue;
         self.is_decided =
             part.certainty == Certainty::Complete && part.outcome.is_none() && !part.steps.is_empty();
         // Another packet was freed at its place.
         self.ending = None;
-        self.begun = true;
         self.header = visit.exit;
-        self.last = place;
-        self.behind = before;
-        self.met |= bit;
+        if !on_bridge {
+            self.devices = visit.devices;
+            self.hooks |= 1 << place.hook;
+            self.begun = true;
+            self.last = place;
+            self.behind = before;
+            self.met |= bit;
+        }
         self.entry_ns = visit.entry_ns;
         if !part.steps.is_empty() {
             if self.path.steps.is_empty() {
@@ -1019,8 +1087,57 @@ impl Open {
         }
     }
 
+    /// Checks what the packet meets at a hook of a bridge against what it met there before.
+    fn cross_bridge(&mut self, visit: &Visit, before: u64, bit: u64) {
+        let place = visit.place;
+        let mut here = 0;
+        match self.bridge {
+            Some(Bridged { last, behind, met }) if last.hook == place.hook => {
+                self.not_seen(place.hook, self.stands.sure(place.hook) & before & !behind & !met);
+                if place.priority < last.priority || met & bit != 0 {
+                    self.doubt("it went back, or is two packets".to_owned());
+                }
+                here = met;
+            }
+            Some(Bridged { last, behind, met }) => {
+                self.not_seen(last.hook, self.stands.sure(last.hook) & !behind & !met);
+                for hook in skipped(last.hook, place.hook).iter().map(|hook| *hook as u8) {
+                    self.not_seen(hook, self.stands.sure(hook));
+                }
+                self.not_seen(place.hook, self.stands.sure(place.hook) & before);
+            }
+            None if self.begun => {
+                self.check_way(visit);
+                if self.last.hook == Hook::Ingress as u8 {
+                    let devices = self.devices;
+                    self.check_ingress(visit, device(&devices, self.last.hook));
+                }
+            }
+            None => {}
+        }
+        self.bridge = Some(Bridged { last: place, behind: before, met: here | bit });
+    }
+
+    /// What a bridge let pass has met all that stands at its hooks.
+    fn check_bridge(&mut self) {
+        let Some(Bridged { last, behind, met }) = self.bridge else { return };
+        // With br_netfilter others are put together with the last one, before the bridge lets that pass.
+        if self.header.is_some_and(|header| header.piece != Piece::Whole) {
+            return;
+        }
+        self.not_seen(last.hook, self.stands.sure(last.hook) & !behind & !met);
+        let came_up = self.begun && matches!(hook_of(self.last.hook), Hook::Input | Hook::ArpInput);
+        if last.hook == Hook::BridgePrerouting as u8 && came_up {
+            let hook = Hook::BridgeInput as u8;
+            self.not_seen(hook, self.stands.sure(hook));
+        }
+    }
+
     /// What can still come at the hook where the packet was last.
     fn ahead(&self) -> u64 {
+        if !self.begun {
+            return 0;
+        }
         let Place { hook, priority, connection, .. } = self.last;
         let here = self.stands.at_device(hook, device(&self.devices, hook));
         let ahead = self.stands.all(hook) & here & !self.behind & !self.met;
@@ -1049,6 +1166,8 @@ impl Open {
         !over
             && (self.stands.goes_on(self.last.hook, self.last.loopback)
                 || self.ahead() != 0
+                || self.bridge.is_some()
+                || self.stands.has_bridges()
                 || (self.stands.has_devices() && self.meets_devices()))
     }
 
@@ -1061,18 +1180,22 @@ impl Open {
             Hook::Ingress => others(Hook::Ingress as u8) || self.stands.all(EGRESS) != 0,
             Hook::Egress => others(EGRESS),
             Hook::Prerouting => self.stands.all(EGRESS) != 0,
-            Hook::Forward | Hook::Output | Hook::Postrouting => {
+            Hook::Forward | Hook::Output | Hook::Postrouting | Hook::ArpOutput => {
                 self.stands.at_device(EGRESS, device(&self.devices, EGRESS)) != 0
             }
-            Hook::Input => false,
+            _ => false,
         }
     }
 
     /// Whether it has to be seen again: between these hooks hardly anything drops a packet.
     fn must_go_on(&self) -> bool {
+        if !self.begun {
+            return false;
+        }
         let (hook, loopback) = (hook_of(self.last.hook), self.last.loopback);
         let next: &[Hook] = match hook {
             Hook::Forward | Hook::Output => &[Hook::Postrouting, Hook::Egress],
+            Hook::ArpOutput => &[Hook::Egress],
             Hook::Postrouting if loopback => &[Hook::Egress, Hook::Ingress, Hook::Prerouting],
             Hook::Postrouting => &[Hook::Egress],
             Hook::Egress if loopback => &[Hook::Ingress, Hook::Prerouting],
@@ -1110,6 +1233,9 @@ impl Open {
                 self.doubt(format!("it was not seen after {chain}, when some traversals were missed"));
             }
         }
+        if self.path.verdict == Some(Verdict::Accept) {
+            self.check_bridge();
+        }
         self.path.note = self.established.and_then(|established| established.text(self.has_nat));
         self.path.ending = self.ending.take().or_else(|| self.seen_ending());
         self.path
@@ -1117,7 +1243,12 @@ impl Open {
 
     /// How it ended, as far as what it met tells.
     fn seen_ending(&self) -> Option<Ending> {
-        let hook = hook_of(self.last.hook);
+        // A bridge takes a packet from its port to another one past the hooks of IP, or around them.
+        let last = match &self.bridge {
+            Some(bridge) if !self.begun || bridge.last.hook == Hook::BridgePostrouting as u8 => &bridge.last,
+            _ => &self.last,
+        };
+        let hook = hook_of(last.hook);
         let is_out = matches!(hook, Hook::Postrouting | Hook::Egress);
         let came_from = |hooks: &[Hook]| hooks.iter().any(|hook| self.hooks & 1 << *hook as u8 != 0);
         match self.path.verdict? {

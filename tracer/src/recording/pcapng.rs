@@ -3,6 +3,7 @@
 //! The format is the IETF's draft-ietf-opsawg-pcapng: a section header, an interface for each device with its link type,
 //! an enhanced packet block for each packet. Bytes that the tracer did not copy are not there.
 
+use crate::netfilter::Family;
 use crate::packet::PacketView;
 use crate::path::{Path, Step};
 use crate::sink::{Sink, Start, Totals, outcome};
@@ -26,6 +27,7 @@ const NANOSECONDS: u8 = 9;
 
 const LINKTYPE_ETHERNET: u16 = 1;
 const LINKTYPE_RAW: u16 = 101;
+const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 const ARPHRD_ETHER: u16 = 1;
 const ARPHRD_LOOPBACK: u16 = 772;
 const ETHERNET_HEADER: usize = 14;
@@ -181,6 +183,8 @@ fn link_layer(view: &PacketView<'_>) -> (u16, Vec<u8>) {
     let header = view.link.header.filter(|header| header.len() == ETHERNET_HEADER);
     match (view.link.dev_type, header) {
         (ARPHRD_ETHER | ARPHRD_LOOPBACK, Some(header)) => (LINKTYPE_ETHERNET, header.to_vec()),
+        // Only a frame can have it: with addresses of zero where they are not known.
+        _ if view.family == Family::Arp => (LINKTYPE_ETHERNET, [&[0; 12], ETHERTYPE_ARP.as_slice()].concat()),
         _ => (LINKTYPE_RAW, Vec::new()),
     }
 }

@@ -14,6 +14,14 @@ pub(super) const HOOKS: &[Hook] = &[
     Hook::Postrouting,
     Hook::Ingress,
     Hook::Egress,
+    Hook::BridgePrerouting,
+    Hook::BridgeInput,
+    Hook::BridgeForward,
+    Hook::BridgeOutput,
+    Hook::BridgePostrouting,
+    Hook::ArpInput,
+    Hook::ArpOutput,
+    Hook::ArpForward,
 ];
 pub(super) const ENGINES: &[Engine] = &[Engine::Legacy, Engine::Nft];
 pub(super) const TABLE_FAMILIES: &[TableFamily] = &[
@@ -24,7 +32,7 @@ pub(super) const TABLE_FAMILIES: &[TableFamily] = &[
     TableFamily::Bridge,
     TableFamily::Netdev,
 ];
-pub(super) const FAMILIES: &[Family] = &[Family::Ipv4, Family::Ipv6];
+pub(super) const FAMILIES: &[Family] = &[Family::Ipv4, Family::Ipv6, Family::Arp];
 pub(super) const KINDS: &[StepKind] = &[StepKind::Rule, StepKind::Return, StepKind::Policy];
 pub(super) const CERTAINTIES: &[Certainty] = &[Certainty::Complete, Certainty::Unordered, Certainty::Inexact];
 

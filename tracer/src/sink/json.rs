@@ -462,6 +462,8 @@ struct NetworkFields {
     icmp_id: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     icmp_seq: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arp_op: Option<u16>,
 }
 
 #[derive(Serialize)]
@@ -490,6 +492,7 @@ impl NetworkFields {
             icmp_code: headers.icmp.map(|[_, code]| code),
             icmp_id: headers.echo.map(|[id, _]| id),
             icmp_seq: headers.echo.map(|[_, sequence]| sequence),
+            arp_op: headers.arp,
         }
     }
 }

@@ -21,6 +21,8 @@ use std::sync::Arc;
 const PENDING_STEPS: usize = 100_000;
 /// The widest that a column is padded to.
 const COLUMN_WIDTH: usize = 40;
+/// Hooks of IP fit into so many; where there are others, the column is wider.
+const HOOK_WIDTH: usize = 11;
 
 /// Writes a block for each packet.
 #[derive(Debug)]
@@ -222,6 +224,8 @@ impl Block {
         let column = |length: fn(&Row) -> usize| {
             self.rows.iter().map(length).filter(|&length| length <= COLUMN_WIDTH).max().unwrap_or(0)
         };
+        let hook = |row: &Row| row.hook.map_or(0, |hook| hook.full_name().len());
+        let hook_width = self.rows.iter().map(hook).max().unwrap_or(0).max(HOOK_WIDTH);
         let place_width = column(|row| row.place.chars().count());
         let action_width = column(|row| row.action.chars().count());
         writeln!(out, "{}{}{:#}", styles.header, self.header, styles.header)?;
@@ -229,14 +233,19 @@ impl Block {
             writeln!(out, "  {}{explained}{:#}", styles.note, styles.note)?;
         }
         for row in &self.rows {
-            row.write(out, styles, place_width, action_width)?;
+            row.write(out, styles, [hook_width, place_width, action_width])?;
         }
         out.write_all(&self.told)
     }
 }
 
 impl Row {
-    fn write(&self, out: &mut impl Write, styles: &Styles, place: usize, action: usize) -> io::Result<()> {
+    fn write(
+        &self,
+        out: &mut impl Write,
+        styles: &Styles,
+        [hook, place, action]: [usize; 3],
+    ) -> io::Result<()> {
         if let Some(change) = &self.change {
             writeln!(out, "  {}now {change}{:#}", styles.note, styles.note)?;
         }
@@ -245,7 +254,8 @@ impl Row {
             (None, true) => (0, ""),
             _ => (place, "  "),
         };
-        write!(out, "  {:<11}  {:<place$}{gap}", self.hook.map_or("", Hook::name), self.place)?;
+        let name = self.hook.map_or("", Hook::full_name);
+        write!(out, "  {name:<hook$}  {:<place$}{gap}", self.place)?;
         match &self.text {
             Some(text) => {
                 write!(out, "{}{:<action$}{:#}  {}", self.style, self.action, self.style, Escaped(text))?;
@@ -395,6 +405,12 @@ fn detail(view: &PacketView<'_>, headers: &Headers) -> String {
     }
     if let Some(flags) = tcp(view).map(|tcp| tcp.flags().join(",")).filter(|flags| !flags.is_empty()) {
         words.push(flags);
+    }
+    match headers.arp {
+        Some(1) => words.push("request".to_owned()),
+        Some(2) => words.push("reply".to_owned()),
+        Some(operation) => words.push(format!("operation {operation}")),
+        None => {}
     }
     match (headers.echo, headers.icmp) {
         (Some([id, sequence]), Some([kind, _])) => {

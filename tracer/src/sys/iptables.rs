@@ -19,8 +19,10 @@ impl Tool {
         match (self, family) {
             (Self::Save, Family::Ipv4) => ("iptables-legacy-save", "iptables-save"),
             (Self::Save, Family::Ipv6) => ("ip6tables-legacy-save", "ip6tables-save"),
+            (Self::Save, Family::Arp) => ("arptables-legacy-save", "arptables-save"),
             (Self::Restore, Family::Ipv4) => ("iptables-legacy-restore", "iptables-restore"),
             (Self::Restore, Family::Ipv6) => ("ip6tables-legacy-restore", "ip6tables-restore"),
+            (Self::Restore, Family::Arp) => ("arptables-legacy-restore", "arptables-restore"),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Network devices of namespaces: a pair of virtual ones that joins two of them.
+//! Network devices of namespaces: a pair of virtual ones that joins two of them, and which are bridges.
 
 use super::netlink::{Error, Socket};
-use crate::netlink::Builder;
+use crate::netlink::{Builder, find};
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
@@ -17,6 +17,7 @@ const PREFIX: u8 = 30;
 /// `IFLA_…`, `IFLA_INFO_…`, `VETH_INFO_PEER` of `drivers/net/veth.c`, `IFA_…`.
 mod attribute {
     pub(super) const IFNAME: u16 = 3;
+    pub(super) const LINK: u16 = 5;
     pub(super) const LINKINFO: u16 = 18;
     pub(super) const NET_NS_FD: u16 = 28;
     pub(super) const INFO_KIND: u16 = 1;
@@ -74,6 +75,42 @@ fn configure(end: &End<'_>) -> Result<(), Error> {
 /// `struct ifinfomsg`: family, type, index, flags, and which of them are meant.
 fn device(flags: u32) -> Vec<u8> {
     [[0; 4], INDEX.to_ne_bytes(), flags.to_ne_bytes(), flags.to_ne_bytes()].concat()
+}
+
+/// The names of a namespace's bridges, and of devices that are on top of one, as a VLAN is.
+pub fn bridges(namespace: &File) -> Result<Vec<Vec<u8>>, Error> {
+    const DUMP: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    /// `struct ifinfomsg`
+    const HEADER: usize = 16;
+    struct Device {
+        index: u32,
+        below: Option<u32>,
+        name: Vec<u8>,
+        is_bridge: bool,
+    }
+    let any = [0; HEADER];
+    let request = |sequence| Builder::new().message(libc::RTM_GETLINK, DUMP, sequence, &any, |_| ());
+    let mut devices = Socket::open_route(namespace)?.dump(request, |message| {
+        let (header, attributes) = message.payload.split_at_checked(HEADER)?;
+        let number = |bytes: &[u8]| Some(u32::from_ne_bytes(*bytes.first_chunk()?));
+        let kind = find(attributes, attribute::LINKINFO)
+            .and_then(|info| info.nested().find(|part| part.kind == attribute::INFO_KIND));
+        Some(Device {
+            index: number(&header[4..])?,
+            below: find(attributes, attribute::LINK).and_then(|below| number(below.value)),
+            name: find(attributes, attribute::IFNAME)?.value.strip_suffix(&[0])?.to_vec(),
+            is_bridge: kind.is_some_and(|kind| kind.text() == "bridge"),
+        })
+    })?;
+    // One on top of another on top of a bridge: no further.
+    for _ in 0..2 {
+        let bridges: Vec<u32> =
+            devices.iter().filter(|device| device.is_bridge).map(|device| device.index).collect();
+        for device in &mut devices {
+            device.is_bridge |= device.below.is_some_and(|below| bridges.contains(&below));
+        }
+    }
+    Ok(devices.into_iter().filter(|device| device.is_bridge).map(|device| device.name).collect())
 }
 
 fn ask(mut socket: Socket, request: impl FnOnce(Builder, u32) -> Builder) -> Result<(), Error> {

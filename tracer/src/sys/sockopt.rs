@@ -135,7 +135,7 @@ fn read(family: Family, table: &str) -> io::Result<Option<RawTable>> {
 
 fn socket(family: Family) -> io::Result<OwnedFd> {
     let domain = match family {
-        Family::Ipv4 => AddressFamily::INET,
+        Family::Ipv4 | Family::Arp => AddressFamily::INET,
         Family::Ipv6 => AddressFamily::INET6,
     };
     Ok(socket_with(domain, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW))?)
@@ -164,7 +164,7 @@ fn getsockopt(
     buffer: &mut [u8],
 ) -> io::Result<()> {
     let level = match family {
-        Family::Ipv4 => libc::IPPROTO_IP,
+        Family::Ipv4 | Family::Arp => libc::IPPROTO_IP,
         Family::Ipv6 => libc::IPPROTO_IPV6,
     };
     let given = libc::socklen_t::try_from(buffer.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arp;
 mod ipv4;
 mod ipv6;
 mod parse;
@@ -117,6 +118,7 @@ fn headers(line: &mut Line, packet: &PacketView<'_>, style: LogStyle) -> Control
     match packet.family {
         Family::Ipv4 => ipv4::packet(line, data, 0, Level::Outer, style),
         Family::Ipv6 => ipv6::packet(line, data, 0, Level::Outer, style),
+        Family::Arp => arp::packet(line, data),
     }
 }
 

@@ -48,7 +48,8 @@ pub(super) struct RawEntry<'a> {
 /// The entries of a table, if they fill it exactly and are as many as it says.
 pub(super) fn entries(raw: &RawTable) -> Result<Vec<RawEntry<'_>>, Error> {
     let layout = match raw.family {
-        Family::Ipv4 => &IPV4,
+        // Tables of ARP are not read.
+        Family::Ipv4 | Family::Arp => &IPV4,
         Family::Ipv6 => &IPV6,
     };
     let mut entries = Vec::new();

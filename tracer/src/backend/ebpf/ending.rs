@@ -92,6 +92,7 @@ impl Endings {
         let family = match family {
             Family::Ipv4 => 2,
             Family::Ipv6 => 10,
+            Family::Arp => return None,
         };
         bpf::call_raw(hooks.program.as_fd(), [net, family], On::Any).ok()?;
         let PodHookList(list) = hooks.list.get(&0, 0).ok()?;

@@ -19,6 +19,7 @@ pub fn modules(family: Family) -> [&'static str; 2] {
     match family {
         Family::Ipv4 => ["nf_log_syslog", "nf_log_ipv4"],
         Family::Ipv6 => ["nf_log_syslog", "nf_log_ipv6"],
+        Family::Arp => ["nf_log_syslog", "nf_log_arp"],
     }
 }
 
@@ -27,6 +28,7 @@ pub fn logger(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "nf_log_ipv4",
         Family::Ipv6 => "nf_log_ipv6",
+        Family::Arp => "nf_log_arp",
     }
 }
 

@@ -352,6 +352,7 @@ fn length(logged: &Logged<'_>, family: Family) -> u32 {
     let stated = match family {
         Family::Ipv4 => field(2),
         Family::Ipv6 => field(4).map(|payload| payload + 40),
+        Family::Arp => None,
     };
     if copied < COPY_BYTES { copied } else { stated.unwrap_or(0).max(copied) }
 }

@@ -333,8 +333,7 @@ impl Interpreter {
     /// A run has ended, or will not be seen again.
     fn run(&mut self, ended: &Ended) {
         let Ended { run, events } = ended;
-        let (Some(family), Some(hook)) = (Family::from_nfproto(run.family), Hook::from_record(run.hook))
-        else {
+        let (Some(family), Some(hook)) = (Family::of_packets(run.family), Hook::from_record(run.hook)) else {
             return;
         };
         let visit = Visit::of_run(run, family);
@@ -682,6 +681,9 @@ fn view<'a>(traversal: &'a Traversal, state: State<'a>) -> PacketView<'a> {
     }
 }
 
+/// Length of an ARP packet for Ethernet and IPv4.
+const ARP_BYTES: u32 = 28;
+
 /// The packet as it entered the base chain, with the mark as it was later.
 fn view_of_run(run: &Run, family: Family, mark: u32) -> PacketView<'_> {
     use tracer_common::nft::fact;
@@ -697,8 +699,13 @@ fn view_of_run(run: &Run, family: Family, mark: u32) -> PacketView<'_> {
             header: has(fact::MAC).then(|| &run.mac[..usize::from(run.mac_len).min(run.mac.len())]),
             ..Link::default()
         },
-        len: run.len,
-        bytes: &run.bytes[..copied],
+        // Before an ARP packet is sent, its length counts the frame as well.
+        len: if family == Family::Arp { run.len.min(ARP_BYTES) } else { run.len },
+        bytes: if family == Family::Arp {
+            &run.bytes[..copied.min(ARP_BYTES as usize)]
+        } else {
+            &run.bytes[..copied]
+        },
         mark,
         owner: has(fact::OWNER).then_some(Owner { uid: run.uid, gid: run.gid }),
     }

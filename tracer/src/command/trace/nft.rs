@@ -6,6 +6,7 @@ use crate::netfilter::TableFamily;
 use crate::nftables::stands::Stands;
 use crate::nftables::trace::TraceEvent;
 use crate::nftables::{Located, Ruleset, inherit_texts, lacks_text};
+use crate::sys::link;
 use std::collections::HashSet;
 use std::fs::File;
 use std::rc::Rc;
@@ -23,6 +24,7 @@ const PRINTING_SHARE: u32 = 3;
 /// asked after the message has come, still tells that generation (see [`Ruleset::locate`]).
 pub(super) struct Live {
     nftables: Nftables,
+    namespace: Option<File>,
     /// The rules that messages are about.
     held: Ruleset,
     stands: Rc<Stands>,
@@ -50,9 +52,11 @@ impl Live {
         let began = Instant::now();
         let Fetched { ruleset, text_reasons } = nftables.fetch()?;
         let generation = Some(ruleset.generation);
+        let namespace = namespace.try_clone().ok();
         let mut live = Self {
             nftables,
-            stands: stands(&ruleset),
+            stands: stands(&ruleset, namespace.as_ref()),
+            namespace,
             foreign: HashSet::new(),
             held: ruleset,
             next: None,
@@ -130,7 +134,7 @@ impl Live {
 
     fn take_over(&mut self) {
         if let Some(next) = self.next.take_if(|next| self.announced == Some(next.generation)) {
-            self.stands = stands(&next);
+            self.stands = stands(&next, self.namespace.as_ref());
             self.held = next;
         }
     }
@@ -165,6 +169,9 @@ impl Live {
     }
 }
 
-fn stands(ruleset: &Ruleset) -> Rc<Stands> {
-    Rc::new(Stands::of(ruleset, footprint::is_table_of_ours))
+/// Where bridges have chains, it matters which devices are bridges.
+fn stands(ruleset: &Ruleset, namespace: Option<&File>) -> Rc<Stands> {
+    let stands = Stands::of(ruleset, footprint::is_table_of_ours);
+    let bridges = namespace.filter(|_| stands.have_bridges()).and_then(|it| link::bridges(it).ok());
+    Rc::new(stands.with_bridges(bridges.unwrap_or_default()))
 }

@@ -9,7 +9,7 @@ use crate::command;
 use crate::error::Failure;
 use crate::fetch;
 use crate::footprint::{self, Key};
-use crate::netfilter::{Family, TableFamily};
+use crate::netfilter::Family;
 use crate::netlink::{Message, messages};
 use crate::nftables::{Ruleset, Table};
 use crate::sink::{Output, Sink, Start};
@@ -85,7 +85,7 @@ impl Namespaces {
 }
 
 impl Namespaces {
-    /// Whether any of them has base chains of nftables that see IP packets.
+    /// Whether any of them has base chains of nftables that see packets.
     pub(super) fn have_base_chains(&self) -> bool {
         let mut found = false;
         self.each(|_, file| found |= has_base_chains(file));
@@ -140,20 +140,20 @@ impl Namespaces {
     }
 }
 
-/// Whether a namespace has base chains of nftables that see IP packets.
+/// Whether a namespace has base chains of nftables that see packets.
 fn has_base_chains(namespace: &File) -> bool {
     let nftables = fetch::nft::Nftables::open(namespace).ok().flatten();
     let ruleset = nftables.and_then(|mut nftables| nftables.structure().ok());
     ruleset.is_some_and(|ruleset| ruleset.tables.iter().any(sees_packets))
 }
 
-/// What is not traced: base chains of bridges and ARP, and what flowtables take past all hooks.
+/// What is not traced: base chains at hooks that this program does not know, and what flowtables take past all hooks.
 fn not_traced(ruleset: &Ruleset) -> Vec<String> {
     let mut names = Vec::new();
     for table in &ruleset.tables {
         for chain in &table.chains {
             let Some(base) = &chain.base else { continue };
-            if base.hook.is_none() || !sees_ip(table) {
+            if base.hook.is_none() {
                 let name = format!("{} {}:{}", table.family.name(), table.name, chain.name);
                 names.push(format!("base chain {name}"));
             }
@@ -167,15 +167,9 @@ fn not_traced(ruleset: &Ruleset) -> Vec<String> {
     names
 }
 
-fn sees_ip(table: &Table) -> bool {
-    !matches!(table.family, TableFamily::Arp | TableFamily::Bridge)
-}
-
 /// By its own tables another nftracer marks packets, and nothing else.
 fn sees_packets(table: &Table) -> bool {
-    sees_ip(table)
-        && !footprint::is_table_of_ours(table)
-        && table.chains.iter().any(|chain| chain.base.is_some())
+    !footprint::is_table_of_ours(table) && table.chains.iter().any(|chain| chain.base.is_some())
 }
 
 /// Reads the rules of nftables in a namespace; `None` when there is no nftables.

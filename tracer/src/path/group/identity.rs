@@ -41,6 +41,7 @@ impl Facts {
                 u32::from(ip.id()) << 16 | u32::from(ip.fragment())
             }),
             Family::Ipv6 => data.header(0).map_or(0, |header| Ipv6(header).flow_label()),
+            Family::Arp => headers.arp.map_or(0, u32::from),
         };
         let protocol = headers.protocol;
         let transport = transport(view, &headers);

@@ -336,6 +336,50 @@ fn chains_at_devices_come_before_the_hooks_of_ip() {
 }
 
 #[test]
+fn the_hooks_of_ip_lie_within_those_of_a_bridge() {
+    let dump = std::fs::read("../tests/data/nftables/ruleset.bin").unwrap();
+    let mut parts = decode::Parts::default();
+    messages(&dump).filter_map(|message| message.netfilter()).for_each(|message| parts.add(&message));
+    let mut ruleset = parts.finish(1);
+    ruleset.tables.retain(|table| table.family == TableFamily::Bridge);
+    let stands = Rc::new(Stands::of(loaded("mangle"), Family::Ipv4, Some(&ruleset)));
+    let run = |table: &str, chain: &str| {
+        let table = ruleset.table(TableFamily::Bridge, table).unwrap();
+        let (chain, hook) = (table.chain(chain).unwrap(), Hook::BridgeForward as u8);
+        let priority = chain.base.as_ref().unwrap().priority;
+        let mut run =
+            Run { packet: 1, skb: 0x1000, entry_ns: START, netns: 1, hook, priority, ..Run::new_zeroed() };
+        (run.table, run.chain) = (table.handle, chain.handle);
+        run
+    };
+    let why = |places: &[&str]| {
+        let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
+        for (index, place) in places.iter().enumerate() {
+            let mut visit = match place.split_once('/') {
+                Some((table, chain)) => Visit::of_run(&run(table, chain), Family::Ipv4),
+                None => visit(&traversal(place, OLD, START).0),
+            };
+            visit.first = index == 0;
+            tracker.add(&visit, part(Some(Verdict::Accept)), &stands, &mut |path| paths.push(path));
+        }
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+        assert_eq!(paths.len(), 1, "{paths:?}");
+        paths.pop().unwrap().why.join("; ")
+    };
+    let (first, last) = ("filter/FORWARD", "filter2/through");
+    assert_eq!(why(&[first, last]), "");
+    assert_eq!(why(&["mangle:PRE", first, "mangle:FOR", last, "mangle:POST"]), "");
+    assert_eq!(why(&["mangle:PRE", first, last, "mangle:POST"]), "mangle:FORWARD was not seen");
+    assert_eq!(why(&[last]), "bridge filter:FORWARD was not seen");
+    assert_eq!(why(&[first]), "bridge filter2:through was not seen");
+    assert_eq!(
+        why(&["mangle:PRE", first, "mangle:FOR", "mangle:POST"]),
+        "bridge filter2:through was not seen"
+    );
+    assert_eq!(why(&[first, last, first]), "it went back, or is two packets");
+}
+
+#[test]
 fn another_packet_at_its_address() {
     check_doubt(
         "mangle",

@@ -34,13 +34,17 @@ impl At {
     /// Whether a packet can come from here to another place, or stays.
     pub(super) fn leads_to(self, to: Self, loopback: bool) -> bool {
         use Hook::*;
+        // With br_netfilter a packet meets the hooks of IP within those of a bridge.
+        if self.hook.is_of_bridge() || to.hook.is_of_bridge() {
+            return self.hook != to.hook || to.priority >= self.priority;
+        }
         let later: &[Hook] = match self.hook {
             Ingress => &[Prerouting, Input, Forward, Postrouting, Egress],
             Prerouting => &[Input, Forward, Postrouting, Egress],
             Input => &[],
             Forward | Output => &[Postrouting, Egress],
             Postrouting => &[Egress],
-            Egress => &[],
+            _ => &[],
         };
         if self.hook == to.hook {
             return to.priority >= self.priority;

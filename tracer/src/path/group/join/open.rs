@@ -2,7 +2,7 @@
 
 use super::{At, Half, Joined, Seen};
 use crate::netfilter::{Family, Hook};
-use crate::nftables::stands::{BaseName, Stands};
+use crate::nftables::stands::{BaseName, Devices, Stands};
 use crate::packet::{Headers, Packet};
 use crate::path::group::identity::Facts;
 use crate::path::{Certainty, Path};
@@ -24,6 +24,8 @@ pub(super) struct Open<S> {
     /// It leaves by the loopback device.
     loopback: bool,
     indev: Option<Vec<u8>>,
+    /// By which it leaves, as it was said last.
+    outdev: Option<Vec<u8>>,
     inside: bool,
     pub(super) gone: bool,
     queued: bool,
@@ -63,6 +65,7 @@ impl<S> Open<S> {
             at: None,
             loopback: false,
             indev: None,
+            outdev: None,
             inside: false,
             gone: false,
             queued: false,
@@ -133,6 +136,7 @@ impl<S> Open<S> {
             if self.indev.is_none() {
                 self.indev = view.indev.map(<[u8]>::to_vec);
             }
+            self.outdev = view.outdev.map(<[u8]>::to_vec);
         }
         self.facts = facts.or(self.facts);
         if let Some(at) = seen.at {
@@ -166,13 +170,13 @@ impl<S> Open<S> {
     pub(super) fn done(mut self, number: u64, is_marked: bool) -> Joined<S> {
         self.steps.sort_by_key(|(clock_ns, _)| *clock_ns);
         if self.first.is_some() {
-            let indev = self.indev.as_deref();
+            let devices = Devices { indev: self.indev.as_deref(), outdev: self.outdev.as_deref() };
             let silent = self.stands.silent(
                 self.path.family,
                 &self.places,
                 self.gone || self.queued,
                 &self.met,
-                indev,
+                devices,
             );
             silent.into_iter().for_each(|why| self.doubt(why));
         }

@@ -206,7 +206,15 @@ fn silent_base_chains_are_told() {
     let at = |hook, priority| At { hook, priority };
     let silent = |family, places: &[At], met: &[(TableFamily, &str, &str)]| {
         let met = met.iter().map(|(family, table, chain)| (*family, (*table).into(), (*chain).into()));
-        stands.silent(family, places, false, &met.collect(), Some(b"left")).join("\n")
+        stands
+            .silent(
+                family,
+                places,
+                false,
+                &met.collect(),
+                crate::nftables::stands::Devices { indev: Some(b"left"), outdev: None },
+            )
+            .join("\n")
     };
     expect![[r#"
         ip filter:INPUT is not there: it told nothing
