@@ -193,7 +193,8 @@ impl Hook {
 
     /// Whether its chains are those of bridges.
     pub fn is_of_bridge(self) -> bool {
-        Self::BRIDGE.contains(&self)
+        use Hook::{BridgeForward, BridgeInput, BridgeOutput, BridgePostrouting, BridgePrerouting};
+        matches!(self, BridgePrerouting | BridgeInput | BridgeForward | BridgeOutput | BridgePostrouting)
     }
 
     /// The hook of IP that has the same name, if there is one.

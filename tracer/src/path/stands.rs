@@ -248,6 +248,7 @@ impl Stands {
     }
 
     /// Those that see a packet at a device; at other hooks all, whatever the device.
+    #[inline]
     pub(super) fn at_device(&self, hook: u8, device: &[u8]) -> u64 {
         if hook != Hook::Ingress as u8 && hook != Hook::Egress as u8 {
             return u64::MAX;

@@ -431,10 +431,13 @@ impl Visit {
 }
 
 /// Which of the devices has the chains at a hook; nothing at the hooks of IP.
+#[inline]
 fn device(devices: &[[u8; 16]; 2], hook: u8) -> &[u8] {
-    match hook_of(hook) {
-        Hook::Ingress => trimmed(&devices[0]),
-        Hook::Egress => trimmed(&devices[1]),
+    const INGRESS: u8 = Hook::Ingress as u8;
+    const EGRESS: u8 = Hook::Egress as u8;
+    match hook {
+        INGRESS => trimmed(&devices[0]),
+        EGRESS => trimmed(&devices[1]),
         _ => &[],
     }
 }
@@ -511,7 +514,7 @@ impl Tracker {
             fate = open.becomes(visit);
             if fate.is_none() {
                 let next = open.go_on(part, visit, stands, heard_ns);
-                self.wait(packet, next, give);
+                self.wait(packet, next, visit.entry_ns.max(heard_ns), give);
                 return;
             }
             open.path.outcome = fate.map(str::to_owned);
@@ -554,22 +557,23 @@ impl Tracker {
             open.doubt("it may be the rest of a packet that was shown before".to_owned());
         }
         let next = open.go_on(part, visit, stands, heard_ns);
-        self.wait(packet, next, give);
+        self.wait(packet, next, visit.entry_ns.max(heard_ns), give);
     }
 
-    /// Gives a packet out, or waits for what comes next of it.
-    fn wait(&mut self, packet: u64, next: Next, give: &mut impl FnMut(Path)) {
-        let Some(open) = self.open.get(&packet) else { return };
-        let exit_ns = open.exit_ns;
+    /// Gives a packet out, or waits for what comes next of it. What it met last was over at `exit_ns`.
+    fn wait(&mut self, packet: u64, next: Next, exit_ns: u64, give: &mut impl FnMut(Path)) {
         match next {
-            Next::Nothing if self.holds && open.path.verdict == Some(Verdict::Accept) => {
+            Next::Nothing => {
                 let Some(open) = self.close(packet) else { return };
                 let (last, header) = (open.last, open.header);
                 let path = open.end(&self.windows, self.last_missed_ns);
-                self.held.insert(packet, Held { path, last, header });
-                self.holding.push_back((exit_ns, packet));
+                if self.holds && path.verdict == Some(Verdict::Accept) {
+                    self.held.insert(packet, Held { path, last, header });
+                    self.holding.push_back((exit_ns, packet));
+                } else {
+                    give(path);
+                }
             }
-            Next::Nothing => self.give(packet, give),
             Next::Verdict => self.queued.push_back((exit_ns, packet)),
             Next::Stand => self.silent.push_back((exit_ns, packet)),
         }
@@ -654,8 +658,8 @@ impl Tracker {
             Verdict::Accept => {
                 open.path.verdict = Some(verdict);
                 open.is_decided = false;
-                let next = open.next();
-                self.wait(packet, next, give);
+                let (next, exit_ns) = (open.next(), open.exit_ns);
+                self.wait(packet, next, exit_ns, give);
             }
             _ => self.silent.push_back((open.exit_ns, packet)),
         }
@@ -1012,7 +1016,11 @@ impl Open {
             // What was missing before that has been said.
             let behind = self.behind;
             let devices = self.devices;
-            if last.hook == place.hook && device(&devices, last.hook) == visit.device(place.hook) {
+            let same_device = || {
+                let (before, now) = (device(&devices, last.hook), visit.device(place.hook));
+                (before.is_empty() && now.is_empty()) || before == now
+            };
+            if last.hook == place.hook && same_device() {
                 let among = (before & !behind, self.met);
                 let missing = self.expected(place.hook, among, last.connection, place.connection);
                 self.not_seen(place.hook, missing);
@@ -1026,7 +1034,10 @@ impl Open {
                 // Those of IP can lie within those of a bridge.
                 let passed = if self.bridge.is_some() { self.hooks } else { 0 };
                 let skipped = skipped(last.hook, place.hook).iter().map(|hook| *hook as u8);
-                for hook in skipped.filter(|hook| passed & 1 << *hook == 0) {
+                for hook in skipped {
+                    if passed & 1 << hook != 0 || self.stands.sure(hook) == 0 {
+                        continue;
+                    }
                     // It left by the device that was known then, and came in by the one that is known now.
                     let between = if hook == Hook::Egress as u8 { &devices } else { &visit.devices };
                     let among = self.stands.at_device(hook, device(between, hook));
@@ -1055,8 +1066,10 @@ impl Open {
         self.queue = part.queue;
         self.is_decided =
             part.certainty == Certainty::Complete && part.outcome.is_none() && !part.steps.is_empty();
-        // Another packet was freed at its place.
-        self.ending = None;
+        if self.ending.is_some() {
+            // Another packet was freed at its place.
+            self.ending = None;
+        }
         self.header = visit.exit;
         if !on_bridge {
             self.devices = visit.devices;
