@@ -117,6 +117,24 @@ const ROWS: &[Row] = &[
         start: |_| nftracer("trace", &["udp"]),
     },
     Row {
+        name: "count-rule",
+        title: "nftracer, filter matches, `--count-by rule`",
+        world: World::Seven,
+        start: |_| nftracer("json", &["--count-by", "rule", "udp"]),
+    },
+    Row {
+        name: "count-verdict",
+        title: "nftracer, filter matches, `--count-by verdict`",
+        world: World::Seven,
+        start: |_| nftracer("json", &["--count-by", "verdict", "udp"]),
+    },
+    Row {
+        name: "count-flow",
+        title: "nftracer, filter matches, `--count-by flow`",
+        world: World::Seven,
+        start: |_| nftracer("json", &["--count-by", "flow", "udp"]),
+    },
+    Row {
         name: "match-json",
         title: "nftracer, filter matches, `-o json`",
         world: World::Seven,
@@ -232,6 +250,18 @@ const ROWS: &[Row] = &[
         title: "nftables: nftracer, filter matches, `-o trace`",
         world: World::Nft,
         start: |_| nftracer("trace", &["--backend", "ebpf", "udp"]),
+    },
+    Row {
+        name: "nft-count-rule",
+        title: "nftables: nftracer, filter matches, `--count-by rule`",
+        world: World::Nft,
+        start: |_| nftracer("json", &["--backend", "ebpf", "--count-by", "rule", "udp"]),
+    },
+    Row {
+        name: "nft-count-flow",
+        title: "nftables: nftracer, filter matches, `--count-by flow`",
+        world: World::Nft,
+        start: |_| nftracer("json", &["--backend", "ebpf", "--count-by", "flow", "udp"]),
     },
     Row {
         name: "nft-monitor",

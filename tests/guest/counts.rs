@@ -1,5 +1,6 @@
-//! Where not every packet is shown: samples, limits.
+//! Where not every packet is shown: samples, limits, counts.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
@@ -8,10 +9,15 @@ use nftracer_tests::netns::Netns;
 use nftracer_tests::tracer::{Certainty, Ended, Tracer};
 use nftracer_tests::wait;
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::{Options, Outcome, Test, check, load_modules};
 
-pub(crate) const TESTS: &[Test] = &[Test { name: "sample_and_limit", run: sample_and_limit }];
+pub(crate) const TESTS: &[Test] = &[
+    Test { name: "sample_and_limit", run: sample_and_limit },
+    Test { name: "counts_by_rule", run: counts_by_rule },
+    Test { name: "counts_by_packet", run: counts_by_packet },
+];
 
 const SETTLES_WITHIN: Duration = Duration::from_secs(120);
 /// Looks without a change, after which nothing more will come.
@@ -111,4 +117,152 @@ fn sample_and_limit(_: &Options) -> Result<Outcome> {
         figures.push(format!("{} {}", options.join(" "), totals.packets));
     }
     Ok(Outcome::Passed(format!("of {PACKETS} packets shown: {}", figures.join(", "))))
+}
+
+/// The same for nftables; each rule counts.
+const NFT_RULES: &str = "\
+table ip counted {
+    chain first {
+        type filter hook input priority 10; policy accept;
+        udp dport 4001 counter
+        ip saddr 192.0.2.0/24 counter drop
+        jump second
+        udp dport 4002 counter accept
+    }
+    chain second {
+        udp dport 4001-4002 counter return
+        counter drop
+    }
+}
+";
+
+/// What a run of `--count-by` counted, and what it missed.
+struct Counted {
+    rows: Vec<Value>,
+    sum: u64,
+    missed: u64,
+}
+
+impl Counted {
+    fn count(&self, wanted: impl Fn(&Value) -> bool) -> u64 {
+        self.rows.iter().filter(|row| wanted(row)).filter_map(|row| row["count"].as_u64()).sum()
+    }
+}
+
+/// Counts while datagrams are sent to two ports.
+fn count(netns: &Netns, options: &[&str], [first, second]: [usize; 2]) -> Result<Counted> {
+    let fixed = ["--netns", netns.name(), "-o", "json", "--top", "1000", "--interval", "200ms"];
+    let arguments = [&fixed[..], options].concat();
+    let tracer = Tracer::start(&arguments, &[])?;
+    send(netns, PORT, first)?;
+    send(netns, PORT + 1, second)?;
+    let ended = tracer.stop(Signal::TERM)?;
+    check(ended.status.success(), format!("{arguments:?}: {}: {:?}", ended.status, ended.errors))?;
+    let rows =
+        ended.lines.iter().map(|line| serde_json::from_str(line)).collect::<Result<Vec<Value>, _>>()?;
+    let [.., last, totals] = &rows[..] else { anyhow::bail!("{arguments:?} said {:?}", ended.lines) };
+    check(last["last"] == true && totals["type"] == "counted", format!("{last} {totals}"))?;
+    let missed = ["lost", "missed", "uncounted", "doubtful"].map(|name| totals[name].as_u64());
+    Ok(Counted {
+        rows: last["rows"].as_array().context("no rows")?.clone(),
+        sum: last["sum"]["count"].as_u64().context("no sum")?,
+        missed: missed.into_iter().map(|count| count.context("no total")).sum::<Result<u64>>()?,
+    })
+}
+
+/// What the kernel's own counters say of each rule: of legacy tables by table and rule or policy, of nftables by the text
+/// before the counter.
+fn counters(netns: &Netns) -> Result<BTreeMap<String, u64>> {
+    let mut counters = BTreeMap::new();
+    let mut table = String::new();
+    for line in netns.command("iptables-legacy-save", &["-c"], "")?.lines() {
+        // `[1:2] -A INPUT -j x`, `:INPUT ACCEPT [1:2]`
+        let counted = |text: &str| text.trim_matches(['[', ']']).split(':').next()?.parse::<u64>().ok();
+        if let Some(name) = line.strip_prefix('*') {
+            name.clone_into(&mut table);
+        } else if let Some((numbers, rule)) = line.split_once(" -A ") {
+            counters.insert(format!("{table} -A {rule}"), counted(numbers).context("no counter")?);
+        } else if let Some(rest) = line.strip_prefix(':')
+            && let Some((chain, numbers)) = rest.split_once(" ACCEPT ")
+        {
+            counters.insert(format!("{table}:{chain}:policy"), counted(numbers).context("no counter")?);
+        }
+    }
+    for line in netns.command("nft", &["list", "table", "ip", "counted"], "").unwrap_or_default().lines() {
+        if let Some((rule, rest)) = line.trim().split_once("counter packets ") {
+            let count = rest.split(' ').next().and_then(|count| count.parse().ok()).context("no counter")?;
+            counters.insert(format!("nft {rule}"), count);
+        }
+    }
+    Ok(counters)
+}
+
+/// The key of a row in [`counters`]; `None` for what the kernel does not count.
+fn key(row: &Value) -> Option<String> {
+    let (what, text) = (row["what"].as_str()?, row["text"].as_str());
+    let (table, chain) = (what.split(':').next()?, what.split(':').nth(1)?);
+    match text {
+        Some(text) if table == "counted" => Some(format!("nft {}", text.split_once("counter packets ")?.0)),
+        Some(text) => Some(format!("{table} {text}")),
+        None if table != "counted" && what.contains(":policy:") => Some(format!("{table}:{chain}:policy")),
+        None => None,
+    }
+}
+
+/// Each count is how far the kernel's own counter has moved.
+fn counts_by_rule(options: &Options) -> Result<Outcome> {
+    let netns = netns()?;
+    let sent = [options.packets, options.packets / 8];
+    let mut figures = Vec::new();
+    let mut compare = |arguments: &[&str]| -> Result<()> {
+        let before = counters(&netns)?;
+        let counted = count(&netns, arguments, sent)?;
+        let after = counters(&netns)?;
+        let mut sum = 0;
+        for (rule, count) in &after {
+            let moved = count - before.get(rule).copied().unwrap_or(0);
+            let told = counted.count(|row| key(row).as_ref() == Some(rule));
+            let right = told == moved || (counted.missed > 0 && told < moved);
+            check(
+                right,
+                format!("{arguments:?}: {rule}: {told} instead of {moved}, {} missed", counted.missed),
+            )?;
+            sum += told;
+        }
+        let others = counted.count(|row| key(row).is_none());
+        check(sum > 0 && sum + others == counted.sum, format!("{sum} + {others} of {}", counted.sum))?;
+        let unknown = counted.count(|row| row["what"] == "a rule that is not known");
+        check(unknown == 0, format!("{arguments:?}: {unknown} of rules that are not known"))?;
+        figures.push(format!("{} {sum} and {} missed", arguments.join(" "), counted.missed));
+        Ok(())
+    };
+    compare(&["--count-by", "rule"])?;
+    netns.command("nft", &["-f", "-"], NFT_RULES)?;
+    compare(&["--count-by", "rule", "udp"])?;
+    compare(&["--count-by", "rule", "--attach", "kprobe", "udp"])?;
+    Ok(Outcome::Passed(figures.join(", ")))
+}
+
+/// Each packet is counted once, whatever it meets.
+fn counts_by_packet(_: &Options) -> Result<Outcome> {
+    const SENT: [usize; 2] = [1_000, 200];
+    let netns = netns()?;
+    netns.command("nft", &["-f", "-"], NFT_RULES)?;
+    let mut figures = Vec::new();
+    for (arguments, expected) in [
+        (&["--count-by", "src"][..], &[("127.0.0.1", 1_200)][..]),
+        (&["--count-by", "verdict", "udp dst port 4002"], &[("accept", 200)]),
+        (&["--count-by", "flow", "udp"], &[("> 127.0.0.1:4001", 1_000), ("> 127.0.0.1:4002", 200)]),
+        (&["--count-by", "chain", "udp"], &[("filter:ours", 1_200), ("counted:second", 1_200)]),
+    ] {
+        let counted = count(&netns, arguments, SENT)?;
+        for &(name, expected) in expected {
+            let told = counted.count(|row| row["what"].as_str().is_some_and(|what| what.ends_with(name)));
+            let right = told == expected || (counted.missed > 0 && told < expected);
+            let rows = &counted.rows;
+            check(right, format!("{arguments:?}: {told} of {name}, {} missed: {rows:?}", counted.missed))?;
+        }
+        figures.push(format!("{} {} and {} missed", arguments[1], counted.sum, counted.missed));
+    }
+    Ok(Outcome::Passed(figures.join(", ")))
 }

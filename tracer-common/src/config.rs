@@ -41,6 +41,10 @@ pub struct Config {
     pub filter_link_bytes: u32,
     /// Whether only a part of the packets that match is traced: see [`throttle`](crate::throttle).
     pub throttled: u32,
+    /// One of [`count::by`](crate::count::by).
+    pub count_by: u32,
+    /// Fills the structure to a multiple of eight.
+    pub reserved: u32,
     /// Field offsets.
     pub offsets: Offsets,
     /// Fills the structure to a multiple of eight.

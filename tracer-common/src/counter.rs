@@ -22,11 +22,15 @@ pub enum Counter {
     SampledOut,
     /// Packets that matched and were left out because there were enough in their second.
     LimitedOut,
+    /// What found no room in the map of counts, or could not be told apart.
+    Uncounted,
+    /// Traversals whose rules are in doubt and were not counted.
+    Doubtful,
 }
 
 impl Counter {
     /// All counters, by index.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Lost,
         Self::Missed,
         Self::LeftOut,
@@ -36,5 +40,7 @@ impl Counter {
         Self::OrphanExits,
         Self::SampledOut,
         Self::LimitedOut,
+        Self::Uncounted,
+        Self::Doubtful,
     ];
 }

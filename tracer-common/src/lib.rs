@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod count;
 pub mod counter;
 pub mod ending;
 pub mod filter;

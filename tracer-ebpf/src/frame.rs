@@ -5,6 +5,7 @@ use crate::kernel::copy;
 use crate::maps::{STATE, Words};
 use crate::snapshot::Policies;
 use core::cell::{Cell, UnsafeCell};
+use tracer_common::count;
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 
 /// Traversals that can be open on one CPU at once.
@@ -134,6 +135,8 @@ pub struct KnownTable {
     pub hook_last: UnsafeCell<[u32; HOOKS]>,
     /// Of a small table, by bits: the rules whose target may change packets.
     pub changers: Cell<u64>,
+    /// Whether user space has been told of this version, where packets are counted.
+    pub told: Cell<u64>,
 }
 
 /// Room for each hook number.
@@ -170,6 +173,8 @@ pub struct State {
     pub records: Cell<u64>,
     /// Runs of nftables numbered on this CPU.
     pub runs: Cell<u64>,
+    /// What is being counted.
+    pub counted: UnsafeCell<count::Key>,
 }
 
 // SAFETY: each CPU has its own, and `Cpu::alone` lets one program at a time to what is not `Shared`.

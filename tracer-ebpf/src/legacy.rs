@@ -8,12 +8,14 @@
 //! - exit of an inner traversal: `xt_recseq`, then the outer frame's counters.
 
 use crate::config::{config, offset};
+use crate::counts;
 use crate::emit::{count, send, send_traversal};
-use crate::frame::{Cpu, DEPTH, Frame, KnownTable, SMALL, State, cpu, distance, state};
+use crate::frame::{Cpu, DEPTH, Frame, KnownTable, Rules, SMALL, State, cpu, distance, state};
 use crate::kernel::{self, Access, HookState, Packet, Skb, copy, read, read_pair};
 use crate::maps::{RECORDS, Record, replace_count};
-use crate::select::{Question, Selected};
+use crate::select::{Layout, Question, Selected};
 use crate::snapshot;
+use tracer_common::count::by;
 use tracer_common::counter::Counter;
 use tracer_common::legacy::{
     ENTRY_BYTES, EXIT_BYTES, FIRST_MATCHES, LONG_EXIT_BYTES, MAC_BYTES, MAX_MATCHES, MORE_BYTES, Match,
@@ -112,6 +114,12 @@ fn follow_probed<A: Access>(cpu: &Cpu, call: &Call) {
 #[inline(always)]
 fn judge<A: Access>(cpu: &Cpu, call: &Call, question: &Question) {
     match question.decide::<A>(call) {
+        Some(selected) if counts::counts_packets_alone() => {
+            if selected.first {
+                counts::begin::<A>(call.skb, Layout::Ip);
+            }
+            drop_none(if cpu.depth.get() == 0 { pass(cpu) } else { push::<A>(cpu, call, None) });
+        }
         Some(selected) => drop_none(push::<A>(cpu, call, Some((question.hook(), selected)))),
         None if cpu.depth.get() != 0 => drop_none(push::<A>(cpu, call, None)),
         None => drop_none(pass(cpu)),
@@ -196,6 +204,9 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
     let frame = state.frame(depth);
     if frame.traced.get() != 0 {
         count(Counter::Unended, 1);
+        if counts::counts() {
+            return 0;
+        }
         // SAFETY: a per-CPU map value of this program's own.
         unsafe {
             let traversal = &mut *(&raw mut (*record).traversal);
@@ -274,12 +285,19 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
         let record = RECORDS.get_ptr_mut(depth)?;
         // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
         let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
-        begin::<A>(state, traversal, depth, call, traced, now_ns, missed);
-        if depth > 0 {
-            traversal.facts |= fact::NESTED;
+        if counts::counts() {
+            begin_counted::<A>(traversal, call, traced);
+        } else {
+            begin::<A>(state, traversal, depth, call, traced, now_ns, missed);
+            if depth > 0 {
+                traversal.facts |= fact::NESTED;
+            }
         }
         frame.traced.set(1);
-        if watch(state, frame, traversal, depth, per_cpu).is_none() {
+        if counts::counts_by(by::VERDICT) {
+            // As of a small table of which nothing can be met: no counters are read.
+            frame.rules.set(Rules { first: 0, count: 0 });
+        } else if watch(state, frame, traversal, depth, per_cpu).is_none() {
             frame.doubt(doubt::UNREADABLE);
             put(&mut traversal.number, 0);
             put(&mut traversal.size, 0);
@@ -400,6 +418,7 @@ fn watch(
 fn learn(known: &KnownTable, table: u64, private: u64, count: u32, family: u8, per_cpu: u64) -> Option<()> {
     // Nothing is known while it is being asked for.
     known.table.set(0);
+    known.told.set(0);
     let (size, number) = read_pair(private, offset!(info_size), offset!(info_number))?;
     known.size.set(size);
     known.number.set(number);
@@ -415,6 +434,23 @@ fn learn(known: &KnownTable, table: u64, private: u64, count: u32, family: u8, p
     known.replace_count.set(count);
     known.table.set(table);
     Some(())
+}
+
+/// What counting needs of a record.
+#[inline(always)]
+fn begin_counted<A: Access>(traversal: &mut Traversal, call: &Call, (hook, selected): (u8, Selected)) {
+    if selected.first && counts::counts_by(by::VERDICT) {
+        counts::begin::<A>(call.skb, Layout::Ip);
+    }
+    put(&mut traversal.match_count, 0);
+    traversal.hook = hook;
+    traversal.family = A::field::<u8>(call.state, offset!(state_pf)).unwrap_or(0);
+    traversal.netns = config!(netns);
+    if traversal.netns == 0
+        && let Some(net) = A::field::<u64>(call.state, offset!(state_net))
+    {
+        traversal.netns = A::field(net, offset!(net_inum)).unwrap_or(0);
+    }
 }
 
 /// Fills the entry half of a record.
@@ -699,10 +735,17 @@ fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
     let per_cpu = kernel::per_cpu_offset(cpu)?;
     let sequence = if frame.traced.get() != 0 {
         let record = RECORDS.get_ptr_mut(depth)?;
-        let changed = snapshot::compare(state, frame, record, depth);
+        let by_verdict = counts::counts_by(by::VERDICT);
+        let changed = !by_verdict && snapshot::compare(state, frame, record, depth);
         let sequence = kernel::recseq(per_cpu)?;
-        check(cpu, frame, sequence);
-        finish::<A>(cpu, state, frame, record, end, changed);
+        if !by_verdict {
+            check(cpu, frame, sequence);
+        }
+        if counts::counts() {
+            counts::finish(state, frame, record, depth, end.verdict);
+        } else {
+            finish::<A>(cpu, state, frame, record, end, changed);
+        }
         sequence
     } else {
         kernel::recseq(per_cpu)?

@@ -7,6 +7,7 @@
 #![feature(asm_experimental_arch)]
 
 mod config;
+mod counts;
 mod emit;
 mod ending;
 mod frame;

@@ -5,8 +5,9 @@ use crate::kernel::SkbWindow;
 use crate::nft::{OpenRun, RUN_SLOTS, UnderWay};
 use crate::snapshot::mask;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use core::cell::UnsafeCell;
+use tracer_common::count;
 use tracer_common::counter::Counter;
 use tracer_common::ending::HookList;
 use tracer_common::filter::Key;
@@ -89,6 +90,9 @@ pub static FILTER: PerCpuArray<FilterInput> = PerCpuArray::with_max_entries(1, 0
 #[map]
 pub static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
 
+/// What is counted; the loader sizes it.
+#[map]
+pub static COUNTS: PerCpuHashMap<count::Key, u64> = PerCpuHashMap::with_max_entries(1, 0);
 /// How many of the packets that match are traced.
 #[map]
 pub static THROTTLE: Array<Throttle> = Array::with_max_entries(1, 0);

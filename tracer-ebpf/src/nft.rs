@@ -8,13 +8,15 @@
 //! one miss a part all the same, the numbers of the events show it.
 
 use crate::config::{config, offset};
+use crate::counts;
 use crate::emit::{count, wake};
 use crate::frame::{State, cpu, cpu_number, state};
 use crate::kernel::{self, Access, HookState, Probed, Skb, copy, read};
 use crate::legacy::{Call, NO_OWNER, device, drop_none, known_owner};
 use crate::maps::{COMMITS, COMMITTING, EVENTS, OPEN_RUNS, Words};
-use crate::select::{ADDRESS_FROM, ADDRESS_SHIFT, Question, Selected, forget, namespace};
+use crate::select::{ADDRESS_FROM, ADDRESS_SHIFT, Layout, Question, Selected, forget, namespace};
 use crate::snapshot::bounded;
+use tracer_common::count::{self, by};
 use tracer_common::counter::Counter;
 use tracer_common::nft::{
     COMMIT_SLOTS, Commits, Event, HANDLE_BITS, MAC_BYTES, NftConfig, PACKET_BYTES, Run, Witness, code,
@@ -80,6 +82,10 @@ pub struct OpenRun {
     pub commit_slot: u32,
     /// What tells the packet, and in the lowest bit whether it is at a device whose chain's policy drops it.
     pub identity: u64,
+    /// Where packets are counted: handles of table and base chain, and the namespace's number.
+    pub table: u64,
+    pub chain: u64,
+    pub netns: u64,
 }
 
 /// A packet's place: the numbers are those of [`Run`].
@@ -255,6 +261,9 @@ fn begin<A: Access>(call: &Call) -> Option<()> {
     // SAFETY: a map value.
     unsafe { ((*open).key, (*open).identity) = (0, identity) };
     let hook_state = A::hook_state(call.state)?;
+    if counts::counts() {
+        return begin_counted::<A>(call, question.layout(), &selected, &hook_state);
+    }
     let state = state()?;
     let number = state.runs.get() + 1;
     state.runs.set(number);
@@ -281,6 +290,33 @@ fn begin<A: Access>(call: &Call) -> Option<()> {
     // SAFETY: a map value.
     let open = unsafe { &mut *open_run(call.key)? };
     (open.run, open.index, open.commit_slot) = (run, 0, slot);
+    open.key = call.key;
+    Some(())
+}
+
+/// Opens a run that is counted.
+#[inline(always)]
+fn begin_counted<A: Access>(
+    call: &Call,
+    layout: Layout,
+    selected: &Selected,
+    hook_state: &HookState,
+) -> Option<()> {
+    if selected.first && !counts::counts_by(by::RULE) {
+        counts::begin::<A>(call.skb, layout);
+    }
+    // SAFETY: a map value.
+    let open = unsafe { &mut *open_run(call.key)? };
+    (open.run, open.index, open.commit_slot) = (0, 0, 0);
+    if counts::counts_by(by::RULE) {
+        let table: u64 = read(call.table + nft_offset!(chain_table))?;
+        open.table = read(table + nft_offset!(table_handle))?;
+        open.chain = read(call.table + nft_offset!(chain_handle))?;
+        open.netns = u64::from(match config!(netns) {
+            0 => A::field::<u32>(hook_state.net, offset!(net_inum))?,
+            only => only,
+        });
+    }
     open.key = call.key;
     Some(())
 }
@@ -440,6 +476,9 @@ pub fn traced<A: Access>(traced: &Traced) {
         let open = unsafe { &mut *open };
         if open.key == traced.key {
             open.index = open.index.wrapping_add(1);
+            if counts::counts_by(by::RULE) {
+                count(Counter::Uncounted, 1);
+            }
         }
     }
 }
@@ -477,6 +516,19 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
         0
     };
     let low = code & 0xff;
+    if counts::counts() {
+        if policy {
+            counts::add_one(count::kind::POLICY, [open.chain, open.table, open.netns]);
+        } else if decided && rule != 0 {
+            // What stands behind the last rule of a chain has no handle.
+            counts::add_one(count::kind::RULE, [rule, open.table, open.netns]);
+        }
+        if policy || (decided && low <= NF_QUEUE) {
+            open.key = 0;
+            ended(open.identity, if policy { None } else { Some(low) });
+        }
+        return Some(());
+    }
     // A stolen packet may be gone.
     let mark = if low == NF_STOLEN {
         0
@@ -530,6 +582,12 @@ fn end(key: u64, code: u32) -> Option<()> {
     }
     open.key = 0;
     ended(open.identity, Some((code & 0xff) as i32));
+    if counts::counts() {
+        if counts::counts_by(by::VERDICT) {
+            counts::ended(code);
+        }
+        return Some(());
+    }
     send(Event {
         kind: kind::EVENT,
         index: open.index,

@@ -249,6 +249,12 @@ impl Question {
         }
     }
 
+    /// Where its packet lies.
+    #[inline(always)]
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// The hook of the traversal.
     #[inline(always)]
     pub fn hook(&self) -> u8 {
@@ -570,7 +576,7 @@ pub fn packet<A: Access>(skb: u64, layout: Layout) -> Option<Packet> {
 
 /// Puts what the filter can ask about into this CPU's filter input.
 #[inline(always)]
-fn extract<A: Access>(skb: u64, layout: Layout) -> Option<()> {
+pub fn extract<A: Access>(skb: u64, layout: Layout) -> Option<()> {
     let input = FILTER.get_ptr_mut(0)?;
     let skb = packet::<A>(skb, layout)?;
     let linear = if skb.linear() > 64 { 64 } else { skb.linear() as usize };

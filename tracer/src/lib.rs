@@ -45,6 +45,7 @@ pub mod recording;
 pub mod bench;
 pub mod doctor;
 pub mod sys;
+pub mod tally;
 pub mod error;
 pub mod cli;
 pub mod command;

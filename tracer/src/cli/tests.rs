@@ -1,7 +1,7 @@
 //! Command lines and what they mean; the help as it is shown.
 
 use super::netns::Netns;
-use super::trace::{Backend, Mark, RuleName, TraceConfig};
+use super::trace::{Backend, Counting, Mark, RuleName, TraceConfig};
 use super::{Cli, Request, UsageError};
 use crate::backend::ebpf::attach::Method;
 use crate::cli::bench::BenchConfig;
@@ -11,6 +11,7 @@ use crate::cli::rules::RulesConfig;
 use crate::netfilter::Verdict;
 use crate::predicate::Predicates;
 use crate::sink::Output;
+use crate::tally::By;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use expect_test::{Expect, expect, expect_file};
@@ -102,6 +103,7 @@ fn options() {
             buffer: Some(8 << 20),
             sample: None,
             limit: None,
+            counting: None,
             explain: None,
             output: Output::Json,
             write: Some("FILE".into()),
@@ -226,6 +228,28 @@ fn parts() {
     {
         check_refused(&format!("nftracer trace --{option}"), ErrorKind::ValueValidation);
     }
+}
+
+#[test]
+fn counts() {
+    let counting = |by, interval_ms, top| TraceConfig {
+        counting: Some(Counting { by, interval: Duration::from_millis(interval_ms), top }),
+        ..TraceConfig::default()
+    };
+    check_trace("nftracer trace --count-by rule", counting(By::Rule, 1000, 20));
+    check_trace("nftracer trace --count-by flow --interval 500ms --top 3", counting(By::Flow, 500, 3));
+    check_trace("nftracer trace --count-by owner --interval 0", counting(By::Owner, 10, 20));
+    for others in ["--sample 1/2", "--limit 3", "-c 3", "-w x", "--explain a:b:1"] {
+        check_refused(&format!("nftracer trace --count-by src {others}"), ErrorKind::ArgumentConflict);
+    }
+    check_usage_error(
+        "nftracer trace --count-by rule -o trace",
+        expect!["--count-by rule: counts are no lines of TRACE; use -o pretty or json"],
+    );
+    check_usage_error(
+        "nftracer trace --count-by verdict --backend netlink",
+        expect!["--count-by verdict: only --backend ebpf counts in the kernel"],
+    );
 }
 
 #[test]

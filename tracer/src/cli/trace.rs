@@ -5,6 +5,7 @@ use super::{UsageError, netns::Netns};
 use crate::backend::ebpf::attach::Method;
 use crate::predicate::Predicates;
 use crate::sink::Output;
+use crate::tally::By;
 use clap::{Args, ValueEnum};
 use jiff::SignedDuration;
 use std::fmt;
@@ -58,6 +59,18 @@ pub(super) struct TraceArgs {
     #[arg(long, value_name = "N/s", value_parser = parse_limit)]
     limit: Option<NonZeroU32>,
 
+    /// Count packets in the kernel instead of showing them, by what they met or by what they are
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["sample", "limit", "explain", "count", "write"])]
+    count_by: Option<CountByArg>,
+
+    /// How often counts are shown, with --count-by
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    interval: Duration,
+
+    /// How many of the largest counts are shown, with --count-by
+    #[arg(long, value_name = "N", default_value = "20")]
+    top: usize,
+
     /// Say of packets that passed this rule without matching which of its conditions they did not meet; the rule as
     /// `nftracer rules` names it
     #[arg(long, value_name = "TABLE:CHAIN:N")]
@@ -109,6 +122,17 @@ pub(super) struct SourceArgs {
     /// CPUs. What finds no room is counted as lost
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     buffer: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CountByArg {
+    Rule,
+    Verdict,
+    Chain,
+    Src,
+    Dst,
+    Flow,
+    Owner,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -192,6 +216,17 @@ impl fmt::Display for RuleName {
     }
 }
 
+/// What is counted, and how it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counting {
+    /// By what.
+    pub by: By,
+    /// How often.
+    pub interval: Duration,
+    /// How many of the largest.
+    pub top: usize,
+}
+
 /// What `nftracer trace` is asked to do.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TraceConfig {
@@ -219,6 +254,8 @@ pub struct TraceConfig {
     pub sample: Option<NonZeroU32>,
     /// Trace at most so many packets in a second.
     pub limit: Option<NonZeroU32>,
+    /// What is counted, instead of showing packets.
+    pub counting: Option<Counting>,
     /// The rule that is explained.
     pub explain: Option<RuleName>,
     /// In which form packets are shown.
@@ -237,14 +274,37 @@ impl TraceArgs {
             let reason = "it needs one namespace, and an output that has room for it: pretty or json";
             return Err(UsageError::Value { option: "--explain", value: rule.to_string(), reason });
         }
+        if let Some(by) = self.count_by {
+            let value = word(by);
+            if matches!(self.output, OutputArg::Trace) {
+                let reason = "counts are no lines of TRACE; use -o pretty or json";
+                return Err(UsageError::Value { option: "--count-by", value, reason });
+            }
+            if !matches!(self.source.backend, BackendArg::Auto | BackendArg::Ebpf) {
+                let reason = "only --backend ebpf counts in the kernel";
+                return Err(UsageError::Value { option: "--count-by", value, reason });
+            }
+        }
         let source = self.source.config()?;
+        let predicates = Predicates {
+            mark: source.predicates.mark,
+            verdicts: self.verdicts.verdicts(),
+            ..self.predicates.predicates()
+        };
+        if let Some(by) = self.count_by
+            && !predicates.is_empty()
+        {
+            let reason = "packets are counted by the filter alone; leave out what else is asked of them";
+            return Err(UsageError::Value { option: "--count-by", value: word(by), reason });
+        }
         Ok(TraceConfig {
+            counting: self.count_by.map(|by| Counting {
+                by: by.into(),
+                interval: self.interval.max(SHORTEST_INTERVAL),
+                top: self.top,
+            }),
             filter: self.filter.join(" ").trim().to_owned(),
-            predicates: Predicates {
-                mark: source.predicates.mark,
-                verdicts: self.verdicts.verdicts(),
-                ..self.predicates.predicates()
-            },
+            predicates,
             explain: self.explain,
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,
@@ -291,6 +351,28 @@ impl SourceArgs {
             predicates: Predicates { mark: number, ..Predicates::default() },
             ..TraceConfig::default()
         })
+    }
+}
+
+/// As it was typed.
+fn word(typed: impl ValueEnum) -> String {
+    typed.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+/// Counts are not shown more often.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+
+impl From<CountByArg> for By {
+    fn from(typed: CountByArg) -> Self {
+        match typed {
+            CountByArg::Rule => Self::Rule,
+            CountByArg::Verdict => Self::Verdict,
+            CountByArg::Chain => Self::Chain,
+            CountByArg::Src => Self::Src,
+            CountByArg::Dst => Self::Dst,
+            CountByArg::Flow => Self::Flow,
+            CountByArg::Owner => Self::Owner,
+        }
     }
 }
 

@@ -683,7 +683,7 @@ fn second_text(second: u64) -> String {
 }
 
 /// Appends a value. Memory takes all that is written, and all types of rows are made for JSON.
-fn serialize(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+pub(super) fn serialize(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
     let _ = value.serialize(&mut serde_json::Serializer::with_formatter(out, SafeFormatter));
 }
 

@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod buffer;
+mod counts;
+mod counts_json;
 mod json;
 mod line;
 mod pretty;
@@ -11,6 +13,8 @@ mod why_json;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use counts::{CountSink, CountTotals, Tables};
+pub use counts_json::CountJson;
 pub use json::Json;
 pub use line::Line;
 pub use pretty::Pretty;

@@ -1,6 +1,8 @@
 //! The same short trace in all forms, compared with what is expected to the byte.
 
-use super::{Namespace, Output, Pretty, Sink, Start, Totals, choose};
+use super::{
+    CountJson, CountSink, CountTotals, Namespace, Output, Pretty, Sink, Start, Tables, Totals, choose,
+};
 use crate::container::{Container, Group, Names, Runtime};
 use crate::explain::{Known, explain};
 use crate::netfilter::{Family, Hook, StepKind, Verdict};
@@ -8,9 +10,11 @@ use crate::packet::{Link, PacketView};
 use crate::path::ending::{Device, Ending, Freed, HookFunction, Waited};
 use crate::path::{Action, Certainty, Path, Step};
 use crate::ruleset::{Chain, Entry, Rule, Table, Target};
+use crate::tally::{By, Ranking, Tally, What};
 use crate::why::{Fate, Listed, Met, Passed, Told, Why};
 use expect_test::{Expect, expect, expect_file};
 use std::io;
+use std::time::Duration;
 
 const TIME_NS: u64 = 1_795_446_245_000_000_042;
 const NETNS: u32 = 4_026_531_840;
@@ -487,4 +491,43 @@ fn lines_on_standard_error() {
     expect!["tracing all packets in all namespaces with ebpf, footprint: none"].assert_eq(&all.to_string());
     expect!["nftracer: 12 packets, 80 steps, 1 lost, 2 missed, 3 unordered, 4 inexact"]
         .assert_eq(&TOTALS.to_string());
+}
+
+fn ranking(is_last: bool) -> Ranking {
+    let mut tally = Tally::default();
+    let rule = |number, text: &str, owner: Option<&str>| What {
+        name: format!("filter:INPUT:rule:{number}"),
+        family: Some("ip"),
+        netns: None,
+        text: Some(text.into()),
+        owner: owner.map(str::to_owned),
+    };
+    let policy = What { family: Some("ip6"), ..What::named("filter:INPUT:policy:3") };
+    let (ssh, other) =
+        (rule(1, "-A INPUT -p tcp --dport 22 -j ACCEPT", Some("ufw")), rule(2, "-A INPUT -j \u{1b}x", None));
+    for count in [0, 900_000, 1_000_000, 1_234_567] {
+        tally.look([(ssh.clone(), count), (other.clone(), 7), (policy.clone(), count / 1000)]);
+    }
+    tally.ranking(By::Rule, 2, 1_700_000_000_123_456_789, Duration::from_millis(2500), is_last)
+}
+
+#[test]
+fn counts_golden() {
+    for (form, expected) in [
+        ("pretty", expect_file!["snapshots/counts.txt"]),
+        ("terminal", expect_file!["snapshots/counts-terminal.txt"]),
+        ("json", expect_file!["snapshots/counts-json.txt"]),
+    ] {
+        let mut out = Vec::new();
+        {
+            let mut sink: Box<dyn CountSink> = match form {
+                "json" => Box::new(CountJson::new(&mut out)),
+                form => Box::new(Tables::new(&mut out, form == "terminal").in_utc()),
+            };
+            sink.show(&ranking(false)).unwrap();
+            sink.show(&ranking(true)).unwrap();
+            sink.end(&CountTotals { lost: 1, missed: 2, uncounted: 3, doubtful: 4 }).unwrap();
+        }
+        expected.assert_eq(&String::from_utf8(out).unwrap().replace('\u{1b}', "ESC"));
+    }
 }

@@ -15,7 +15,7 @@ pub mod typed;
 use crate::filter::{Filter, Form, LinkType};
 use crate::sys::bpf;
 use crate::trace_line::LogStyle;
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::{EbpfLoader, Pod};
 use decode::Record;
 use ending::Endings;
@@ -26,6 +26,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use thiserror::Error;
 use tracer_common::config::Config;
+use tracer_common::count::{self, by};
 use tracer_common::counter::Counter;
 use tracer_common::ending::EndingConfig;
 use tracer_common::filter::Program;
@@ -152,12 +153,24 @@ pub struct Options<'a> {
     pub throttle: Option<Throttle>,
     /// Whether it matters how packets end.
     pub endings: bool,
+    /// What is counted, instead of sending records.
+    pub counts: Option<Counts>,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// One of [`by`].
+    pub by: u32,
+    /// How many different things there is room for.
+    pub room: u32,
 }
 
 /// Placed probes. Dropping it takes them away.
 pub struct Ebpf {
     ring: RingBuf<MapData>,
     counters: PerCpuArray<MapData, u64>,
+    counts: PerCpuHashMap<MapData, PodKey, u64>,
     replace_counts: Rc<ReplaceCounts>,
     commits: Rc<CommitCounts>,
     probes: attach::Probes,
@@ -203,6 +216,13 @@ struct PodThrottle(Throttle);
 #[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
 // SAFETY: as for `PodConfig`.
 unsafe impl Pod for PodThrottle {}
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodKey(count::Key);
+#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
+// SAFETY: as for `PodConfig`.
+unsafe impl Pod for PodKey {}
 
 /// A filter as the programs get it.
 struct Chosen<'a> {
@@ -272,6 +292,8 @@ impl Loaded {
             filter_window: filter.window,
             filter_link_bytes: filter.link_bytes,
             throttled: u32::from(options.throttle.is_some()),
+            count_by: options.counts.map_or(by::NOTHING, |counts| counts.by),
+            reserved: 0,
             offsets: layout.offsets,
             reserved_after_offsets: [0; Config::OFFSETS_PADDING],
             filter: *filter.program,
@@ -288,6 +310,7 @@ impl Loaded {
             .override_global("ENDING", &ending, true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
+            .map_max_entries("COUNTS", options.counts.map_or(1, |counts| counts.room))
             .load(&filter.object)?;
         let witness = nft.map(|nft| nft.witness);
         Ok(Self { object: filter.object, programs, kernel, witness, without })
@@ -306,6 +329,7 @@ pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
         nftables: Nftables::Rules,
         throttle: None,
         endings: false,
+        counts: None,
     };
     let Loaded { object, programs, kernel, witness, .. } = Loaded::of(&options)?;
     Ok(attach::try_typed(&object, &programs, &kernel, witness)?)
@@ -340,6 +364,7 @@ impl Ebpf {
         }
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
+        let counts = take(&mut programs, "COUNTS", PerCpuHashMap::try_from)?;
         let replace_counts = Rc::new(ReplaceCounts(take(&mut programs, "REPLACE_COUNTS", Array::try_from)?));
         #[cfg(feature = "debug-log")]
         let messages = debug::Messages::of(&mut programs)?;
@@ -350,6 +375,7 @@ impl Ebpf {
             commits,
             ring,
             counters,
+            counts,
             replace_counts,
             probes,
             sweep,
@@ -444,6 +470,21 @@ impl Ebpf {
         Ok(Throttled { by_chance, by_limit })
     }
 
+    /// Gives all that was counted.
+    pub fn counted(&self, mut each: impl FnMut(&count::Key, u64)) -> Result<(), Error> {
+        for counted in self.counts.iter() {
+            let (PodKey(key), values) = counted.map_err(|source| Error::Map { map: "COUNTS", source })?;
+            each(&key, values.iter().sum());
+        }
+        Ok(())
+    }
+
+    /// What was seen and is in no count.
+    pub fn uncounted(&self) -> Result<Uncounted, Error> {
+        let no_room = self.counter(Counter::Uncounted)?;
+        Ok(Uncounted { no_room, doubtful: self.counter(Counter::Doubtful)? })
+    }
+
     fn left_out(&self, begins: Begins) -> Result<u64, Error> {
         self.probes.left_out(begins).map_err(Error::Program)
     }
@@ -526,6 +567,15 @@ pub struct Lost {
     pub records: u64,
     /// Runs of nftables.
     pub missed_runs: u64,
+}
+
+/// What was seen and is in no count, since the probes were placed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uncounted {
+    /// What found no room, and verdicts that could not be told.
+    pub no_room: u64,
+    /// Traversals of tables whose rules are in doubt.
+    pub doubtful: u64,
 }
 
 /// Packets that matched and were not traced, since the probes were placed.

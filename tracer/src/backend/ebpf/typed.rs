@@ -156,7 +156,12 @@ fn instruction_bytes(instruction: &aya_obj::generated::bpf_insn) -> [u8; 8] {
 
 /// The descriptor of a map of a kind that our programs have.
 fn descriptor(map: &Map) -> Option<RawFd> {
-    let (Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data) | Map::LruHashMap(data)) = map else {
+    let (Map::Array(data)
+    | Map::PerCpuArray(data)
+    | Map::RingBuf(data)
+    | Map::LruHashMap(data)
+    | Map::PerCpuHashMap(data)) = map
+    else {
         return None;
     };
     Some(data.fd().as_fd().as_raw_fd())

@@ -2,6 +2,7 @@
 
 mod both;
 mod buffer;
+mod counting;
 mod gate;
 #[doc(hidden)]
 pub mod interpreter;
@@ -27,6 +28,7 @@ use crate::sys::pcap;
 use crate::text;
 use crate::trace_line::LogStyle;
 use anyhow::Context as _;
+use counting::Counter;
 use listen::Listening;
 use plan::Plan;
 use probes::Probing;
@@ -115,6 +117,10 @@ pub(super) fn run_into(config: &TraceConfig, open_sink: &OpenSink<'_>) -> Result
         // Whether it works is found out by trying.
         for plan in plan::plans(config.backend, config.mark) {
             let failure = match plan {
+                Plan::Ebpf if let Some(counting) = config.counting => match Counter::start(&wish, counting) {
+                    Ok((session, start)) => return follow(session, &start, config.duration).await,
+                    Err(failure) => return Err(failure),
+                },
                 Plan::Ebpf => match Probing::start(&wish) {
                     Ok((session, start)) => return follow(session, &start, config.duration).await,
                     Err(failure) => failure,

@@ -24,6 +24,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tracer_common::count::by;
 use tracer_common::legacy::Traversal;
 
 /// Records taken before signals and time are looked at again.
@@ -61,7 +62,7 @@ impl Namespaces {
     }
 
     /// Opens each namespace in turn.
-    fn each(&self, mut work: impl FnMut(u32, &File)) {
+    pub(super) fn each(&self, mut work: impl FnMut(u32, &File)) {
         match &self.only {
             Some((inode, file)) => work(*inode, file),
             None => netns::list().iter().for_each(|found| {
@@ -73,7 +74,7 @@ impl Namespaces {
     }
 
     /// Opens a namespace by its inode number, if it can be found.
-    fn with<T>(&self, inode: u32, work: impl FnOnce(&File) -> T) -> Option<T> {
+    pub(super) fn with<T>(&self, inode: u32, work: impl FnOnce(&File) -> T) -> Option<T> {
         match &self.only {
             Some((only, file)) => (*only == inode).then(|| work(file)),
             None => {
@@ -121,7 +122,7 @@ impl Namespaces {
     }
 
     /// Reads a table again, if it is still the one that was met and its namespace can be found.
-    fn read(
+    pub(super) fn read(
         &self,
         met: &Traversal,
         family: Family,
@@ -148,7 +149,7 @@ fn has_base_chains(namespace: &File) -> bool {
 }
 
 /// What is not traced: base chains at hooks that this program does not know, and what flowtables take past all hooks.
-fn not_traced(ruleset: &Ruleset) -> Vec<String> {
+pub(super) fn not_traced(ruleset: &Ruleset) -> Vec<String> {
     let mut names = Vec::new();
     for table in &ruleset.tables {
         for chain in &table.chains {
@@ -173,7 +174,7 @@ fn sees_packets(table: &Table) -> bool {
 }
 
 /// Reads the rules of nftables in a namespace; `None` when there is no nftables.
-fn read_nftables(namespace: &File, texts: bool, commits: &CommitCounts) -> Option<NftReading> {
+pub(super) fn read_nftables(namespace: &File, texts: bool, commits: &CommitCounts) -> Option<NftReading> {
     let mut nftables = fetch::nft::Nftables::open(namespace).ok().flatten()?;
     let before = commits.now();
     let ruleset = if texts { nftables.fetch().ok()?.ruleset } else { nftables.structure().ok()? };
@@ -233,7 +234,7 @@ impl Changes {
 }
 
 /// Looks for base chains of nftables that come while it is not traced.
-struct Watch {
+pub(super) struct Watch {
     namespace: File,
     changes: Option<Changes>,
     looks: u32,
@@ -243,12 +244,12 @@ impl Watch {
     /// Whether nftables has been loaded is looked at every so many looks.
     const LOOKS: u32 = 100;
 
-    fn new(namespace: File) -> Self {
+    pub(super) fn new(namespace: File) -> Self {
         Self { namespace, changes: None, looks: 0 }
     }
 
     /// Whether there are base chains now.
-    fn look(&mut self) -> bool {
+    pub(super) fn look(&mut self) -> bool {
         let changed = match &mut self.changes {
             Some(changes) => changes.any(),
             None if self.looks.is_multiple_of(Self::LOOKS) => {
@@ -281,9 +282,18 @@ pub(super) struct Probing {
     _key: Option<Key>,
 }
 
-impl Probing {
-    /// Places the probes.
-    pub(super) fn start(wish: &Wish<'_>) -> Result<(Self, Start), Failure> {
+/// Probes in their places.
+pub(super) struct Placed {
+    pub(super) ebpf: Ebpf,
+    pub(super) namespaces: Namespaces,
+    /// Goes after the probes.
+    pub(super) key: Option<Key>,
+    pub(super) start: Start,
+}
+
+impl Placed {
+    /// Places the probes, to trace packets or to count them.
+    pub(super) fn new(wish: &Wish<'_>, counts: Option<ebpf::Counts>) -> Result<Self, Failure> {
         let config = wish.config;
         // Probes could be placed without it, and no ruleset be read.
         if !Privileges::gather().has(Capability::NetAdmin)
@@ -303,6 +313,8 @@ impl Probing {
             _ if !kernel::has_nftables() => ebpf::Nftables::Absent,
             // Where there is nothing else, base chains may come.
             _ if kernel::has_legacy_tables() && !namespaces.have_base_chains() => ebpf::Nftables::Absent,
+            // What becomes of packets is known without the rules.
+            _ if counts.is_some_and(|counts| counts.by != by::RULE) => ebpf::Nftables::Ends,
             Mark::None => ebpf::Nftables::Ends,
             _ => ebpf::Nftables::Rules,
         };
@@ -318,7 +330,8 @@ impl Probing {
             table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
             method: config.attach,
             throttle: gate::throttle(config),
-            endings: config.output != Output::Trace || config.write.is_some(),
+            endings: counts.is_none() && (config.output != Output::Trace || config.write.is_some()),
+            counts,
         };
         // What keeps it from working is said as `doctor` says it.
         let ebpf = Ebpf::attach(&options)
@@ -331,6 +344,15 @@ impl Probing {
         let visible: Vec<String> = visible.into_iter().flatten().collect();
         let footprint = if visible.is_empty() { "none".to_owned() } else { visible.join(", ") };
         let start = wish.start("ebpf", footprint, ebpf.log_style());
+        Ok(Self { ebpf, namespaces, key, start })
+    }
+}
+
+impl Probing {
+    /// Places the probes.
+    pub(super) fn start(wish: &Wish<'_>) -> Result<(Self, Start), Failure> {
+        let config = wish.config;
+        let Placed { ebpf, namespaces, key, start } = Placed::new(wish, None)?;
         let asked = (config.sample.is_some(), config.limit.is_some());
         let mut session =
             Self { _key: key, asked, ..Self::new(ebpf, namespaces, wish.sink()?, config.count)? };
@@ -517,7 +539,7 @@ fn refused(error: ebpf::Error) -> Failure {
 }
 
 /// Says why the rules of a table have no text.
-fn complain(fetched: &fetch::Fetched) {
+pub(super) fn complain(fetched: &fetch::Fetched) {
     if let Some(reason) = &fetched.text_reason {
         let table = &fetched.table;
         say(&format!("{} table {}: {reason}", table.family, table.name));
