@@ -1,3 +1,5 @@
+//! Counts as the kernel keeps them, and the tables that are made of them.
+
 use super::*;
 
 fn ranking(tally: &Tally, top: usize) -> Vec<(String, u64, u64)> {
