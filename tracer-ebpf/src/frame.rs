@@ -165,8 +165,8 @@ pub struct State {
     /// The frame whose exit this is, while it is looked for.
     pub found: Cell<u32>,
     reserved: u32,
-    /// Where the link-layer header lay that was copied last, and whose it was: packet, hook and depth of the frame in
-    /// whose record it is.
+    /// Where the link-layer header lay that was copied last, with the hook and the depth of the frame in whose record it is;
+    /// 0 for none. And whose it was.
     pub mac_at: Cell<u64>,
     pub mac_of: Cell<u64>,
     /// Records sent.

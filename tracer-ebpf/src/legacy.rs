@@ -625,18 +625,20 @@ fn link<A: Access>(state: &State, traversal: &mut Traversal, depth: u32, skb: &S
         return 0;
     }
     let address = skb.packet.head + u64::from(skb.mac_header);
-    let of = (traversal.packet << 6) | (u64::from(traversal.hook) << 3) | u64::from(depth);
-    if state.mac_at.get() == address && state.mac_of.get() == of {
+    // The highest bits of kernel addresses are all the same.
+    let at = (address << 6) | (u64::from(traversal.hook) << 3) | u64::from(depth);
+    if state.mac_at.get() == at && state.mac_of.get() == traversal.packet {
         return fact::MAC;
     }
     let len = snapshot::bounded(u32::from(traversal.hard_header_len), MAC_BYTES as u32);
     // SAFETY: `len` is at most the length of the array.
     if unsafe { copy((&raw mut traversal.mac).cast::<u8>(), len, address) } {
         traversal.mac_len = len as u8;
-        state.mac_at.set(address);
-        state.mac_of.set(of);
+        state.mac_at.set(at);
+        state.mac_of.set(traversal.packet);
     } else {
         put(&mut traversal.mac_len, 0);
+        state.mac_at.set(0);
     }
     fact::MAC
 }

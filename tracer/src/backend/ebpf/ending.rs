@@ -10,6 +10,7 @@ use aya::Pod;
 use aya::maps::{Array, MapData};
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
 use tracer_common::ending::{HookList, MOST_FUNCTIONS};
 
 #[repr(transparent)]
@@ -55,9 +56,14 @@ impl Reasons {
 /// Tells of endings; stays usable while records are being drained.
 pub struct Endings {
     functions: Functions,
+    /// When they were read again.
+    read_again: Option<Instant>,
     reasons: Reasons,
     hooks: Option<Hooks>,
 }
+
+/// Symbols are read again at most this often: it takes long, and an address need not be in any.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 
 /// What lists the functions at the hooks.
 pub(super) struct Hooks {
@@ -67,16 +73,19 @@ pub(super) struct Hooks {
 
 impl Endings {
     pub(super) fn new(functions: Functions, reasons: Reasons, hooks: Option<Hooks>) -> Self {
-        Self { functions, reasons, hooks }
+        Self { functions, read_again: None, reasons, hooks }
     }
 
     /// The function that an address is in, and how far from its beginning. Modules may have come since the symbols were
     /// read: then they are read again.
     pub fn place(&mut self, address: u64) -> Option<Place<'_>> {
+        let may_read = self.read_again.is_none_or(|read| read.elapsed() >= READ_AGAIN);
         if self.functions.at(address).is_none()
+            && may_read
             && let Ok(kallsyms) = fs::read("/proc/kallsyms")
         {
             self.functions = Functions::parse(&kallsyms);
+            self.read_again = Some(Instant::now());
         }
         self.functions.at(address)
     }
