@@ -237,6 +237,7 @@ fn counts_by_rule(options: &Options) -> Result<Outcome> {
         Ok(())
     };
     compare(&["--count-by", "rule"])?;
+    compare(&["--count-by", "rule", "--backend", "ebpf"])?;
     netns.command("nft", &["-f", "-"], NFT_RULES)?;
     compare(&["--count-by", "rule", "udp"])?;
     compare(&["--count-by", "rule", "--attach", "kprobe", "udp"])?;

@@ -11,6 +11,7 @@ mod filters;
 mod footprint;
 #[path = "../old_kernel/kernel.rs"]
 mod kernel;
+mod latency;
 mod lines;
 mod nft_footprint;
 mod nft_oracle;
@@ -92,6 +93,7 @@ const TESTS: &[&[Test]] = &[
     usage::TESTS,
     counts::TESTS,
     endings::TESTS,
+    latency::TESTS,
     why::TESTS,
     bad_input::TESTS,
     bench::TESTS,

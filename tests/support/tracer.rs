@@ -313,10 +313,17 @@ fn read_stdout(stdout: ChildStdout, output: &Mutex<Output>) {
         let line = String::from_utf8_lossy(&bytes);
         let line = line.trim_end_matches('\n');
         // What only some ask for is read by them.
-        let is_extra =
-            [r#"{"type":"why","#, r#"{"type":"passed","#, r#"{"type":"freed","#, r#"{"type":"count"#]
-                .iter()
-                .any(|word| line.starts_with(word));
+        let is_extra = [
+            r#"{"type":"why","#,
+            r#"{"type":"passed","#,
+            r#"{"type":"count"#,
+            r#"{"type":"freed","#,
+            r#"{"type":"spent","#,
+            r#"{"type":"latency","#,
+            r#"{"type":"hot","#,
+        ]
+        .iter()
+        .any(|word| line.starts_with(word));
         let is_row = line.starts_with('{') && !is_extra;
         let row = is_row.then(|| parse(line));
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);

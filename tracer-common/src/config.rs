@@ -43,8 +43,8 @@ pub struct Config {
     pub throttled: u32,
     /// One of [`count::by`](crate::count::by).
     pub count_by: u32,
-    /// Fills the structure to a multiple of eight.
-    pub reserved: u32,
+    /// Whether it is told how long packets were in tables and base chains.
+    pub timed: u32,
     /// Field offsets.
     pub offsets: Offsets,
     /// Fills the structure to a multiple of eight.

@@ -135,8 +135,8 @@ pub struct SkbState {
     pub len: u32,
     /// Bytes of it that were copied.
     pub copied: u32,
-    /// Fills to eight.
-    pub reserved: u32,
+    /// At exit, where that was asked for: nanoseconds that the packet was in the table, at most 2³² - 1; otherwise 0.
+    pub took_ns: u32,
 }
 
 /// One call of `ipt_do_table` or `ip6t_do_table`.

@@ -16,6 +16,8 @@ pub mod kind {
     pub const RUN: u32 = 16;
     /// A [`super::Event`].
     pub const EVENT: u32 = 17;
+    /// A [`super::TimedEvent`].
+    pub const TIMED_EVENT: u32 = 18;
 }
 
 /// What the programs look at to follow a run.
@@ -247,5 +249,16 @@ pub struct Event {
     pub mark: u32,
 }
 
+/// An event, where it was asked for how long packets take.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TimedEvent {
+    /// [`kind::TIMED_EVENT`] as its kind.
+    pub event: Event,
+    /// Nanoseconds since the run began, without those that the programs took.
+    pub since_ns: u64,
+}
+
+const _: () = assert!(size_of::<TimedEvent>().is_multiple_of(8));
 const _: () = assert!(size_of::<Run>().is_multiple_of(8));
 const _: () = assert!(size_of::<Event>().is_multiple_of(8));

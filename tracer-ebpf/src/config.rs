@@ -21,7 +21,7 @@ pub static CONFIG: Config = Config {
     filter_link_bytes: 0,
     throttled: 0,
     count_by: 0,
-    reserved: 0,
+    timed: 0,
     offsets: Offsets::UNRESOLVED,
     reserved_after_offsets: [0; Config::OFFSETS_PADDING],
     filter: Program::ANY,

@@ -173,6 +173,11 @@ pub struct State {
     pub records: Cell<u64>,
     /// Runs of nftables numbered on this CPU.
     pub runs: Cell<u64>,
+    /// When the followed traversals began, by frame, when the last one was left, and how long it took: where that is asked
+    /// for.
+    began: [Cell<u64>; DEPTH as usize],
+    pub left_ns: Cell<u64>,
+    pub took_ns: Cell<u64>,
     /// What is being counted.
     pub counted: UnsafeCell<count::Key>,
 }
@@ -215,6 +220,14 @@ impl State {
         let depth = crate::snapshot::mask::<{ DEPTH - 1 }>(u64::from(depth)) as usize;
         // SAFETY: the mask keeps the index in range.
         unsafe { &*(&raw const self.frames).cast::<Frame>().add(depth) }
+    }
+
+    /// When the traversal of a frame began.
+    #[inline(always)]
+    pub fn began(&'static self, depth: u32) -> &'static Cell<u64> {
+        let depth = crate::snapshot::mask::<{ DEPTH - 1 }>(u64::from(depth)) as usize;
+        // SAFETY: the mask keeps the index in range.
+        unsafe { &*(&raw const self.began).cast::<Cell<u64>>().add(depth) }
     }
 
     /// What is known of the table in the slot of this one.

@@ -305,6 +305,9 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
         }
     }
     cpu.depth.set(depth + 1);
+    if config!(timed) != 0 {
+        state.began(depth).set(kernel::now_ns());
+    }
     Some(())
 }
 
@@ -587,7 +590,7 @@ fn put<T>(field: &mut T, value: T) {
 /// Empties a state.
 #[inline(always)]
 fn clear(state: &mut SkbState) {
-    for field in [&mut state.mark, &mut state.len, &mut state.copied, &mut state.reserved] {
+    for field in [&mut state.mark, &mut state.len, &mut state.copied, &mut state.took_ns] {
         put(field, 0);
     }
 }
@@ -707,6 +710,9 @@ fn end_frame<A: Access>(cpu: &Cpu, end: &End) {
 #[inline(always)]
 fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
     let state = state()?;
+    if config!(timed) != 0 {
+        state.left_ns.set(kernel::now_ns());
+    }
     cpu.generation.set(cpu.generation.get().wrapping_add(1));
     let top = cpu.depth.get();
     let mut depth = top.wrapping_sub(1);
@@ -746,6 +752,10 @@ fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
         if counts::counts() {
             counts::finish(state, frame, record, depth, end.verdict);
         } else {
+            if config!(timed) != 0 {
+                let took_ns = state.left_ns.get().wrapping_sub(state.began(depth).get());
+                state.took_ns.set(u64::from(snapshot::bounded_word(took_ns)));
+            }
             finish::<A>(cpu, state, frame, record, end, changed);
         }
         sequence
@@ -839,6 +849,9 @@ fn finish<A: Access>(cpu: &Cpu, state: &State, frame: &Frame, record: *mut Recor
         };
     } else {
         clear(&mut traversal.exit);
+    }
+    if config!(timed) != 0 {
+        traversal.exit.took_ns = state.took_ns.get() as u32;
     }
     if !long {
         traversal.kind = kind::TRAVERSAL;

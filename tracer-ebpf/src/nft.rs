@@ -19,8 +19,8 @@ use crate::snapshot::bounded;
 use tracer_common::count::{self, by};
 use tracer_common::counter::Counter;
 use tracer_common::nft::{
-    COMMIT_SLOTS, Commits, Event, HANDLE_BITS, MAC_BYTES, NftConfig, PACKET_BYTES, Run, Witness, code,
-    commit_slot, fact, kind, what,
+    COMMIT_SLOTS, Commits, Event, HANDLE_BITS, MAC_BYTES, NftConfig, PACKET_BYTES, Run, TimedEvent, Witness,
+    code, commit_slot, fact, kind, what,
 };
 use tracer_common::offsets::ABSENT;
 use tracer_common::place::{ARP, BRIDGE, EGRESS, INGRESS, nat_priority, rank};
@@ -86,6 +86,8 @@ pub struct OpenRun {
     pub table: u64,
     pub chain: u64,
     pub netns: u64,
+    /// Where it is asked for how long packets take: when it began, later by what the programs have taken since.
+    pub began_ns: u64,
 }
 
 /// A packet's place: the numbers are those of [`Run`].
@@ -291,6 +293,9 @@ fn begin<A: Access>(call: &Call) -> Option<()> {
     let open = unsafe { &mut *open_run(call.key)? };
     (open.run, open.index, open.commit_slot) = (run, 0, slot);
     open.key = call.key;
+    if config!(timed) != 0 {
+        open.began_ns = kernel::now_ns();
+    }
     Some(())
 }
 
@@ -491,6 +496,7 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
     if open.key != traced.key {
         return None;
     }
+    let came_ns = if config!(timed) != 0 { kernel::now_ns() } else { 0 };
     let index = open.index;
     open.index = index.wrapping_add(1);
     // What cannot be read is missing from the run, and its number tells.
@@ -540,7 +546,7 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
         open.key = 0;
         ended(open.identity, if policy { None } else { Some(low) });
     }
-    send(Event {
+    let event = Event {
         kind: kind::EVENT,
         index,
         run: open.run,
@@ -550,7 +556,14 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
         code,
         commits: commits(open.commit_slot).begun as u32,
         mark,
-    });
+    };
+    if config!(timed) == 0 {
+        send(event);
+        return Some(());
+    }
+    send_timed(event, came_ns.wrapping_sub(open.began_ns));
+    let took_ns = kernel::now_ns().wrapping_sub(came_ns);
+    open.began_ns = open.began_ns.wrapping_add(took_ns);
     Some(())
 }
 
@@ -588,7 +601,7 @@ fn end(key: u64, code: u32) -> Option<()> {
         }
         return Some(());
     }
-    send(Event {
+    let event = Event {
         kind: kind::EVENT,
         index: open.index,
         run: open.run,
@@ -598,7 +611,12 @@ fn end(key: u64, code: u32) -> Option<()> {
         code: code as i32,
         commits: commits(open.commit_slot).begun as u32,
         mark: 0,
-    });
+    };
+    if config!(timed) == 0 {
+        send(event);
+    } else {
+        send_timed(event, kernel::now_ns().wrapping_sub(open.began_ns));
+    }
     Some(())
 }
 
@@ -607,6 +625,17 @@ fn send(event: Event) {
     match EVENTS.reserve::<Event>(0) {
         Some(mut entry) => {
             entry.write(event);
+            entry.submit(wake());
+        }
+        None => count(Counter::Lost, 1),
+    }
+}
+
+#[inline(always)]
+fn send_timed(event: Event, since_ns: u64) {
+    match EVENTS.reserve::<TimedEvent>(0) {
+        Some(mut entry) => {
+            entry.write(TimedEvent { event: Event { kind: kind::TIMED_EVENT, ..event }, since_ns });
             entry.submit(wake());
         }
         None => count(Counter::Lost, 1),

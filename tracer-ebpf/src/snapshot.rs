@@ -118,6 +118,12 @@ pub fn bounded(value: u32, limit: u32) -> u32 {
     if value > limit { limit } else { value }
 }
 
+/// The value, or the largest of 32 bits.
+#[inline(always)]
+pub fn bounded_word(value: u64) -> u32 {
+    if whole(value) > u64::from(u32::MAX) { u32::MAX } else { value as u32 }
+}
+
 #[inline(always)]
 fn family_of(depth: u32) -> Option<u8> {
     let record = RECORDS.get_ptr(depth)?;

@@ -26,6 +26,7 @@ pub mod filter;
 pub mod predicate;
 pub mod trace_line;
 pub mod kernel_log;
+pub mod latency;
 pub mod xtables;
 pub mod nftables;
 pub mod netlink;

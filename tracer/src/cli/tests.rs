@@ -1,7 +1,7 @@
 //! Command lines and what they mean; the help as it is shown.
 
 use super::netns::Netns;
-use super::trace::{Backend, Counting, Mark, RuleName, TraceConfig};
+use super::trace::{Backend, Counting, Latency, Mark, RuleName, TraceConfig};
 use super::{Cli, Request, UsageError};
 use crate::backend::ebpf::attach::Method;
 use crate::cli::bench::BenchConfig;
@@ -104,6 +104,7 @@ fn options() {
             sample: None,
             limit: None,
             counting: None,
+            latency: Latency::default(),
             explain: None,
             output: Output::Json,
             write: Some("FILE".into()),
@@ -228,6 +229,28 @@ fn parts() {
     {
         check_refused(&format!("nftracer trace --{option}"), ErrorKind::ValueValidation);
     }
+}
+
+#[test]
+fn latency() {
+    let config = |latency| TraceConfig { backend: Backend::Ebpf, latency, ..TraceConfig::default() };
+    let nothing = Latency::default();
+    check_trace("nftracer trace --latency", config(Latency { shown: true, ..nothing }));
+    check_trace(
+        "nftracer trace --summary -o json",
+        TraceConfig { output: Output::Json, ..config(Latency { summary: true, ..nothing }) },
+    );
+    let slow = Some(Duration::from_micros(50));
+    check_trace("nftracer trace --slow 50us", config(Latency { slow, ..nothing }));
+    check_usage_error(
+        "nftracer trace --latency --backend log",
+        expect!["--backend log: only ebpf knows how long packets take"],
+    );
+    check_usage_error(
+        "nftracer trace --slow 1ms -o trace",
+        expect!["--output trace: lines of TRACE do not say how long packets take"],
+    );
+    check_refused("nftracer trace --summary --count-by rule", ErrorKind::ArgumentConflict);
 }
 
 #[test]

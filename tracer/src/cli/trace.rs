@@ -59,8 +59,20 @@ pub(super) struct TraceArgs {
     #[arg(long, value_name = "N/s", value_parser = parse_limit)]
     limit: Option<NonZeroU32>,
 
+    /// Say how long each packet was in tables and base chains
+    #[arg(long)]
+    latency: bool,
+
+    /// Show only packets that were in tables and base chains for longer than this: 50us, 2ms
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    slow: Option<Duration>,
+
+    /// End with how long packets were in each table and base chain, and with the rules that they met most often
+    #[arg(long)]
+    summary: bool,
+
     /// Count packets in the kernel instead of showing them, by what they met or by what they are
-    #[arg(long, value_name = "WHAT", conflicts_with_all = ["sample", "limit", "explain", "count", "write"])]
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["sample", "limit", "explain", "count", "write", "latency", "slow", "summary"])]
     count_by: Option<CountByArg>,
 
     /// How often counts are shown, with --count-by
@@ -216,6 +228,24 @@ impl fmt::Display for RuleName {
     }
 }
 
+/// What is asked about the time that packets take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Latency {
+    /// To be shown with each packet.
+    pub shown: bool,
+    /// Only packets that took longer are shown.
+    pub slow: Option<Duration>,
+    /// All of it together at the end.
+    pub summary: bool,
+}
+
+impl Latency {
+    /// Whether anything is.
+    pub fn is_asked(&self) -> bool {
+        self.shown || self.slow.is_some() || self.summary
+    }
+}
+
 /// What is counted, and how it is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counting {
@@ -256,6 +286,8 @@ pub struct TraceConfig {
     pub limit: Option<NonZeroU32>,
     /// What is counted, instead of showing packets.
     pub counting: Option<Counting>,
+    /// What is asked about the time that packets take.
+    pub latency: Latency,
     /// The rule that is explained.
     pub explain: Option<RuleName>,
     /// In which form packets are shown.
@@ -285,7 +317,25 @@ impl TraceArgs {
                 return Err(UsageError::Value { option: "--count-by", value, reason });
             }
         }
-        let source = self.source.config()?;
+        let latency = Latency { shown: self.latency, slow: self.slow, summary: self.summary };
+        if latency.is_asked()
+            && let Some((option, reason)) = match (&self.source.backend, &self.output) {
+                (BackendArg::Netlink | BackendArg::Log, _) => {
+                    Some(("--backend", "only ebpf knows how long packets take"))
+                }
+                (_, OutputArg::Trace) => {
+                    Some(("--output", "lines of TRACE do not say how long packets take"))
+                }
+                _ => None,
+            }
+        {
+            let value = if option == "--output" { "trace".to_owned() } else { word(self.source.backend) };
+            return Err(UsageError::Value { option, value, reason });
+        }
+        let mut source = self.source.config()?;
+        if latency.is_asked() {
+            source.backend = Backend::Ebpf;
+        }
         let predicates = Predicates {
             mark: source.predicates.mark,
             verdicts: self.verdicts.verdicts(),
@@ -305,6 +355,7 @@ impl TraceArgs {
             }),
             filter: self.filter.join(" ").trim().to_owned(),
             predicates,
+            latency,
             explain: self.explain,
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,

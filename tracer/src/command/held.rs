@@ -2,12 +2,14 @@
 
 use super::kept::Kept;
 use crate::hash::KernelMap;
+use crate::latency::Spent;
 use crate::packet::Packet;
 use crate::path::group::Logged;
 use crate::path::{Path, Step};
 use crate::predicate::{Choice, Met, Predicates};
 use crate::trace_line::LogStyle;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Steps that are held at most, of all packets on their way.
 const STEPS: usize = 1 << 18;
@@ -15,6 +17,8 @@ const STEPS: usize = 1 << 18;
 /// Packets on their way.
 pub(super) struct Held {
     predicates: Predicates,
+    /// Only packets that took longer are wanted; 0 for all.
+    slow_ns: u64,
     open: KernelMap<u64, Open>,
     /// Steps held, of all packets.
     steps: usize,
@@ -29,6 +33,8 @@ struct Open {
     met: Met,
     pieces: Vec<Piece>,
     style: Option<LogStyle>,
+    /// What it took so far.
+    took_ns: u64,
     /// There was no room for all of its steps.
     is_cut: bool,
 }
@@ -37,6 +43,7 @@ struct Open {
 pub(super) enum Piece {
     Step(Box<Kept>),
     Logged(Logged),
+    Spent(Box<Spent>),
 }
 
 /// A packet that is done.
@@ -51,8 +58,9 @@ pub(super) struct Done {
 
 impl Held {
     /// Packets that are wanted by these.
-    pub(super) fn new(predicates: Predicates) -> Self {
-        Self { predicates, open: KernelMap::default(), steps: 0, last: None, style: None }
+    pub(super) fn new(predicates: Predicates, slow: Option<Duration>) -> Self {
+        let slow_ns = slow.map_or(0, |slow| u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX));
+        Self { predicates, slow_ns, open: KernelMap::default(), steps: 0, last: None, style: None }
     }
 
     /// Takes a step, whose packet may be owned already.
@@ -71,6 +79,16 @@ impl Held {
         self.steps += 1;
     }
 
+    /// Takes what a pass through a table took.
+    pub(super) fn spent(&mut self, packet: u64, spent: &Spent) {
+        let open = self.open.entry(packet).or_default();
+        open.took_ns = open.took_ns.saturating_add(spent.ns);
+        if self.steps < STEPS {
+            open.pieces.push(Piece::Spent(Box::new(spent.clone())));
+            self.steps += 1;
+        }
+    }
+
     /// Takes a line of the LOG target.
     pub(super) fn logged(&mut self, packet: u64, logged: &Logged) {
         // It belongs to a step: one without any is no packet.
@@ -87,10 +105,13 @@ impl Held {
 
     /// A packet is done.
     pub(super) fn done(&mut self, path: &Path) -> Done {
-        let Open { met, pieces, style, is_cut } = self.open.remove(&path.packet).unwrap_or_default();
+        let Open { met, pieces, style, took_ns, is_cut } = self.open.remove(&path.packet).unwrap_or_default();
         self.steps -= pieces.len();
         Done {
-            choice: self.predicates.choose(met, path.verdict),
+            choice: match self.predicates.choose(met, path.verdict) {
+                _ if self.slow_ns > 0 && took_ns <= self.slow_ns => Choice::Unwanted,
+                choice => choice,
+            },
             pieces,
             style,
             doubt: is_cut.then_some("not all of its steps could be held until its end"),

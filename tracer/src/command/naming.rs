@@ -2,6 +2,7 @@
 
 use crate::fetch::containers;
 use crate::hash::KernelMap;
+use crate::latency::Spent;
 use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Path, Step};
@@ -125,6 +126,10 @@ impl Sink for Naming {
 
     fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
         self.shown.told(packet, name, told)
+    }
+
+    fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
+        self.shown.spent(packet, spent)
     }
 
     fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! Where all that is found out leaves: counted, and up to the number of packets that was asked for.
 
 use super::held::{Held, Piece};
+use crate::latency::Spent;
 use crate::packet::Packet;
 use crate::path::ending::Freed;
 use crate::path::group::Logged;
@@ -11,6 +12,7 @@ use crate::trace_line::LogStyle;
 use std::io;
 use std::num::NonZeroU64;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A sink with its totals. After the first failure of the sink nothing more is written.
 pub(super) struct Outlet {
@@ -44,8 +46,8 @@ impl Outlet {
     }
 
     /// Gives out only packets that are wanted, each when it is done.
-    pub(super) fn choose(&mut self, predicates: Predicates) {
-        self.held = (!predicates.is_empty()).then(|| Held::new(predicates));
+    pub(super) fn choose(&mut self, predicates: Predicates, slow: Option<Duration>) {
+        self.held = (!predicates.is_empty() || slow.is_some()).then(|| Held::new(predicates, slow));
     }
 
     /// Says that tracing has begun.
@@ -131,6 +133,20 @@ impl Outlet {
         enough
     }
 
+    /// Gives out what a pass through a table took.
+    pub(super) fn spent(&mut self, packet: u64, spent: &Spent) {
+        match &mut self.held {
+            Some(held) => held.spent(packet, spent),
+            None => self.give_spent(packet, spent),
+        }
+    }
+
+    fn give_spent(&mut self, packet: u64, spent: &Spent) {
+        if self.failed.is_none() {
+            self.failed = self.sink.spent(packet, spent).err();
+        }
+    }
+
     /// Gives out a line that the LOG target wrote about a packet.
     pub(super) fn logged(&mut self, packet: u64, logged: &Logged) {
         match &mut self.held {
@@ -177,6 +193,7 @@ impl Outlet {
             match piece {
                 Piece::Step(kept) => self.give_step_of(&kept.packet(), &kept.step(path.packet, kept.netns())),
                 Piece::Logged(logged) => self.give_logged(path.packet, logged),
+                Piece::Spent(spent) => self.give_spent(path.packet, spent),
             }
         }
         match done.doubt {

@@ -128,6 +128,19 @@ pub fn are_same(namespace: &File, fetched: &[Fetched]) -> Result<bool, Error> {
     })?
 }
 
+/// All legacy tables of a namespace as bytes, in the same order.
+pub fn read_tables(namespace: &File) -> Result<Vec<RawTable>, Error> {
+    netns::inside(namespace, || {
+        let mut tables = Vec::new();
+        for family in [Family::Ipv4, Family::Ipv6] {
+            for name in table_names(family)? {
+                tables.extend(read(family, &name)?);
+            }
+        }
+        Ok(tables)
+    })?
+}
+
 /// One legacy table of a namespace; `None` when it does not exist there.
 pub fn fetch_table(namespace: &File, family: Family, name: &str) -> Result<Option<Fetched>, Error> {
     netns::inside(namespace, || {

@@ -522,7 +522,8 @@ impl Line {
 }
 
 impl Version {
-    fn new(table: Table, generation: u32, read: bool) -> Self {
+    /// A version of which nothing has been asked yet.
+    pub(crate) fn new(table: Table, generation: u32, read: bool) -> Self {
         Self {
             graph: Graph::new(&table),
             generation,

@@ -178,6 +178,12 @@ impl Ruleset {
         self.tables.iter().find(|table| table.family == family && *table.name == *name)
     }
 
+    /// A chain and its table by their handles.
+    pub fn chain_of(&self, table: u64, chain: u64) -> Option<(&Table, &Chain)> {
+        let table = self.tables.iter().find(|known| known.handle == table)?;
+        Some((table, table.chains.iter().find(|known| known.handle == chain)?))
+    }
+
     /// The base chains that packets come to, at hooks that this program knows.
     pub fn standing(&self) -> impl Iterator<Item = (&Table, &Chain, &Base, At)> {
         let awake = self.tables.iter().filter(|table| table.flags & DORMANT == 0);

@@ -4,6 +4,7 @@ use super::buffer::Buffer;
 use super::why_json::{NothingRow, ToldRow, WhyRow};
 use super::{Namespace, Namespaces, Sink, Start, Totals};
 use crate::container::{Container, Runtime};
+use crate::latency::Spent;
 use crate::netfilter::Verdict;
 use crate::packet::change::{Change, Looks, device};
 use crate::packet::recent::{Content, Devices, Recent};
@@ -180,6 +181,22 @@ impl<W: Write> Sink for Json<W> {
 
     fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
         self.write_row(&ToldRow::of(packet, name, told))
+    }
+
+    fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
+        let mut row = Row::begin(self.out.row(), "spent", packet);
+        row.text("engine", spent.engine.name());
+        row.text("family", spent.family.name());
+        row.text("hook", spent.hook.name());
+        row.text("table", &spent.table);
+        row.text("chain", &spent.chain);
+        row.number("ns", spent.ns);
+        if !spent.steps_ns.is_empty() {
+            let steps: Vec<String> = spent.steps_ns.iter().map(u64::to_string).collect();
+            row.field("steps_ns").extend_from_slice(format!("[{}]", steps.join(",")).as_bytes());
+        }
+        row.end();
+        self.out.end_row()
     }
 
     fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {

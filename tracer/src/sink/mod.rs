@@ -8,6 +8,8 @@ mod counts_json;
 mod json;
 mod line;
 mod pretty;
+mod summary;
+mod summary_json;
 mod why;
 mod why_json;
 #[cfg(test)]
@@ -19,9 +21,11 @@ pub use json::Json;
 pub use line::Line;
 pub use pretty::Pretty;
 pub(crate) use pretty::{outcome, packet_line};
+pub use summary::Summarised;
 
 use crate::container::Container;
 use crate::hash::KernelMap;
+use crate::latency::Spent;
 use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Path, Step};
@@ -191,6 +195,10 @@ pub trait Sink {
     fn told(&mut self, _packet: u64, _name: &str, _told: &Told) -> io::Result<()> {
         Ok(())
     }
+    /// What a pass through a table or a base chain took. Comes before the packet's path.
+    fn spent(&mut self, _packet: u64, _spent: &Spent) -> io::Result<()> {
+        Ok(())
+    }
     /// Why a packet was dropped, or that none was, among so many.
     fn why(&mut self, _why: Option<&Why>, _packets: u64) -> io::Result<()> {
         Ok(())
@@ -249,6 +257,11 @@ impl Sink for Both<'_> {
     fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
         self.1.told(packet, name, told)?;
         self.0.told(packet, name, told)
+    }
+
+    fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
+        self.1.spent(packet, spent)?;
+        self.0.spent(packet, spent)
     }
 
     fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use super::why::{write_nothing, write_told, write_why};
 use super::{BUFFER_BYTES, Namespace, Namespaces, Sink, Start, Totals, mac};
+use crate::latency::{Span, Spent};
 use crate::netfilter::{Hook, Verdict};
 use crate::packet::change::Look;
 use crate::packet::{Fragment, Headers, PacketView, Tcp, headers, protocol_name, quoted, tcp};
@@ -14,6 +15,7 @@ use anstyle::{AnsiColor, Style};
 use jiff::{Timestamp, tz::TimeZone};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 
@@ -158,6 +160,17 @@ impl<W: Write> Sink for Pretty<W> {
         }
     }
 
+    fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
+        if let Some(block) = self.pending.get_mut(&packet) {
+            block.took_ns = block.took_ns.saturating_add(spent.ns);
+            if !block.took.is_empty() {
+                block.took.push_str(", ");
+            }
+            let _ = write!(block.took, "{} {} {}", spent.hook.name(), spent.table, Span(spent.ns));
+        }
+        Ok(())
+    }
+
     fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
         let Some(why) = why else { return write_nothing(&mut self.out, packets) };
         if let Some((at, packet)) = why.at.as_ref().zip(why.packet()) {
@@ -190,6 +203,9 @@ struct Block {
     rows: Vec<Row>,
     /// What the packet says to rules that it passed, as it is written.
     told: Vec<u8>,
+    /// How long it was in each table, and in all of them.
+    took: String,
+    took_ns: u64,
 }
 
 #[derive(Debug)]
@@ -217,7 +233,16 @@ impl Block {
         let user = view.owner.map_or(String::new(), |owner| format!("uid {} ", owner.uid));
         let header = format!("{time}{} {shown} {user}{netns}packet {packet}", view.family);
         let explained = explained(view).filter(|_| explain);
-        Self { header, explained, shown, look: Look::at(view), rows: Vec::new(), told: Vec::new() }
+        Self {
+            header,
+            explained,
+            shown,
+            look: Look::at(view),
+            rows: Vec::new(),
+            told: Vec::new(),
+            took: String::new(),
+            took_ns: 0,
+        }
     }
 
     fn write(&self, out: &mut impl Write, styles: &Styles) -> io::Result<()> {
@@ -235,7 +260,12 @@ impl Block {
         for row in &self.rows {
             row.write(out, styles, [hook_width, place_width, action_width])?;
         }
-        out.write_all(&self.told)
+        out.write_all(&self.told)?;
+        if !self.took.is_empty() {
+            let note = styles.note;
+            writeln!(out, "  {note}took {}: {}{note:#}", Span(self.took_ns), Escaped(&self.took))?;
+        }
+        Ok(())
     }
 }
 

@@ -1,11 +1,13 @@
 //! The same short trace in all forms, compared with what is expected to the byte.
 
 use super::{
-    CountJson, CountSink, CountTotals, Namespace, Output, Pretty, Sink, Start, Tables, Totals, choose,
+    CountJson, CountSink, CountTotals, Namespace, Output, Pretty, Sink, Start, Summarised, Tables, Totals,
+    choose,
 };
 use crate::container::{Container, Group, Names, Runtime};
 use crate::explain::{Known, explain};
-use crate::netfilter::{Family, Hook, StepKind, Verdict};
+use crate::latency::Spent;
+use crate::netfilter::{Engine, Family, Hook, StepKind, TableFamily, Verdict};
 use crate::packet::{Link, PacketView};
 use crate::path::ending::{Device, Ending, Freed, HookFunction, Waited};
 use crate::path::{Action, Certainty, Path, Step};
@@ -529,5 +531,50 @@ fn counts_golden() {
             sink.end(&CountTotals { lost: 1, missed: 2, uncounted: 3, doubtful: 4 }).unwrap();
         }
         expected.assert_eq(&String::from_utf8(out).unwrap().replace('\u{1b}', "ESC"));
+    }
+}
+
+/// A packet whose time is told, and the summary of all.
+fn play_latency(sink: &mut dyn Sink) -> io::Result<()> {
+    let filter = table("filter", "INPUT", Hook::Input, &[Some("-A INPUT -p tcp -j ACCEPT")]);
+    let spent = |engine, hook, ns, steps_ns: &[u64]| Spent {
+        hook,
+        engine,
+        family: TableFamily::Ip,
+        table: "filter".into(),
+        chain: "INPUT".into(),
+        ns,
+        steps_ns: steps_ns.to_vec(),
+    };
+    sink.begin(&start())?;
+    for packet in 1..=3 {
+        sink.step(&step(packet, &filter, 0, Action::Verdict(Verdict::Accept), view(&TCP)))?;
+        sink.spent(packet, &spent(Engine::Nft, Hook::Ingress, 999, &[900, 99]))?;
+        sink.spent(packet, &spent(Engine::Legacy, Hook::Input, 1_000 << packet, &[]))?;
+        sink.path(&path(packet, Some(Verdict::Accept), Certainty::Complete, &[]))?;
+    }
+    sink.finish(&TOTALS)
+}
+
+#[test]
+fn latency_golden() {
+    for (output, shown, ending) in [
+        (Output::Pretty, expect_file!["snapshots/latency.txt"], expect_file!["snapshots/summary.txt"]),
+        (
+            Output::Json,
+            expect_file!["snapshots/latency-json.txt"],
+            expect_file!["snapshots/summary-json.txt"],
+        ),
+    ] {
+        let (mut packets, mut summary) = (Vec::new(), Vec::new());
+        {
+            let sink: Box<dyn Sink> = match output {
+                Output::Json => choose(output, false, &mut packets),
+                _ => Box::new(Pretty::new(&mut packets, false).in_utc()),
+            };
+            play_latency(&mut Summarised::new(sink, output, &mut summary)).unwrap();
+        }
+        shown.assert_eq(&String::from_utf8(packets).unwrap());
+        ending.assert_eq(&String::from_utf8(summary).unwrap());
     }
 }

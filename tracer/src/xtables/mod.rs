@@ -128,6 +128,15 @@ impl RawTable {
         self.bytes.get(from..) == other.bytes.get(from..)
     }
 
+    /// How many packets each entry has counted, in [`Form::User`]; nothing where the blob is none.
+    pub fn packet_counts(&self) -> Vec<u64> {
+        let count = |range: Range<usize>| {
+            let packets = self.bytes.get(range)?.first_chunk()?;
+            Some(u64::from_ne_bytes(*packets))
+        };
+        self.counters().into_iter().flatten().map(|range| count(range).unwrap_or(0)).collect()
+    }
+
     /// Where the counters of all entries lie.
     fn counters(&self) -> Result<Vec<Range<usize>>, Error> {
         Ok(entry::entries(self)?.iter().map(entry::RawEntry::counters).collect())

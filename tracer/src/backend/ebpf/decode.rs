@@ -6,7 +6,7 @@ use tracer_common::legacy::{
     ENTRY_BYTES, EXIT_BYTES, LONG_EXIT_BYTES, MAX_MATCHES, MORE_BYTES, Match, Replaced, TableChunk,
     Traversal, fact, kind,
 };
-use tracer_common::nft::{self, Event, Run};
+use tracer_common::nft::{self, Event, Run, TimedEvent};
 use zerocopy::FromBytes;
 
 /// One record of the ring buffer.
@@ -20,8 +20,8 @@ pub enum Record<'a> {
     Chunk(&'a TableChunk),
     /// A packet entered a base chain of nftables.
     Run(&'a Run),
-    /// A verdict on its way through it.
-    Event(&'a Event),
+    /// A verdict on its way through it, and where that was asked for how many nanoseconds it had been there.
+    Event(&'a Event, Option<u64>),
     /// The kernel freed a packet.
     Freed(&'a Freed),
     /// User space has decided about a packet in a queue.
@@ -80,7 +80,10 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
             Replaced::ref_from_prefix(bytes).ok().map(|(replaced, _)| Record::Replaced(replaced))
         }
         nft::kind::RUN => Run::ref_from_prefix(bytes).ok().map(|(run, _)| Record::Run(run)),
-        nft::kind::EVENT => Event::ref_from_prefix(bytes).ok().map(|(event, _)| Record::Event(event)),
+        nft::kind::EVENT => Event::ref_from_prefix(bytes).ok().map(|(event, _)| Record::Event(event, None)),
+        nft::kind::TIMED_EVENT => TimedEvent::ref_from_prefix(bytes)
+            .ok()
+            .map(|(TimedEvent { event, since_ns }, _)| Record::Event(event, Some(*since_ns))),
         ending::kind::FREED => Freed::ref_from_prefix(bytes).ok().map(|(freed, _)| Record::Freed(freed)),
         ending::kind::REINJECTED => {
             Reinjected::ref_from_prefix(bytes).ok().map(|(reinjected, _)| Record::Reinjected(reinjected))

@@ -155,6 +155,8 @@ pub struct Options<'a> {
     pub endings: bool,
     /// What is counted, instead of sending records.
     pub counts: Option<Counts>,
+    /// Whether it is told how long packets were in tables and base chains.
+    pub timed: bool,
 }
 
 /// What is counted.
@@ -293,7 +295,7 @@ impl Loaded {
             filter_link_bytes: filter.link_bytes,
             throttled: u32::from(options.throttle.is_some()),
             count_by: options.counts.map_or(by::NOTHING, |counts| counts.by),
-            reserved: 0,
+            timed: u32::from(options.timed),
             offsets: layout.offsets,
             reserved_after_offsets: [0; Config::OFFSETS_PADDING],
             filter: *filter.program,
@@ -330,6 +332,7 @@ pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
         throttle: None,
         endings: false,
         counts: None,
+        timed: false,
     };
     let Loaded { object, programs, kernel, witness, .. } = Loaded::of(&options)?;
     Ok(attach::try_typed(&object, &programs, &kernel, witness)?)

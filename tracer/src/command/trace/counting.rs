@@ -62,10 +62,7 @@ impl Counter {
         let names = Names::new(&ebpf, namespaces, several);
         let ebpf = crate::sys::ready::register(ebpf, Interest::READABLE)
             .context("cannot wait for the ring buffer")?;
-        let sink: Box<dyn CountSink> = match wish.config.output {
-            Output::Json => Box::new(CountJson::new(io::stdout())),
-            _ => Box::new(Tables::new(io::stdout(), io::stdout().is_terminal())),
-        };
+        let sink = sink(wish.config.output);
         let now = Instant::now();
         let tally = Tally::default();
         let session = Self { ebpf, counting, names, tally, sink, began: now, looked: now, watch, _key: key };
@@ -79,7 +76,7 @@ impl Counter {
             Record::Traversal(seen) => names.met(seen.traversal),
             Record::Replaced(replaced) => names.history.replaced(replaced),
             Record::Chunk(chunk) => names.history.chunk(chunk),
-            Record::Run(_) | Record::Event(_) | Record::Freed(_) | Record::Reinjected(_) => {}
+            Record::Run(_) | Record::Event(..) | Record::Freed(_) | Record::Reinjected(_) => {}
         });
         taken == BATCH
     }
@@ -110,13 +107,31 @@ impl Counter {
     }
 
     fn show(&mut self, is_last: bool) -> Result<(), Failure> {
-        let now = Instant::now();
         let since = if is_last { self.began } else { self.looked };
-        let time_ns = clock::epoch_ns().wrapping_add(clock::monotonic_ns());
-        let Counting { by, top, .. } = self.counting;
-        let ranking = self.tally.ranking(by, top, time_ns, now - since, is_last);
-        self.looked = now;
-        Ok(self.sink.show(&ranking).context("cannot write")?)
+        show(&mut *self.sink, &self.tally, self.counting, since, is_last)?;
+        self.looked = Instant::now();
+        Ok(())
+    }
+}
+
+/// Shows what was counted up to now.
+pub(super) fn show(
+    sink: &mut dyn CountSink,
+    tally: &Tally,
+    counting: Counting,
+    since: Instant,
+    is_last: bool,
+) -> Result<(), Failure> {
+    let time_ns = clock::epoch_ns().wrapping_add(clock::monotonic_ns());
+    let ranking = tally.ranking(counting.by, counting.top, time_ns, since.elapsed(), is_last);
+    Ok(sink.show(&ranking).context("cannot write")?)
+}
+
+/// Where counts are shown.
+pub(super) fn sink(output: Output) -> Box<dyn CountSink> {
+    match output {
+        Output::Json => Box::new(CountJson::new(io::stdout())),
+        _ => Box::new(Tables::new(io::stdout(), io::stdout().is_terminal())),
     }
 }
 
@@ -271,7 +286,7 @@ impl Names {
         let [private, _, entry, _] = key.words;
         let (netns, version) = self.tables.get(&(private, (entry >> 32) as u32))?;
         let (name, rule) = version.rule(usize::try_from(entry & 0xffff_ffff).ok()?)?;
-        Some(self.what(by, *netns, name, &rule))
+        Some(what(by, self.several.then_some(*netns), name, &rule))
     }
 
     fn rule(&mut self, by: By, key: &Key) -> Option<What> {
@@ -288,7 +303,7 @@ impl Names {
         let located = self.located(key)?;
         let Located { table, chain, kind, number, .. } = located;
         let name = StepName { table: &table.name, chain: &chain.name, kind, number }.to_string();
-        Some(self.what(by, netns, &name, &located.rule()))
+        Some(what(by, self.several.then_some(netns), &name, &located.rule()))
     }
 
     fn located(&self, key: &Key) -> Option<Located<'_>> {
@@ -305,27 +320,23 @@ impl Names {
             Some(Located { table, chain, rule: Some(rule), number, kind: StepKind::Rule, generation })
         })
     }
+}
 
-    fn what(&self, by: By, netns: u32, name: &str, rule: &Rule<'_>) -> What {
-        let of_all = What {
-            name: String::new(),
-            family: Some(rule.family.name()),
-            netns: self.several.then_some(netns),
-            text: None,
-            owner: None,
-        };
-        match by {
-            By::Chain => What { name: format!("{}:{}", rule.table, rule.chain), ..of_all },
-            By::Owner => {
-                What { name: rule.owner.unwrap_or("nobody that is known").to_owned(), family: None, ..of_all }
-            }
-            _ => What {
-                name: name.to_owned(),
-                text: rule.text.cloned(),
-                owner: rule.owner.map(str::to_owned),
-                ..of_all
-            },
+/// What is said of a rule.
+pub(super) fn what(by: By, netns: Option<u32>, name: &str, rule: &Rule<'_>) -> What {
+    let of_all =
+        What { name: String::new(), family: Some(rule.family.name()), netns, text: None, owner: None };
+    match by {
+        By::Chain => What { name: format!("{}:{}", rule.table, rule.chain), ..of_all },
+        By::Owner => {
+            What { name: rule.owner.unwrap_or("nobody that is known").to_owned(), family: None, ..of_all }
         }
+        _ => What {
+            name: name.to_owned(),
+            text: rule.text.cloned(),
+            owner: rule.owner.map(str::to_owned),
+            ..of_all
+        },
     }
 }
 

@@ -8,8 +8,9 @@ use crate::backend::ebpf::ending::Endings;
 use crate::fetch::Fetched;
 use crate::footprint;
 use crate::hash::KernelMap;
-use crate::history::{Counts, History, Loaded, Unknown, Version};
-use crate::netfilter::{Family, Hook, Verdict};
+use crate::history::{Counts, History, Loaded, Unknown, Version, name_of};
+use crate::latency::Spent;
+use crate::netfilter::{Engine, Family, Hook, Verdict};
 use crate::netlink::Message;
 use crate::nftables;
 use crate::packet::{Link, Owner, PacketView, Tracked};
@@ -173,8 +174,8 @@ impl Interpreter {
     }
 
     /// Shows only packets that are wanted, each when it is done.
-    pub(super) fn choose(&mut self, predicates: &Predicates) {
-        self.outlet.choose(predicates.clone());
+    pub(super) fn choose(&mut self, predicates: &Predicates, slow: Option<Duration>) {
+        self.outlet.choose(predicates.clone(), slow);
     }
 
     /// Tells how packets ended: their paths are kept for a moment, for what the kernel may do with them then.
@@ -227,8 +228,8 @@ impl Interpreter {
                 self.leave(run.packet);
                 self.runs.begin(run);
             }
-            Record::Event(event) => {
-                if let Some(ended) = self.runs.event(event) {
+            Record::Event(event, since_ns) => {
+                if let Some(ended) = self.runs.event(event, since_ns) {
                     self.run(&ended);
                 }
             }
@@ -286,6 +287,21 @@ impl Interpreter {
                 queue: queue_of(traversal.verdict),
             },
         };
+        if traversal.exit.took_ns != 0 && part.verdict.is_some() {
+            let table = name_of(&traversal.table_name);
+            self.outlet.spent(
+                number,
+                &Spent {
+                    hook,
+                    engine: Engine::Legacy,
+                    family: family.into(),
+                    table: table.into(),
+                    chain: hook.chain().into(),
+                    ns: traversal.exit.took_ns.into(),
+                    steps_ns: Vec::new(),
+                },
+            );
+        }
         let loaded = self.history.loaded(traversal.netns, family);
         let version = self.rules.at(traversal.netns, traversal.entry_ns);
         let stands = self.standings.of(traversal.netns, family, loaded, version);
@@ -332,7 +348,7 @@ impl Interpreter {
 
     /// A run has ended, or will not be seen again.
     fn run(&mut self, ended: &Ended) {
-        let Ended { run, events } = ended;
+        let Ended { run, events, since_ns } = ended;
         let (Some(family), Some(hook)) = (Family::of_packets(run.family), Hook::from_record(run.hook)) else {
             return;
         };
@@ -378,6 +394,29 @@ impl Interpreter {
             self.outlet.step(&step);
             names.push(name);
         }
+        if !marks
+            && followed.verdict.is_some()
+            && let Some((&ns, version)) = since_ns.last().zip(version.as_ref())
+            && let Some((table, chain)) = version.ruleset.chain_of(run.table, run.chain)
+        {
+            let before = std::iter::once(&0).chain(since_ns);
+            self.outlet.spent(
+                number,
+                &Spent {
+                    hook,
+                    engine: Engine::Nft,
+                    family: table.family,
+                    table: (&*table.name).into(),
+                    chain: (&*chain.name).into(),
+                    ns,
+                    steps_ns: since_ns
+                        .iter()
+                        .zip(before)
+                        .map(|(now, before)| now.saturating_sub(*before))
+                        .collect(),
+                },
+            );
+        }
         let part = Part {
             steps: &mut names,
             certainty: if why.is_some() { Certainty::Inexact } else { Certainty::Complete },
@@ -412,7 +451,7 @@ impl Interpreter {
         family: Family,
         met: Result<Rc<Version>, Unknown>,
     ) -> Result<Rc<Version>, Unknown> {
-        let key = (traversal.netns, family, crate::history::name_of(&traversal.table_name));
+        let key = (traversal.netns, family, name_of(&traversal.table_name));
         let now = Instant::now();
         if self.last_read.get(&key).is_some_and(|last| now.duration_since(*last) < READ_AGAIN) {
             return met;

@@ -11,6 +11,7 @@ pub(super) mod listen;
 mod nft;
 pub(super) mod plan;
 mod probes;
+mod readings;
 mod rows;
 #[doc(hidden)]
 pub mod runs;
@@ -23,7 +24,7 @@ use crate::cli::trace::TraceConfig;
 use crate::error::{Failure, Kind};
 use crate::filter::{self, Filter};
 use crate::predicate::Predicates;
-use crate::sink::{Output, Sink, Start};
+use crate::sink::{Output, Sink, Start, Summarised};
 use crate::sys::pcap;
 use crate::text;
 use crate::trace_line::LogStyle;
@@ -32,6 +33,8 @@ use counting::Counter;
 use listen::Listening;
 use plan::Plan;
 use probes::Probing;
+use readings::Readings;
+use std::io;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -99,6 +102,11 @@ impl Wish<'_> {
 pub fn run(config: TraceConfig) -> Result<(), Failure> {
     run_into(&config, &|| {
         let sink = super::open_sink(config.output, config.write.as_deref())?;
+        let sink: Box<dyn Sink> = if config.latency.summary {
+            Box::new(Summarised::new(sink, config.output, io::stdout()))
+        } else {
+            sink
+        };
         Ok(match &config.explain {
             Some(rule) => Box::new(Explaining::new(sink, rule, &config.netns)),
             None => sink,
@@ -113,6 +121,11 @@ pub(super) fn run_into(config: &TraceConfig, open_sink: &OpenSink<'_>) -> Result
     let wish = Wish { config, filter: &filter, predicates: &predicates, open_sink };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the event loop")?.block_on(async {
+        if let Some(counting) = config.counting
+            && let Some((session, start)) = Readings::start(&wish, counting)?
+        {
+            return follow(session, &start, config.duration).await;
+        }
         let mut refused = Vec::new();
         // Whether it works is found out by trying.
         for plan in plan::plans(config.backend, config.mark) {

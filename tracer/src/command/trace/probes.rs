@@ -332,6 +332,7 @@ impl Placed {
             throttle: gate::throttle(config),
             endings: counts.is_none() && (config.output != Output::Trace || config.write.is_some()),
             counts,
+            timed: config.latency.is_asked() && counts.is_none(),
         };
         // What keeps it from working is said as `doctor` says it.
         let ebpf = Ebpf::attach(&options)
@@ -356,7 +357,7 @@ impl Probing {
         let asked = (config.sample.is_some(), config.limit.is_some());
         let mut session =
             Self { _key: key, asked, ..Self::new(ebpf, namespaces, wish.sink()?, config.count)? };
-        session.interpreter.choose(wish.predicates);
+        session.interpreter.choose(wish.predicates, config.latency.slow);
         Ok((session, start))
     }
 

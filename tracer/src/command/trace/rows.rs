@@ -121,7 +121,7 @@ impl Rows {
 
     /// Shows only packets that are wanted, each when it is done.
     pub(super) fn choose(&mut self, predicates: &Predicates) {
-        self.outlet.choose(predicates.clone());
+        self.outlet.choose(predicates.clone(), None);
     }
 
     /// Casts doubt on all paths.

@@ -45,6 +45,8 @@ pub enum Heard {
 pub(super) struct Ended {
     pub(super) run: Run,
     pub(super) events: Vec<Event>,
+    /// Where that was asked for: nanoseconds from the beginning to each of them.
+    pub(super) since_ns: Vec<u64>,
 }
 
 /// Runs that are under way.
@@ -61,13 +63,14 @@ impl Runs {
     pub(super) fn begin(&mut self, run: &Run) {
         self.begun.push_back((run.entry_ns, run.run));
         self.by_packet.insert(run.packet, run.run);
-        self.open.insert(run.run, Ended { run: *run, events: Vec::with_capacity(8) });
+        self.open.insert(run.run, Ended { run: *run, events: Vec::with_capacity(8), since_ns: Vec::new() });
     }
 
     /// A verdict. Gives the run when it ends it.
-    pub(super) fn event(&mut self, event: &Event) -> Option<Ended> {
+    pub(super) fn event(&mut self, event: &Event, since_ns: Option<u64>) -> Option<Ended> {
         let open = self.open.get_mut(&event.run)?;
         open.events.push(*event);
+        open.since_ns.extend(since_ns);
         let is_last = event.what == what::POLICY || event.what == what::LEFT || event.code >= 0;
         is_last.then(|| self.end(event.run)).flatten()
     }

@@ -3,6 +3,7 @@
 use super::rules::Rules;
 use crate::cli::netns::Netns;
 use crate::cli::trace::RuleName;
+use crate::latency::Spent;
 use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
@@ -81,6 +82,10 @@ impl Sink for Explaining {
 
     fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
         self.shown.freed(packet, time_ns, freed)
+    }
+
+    fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
+        self.shown.spent(packet, spent)
     }
 
     fn finish(&mut self, totals: &Totals) -> io::Result<()> {
