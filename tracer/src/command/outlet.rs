@@ -72,6 +72,11 @@ impl Outlet {
         self.shows_paths
     }
 
+    /// Whether it matters how packets ended.
+    pub(super) fn asks_for_endings(&self) -> bool {
+        self.shows_paths || self.held.is_some()
+    }
+
     /// This is known of a namespace from here on.
     pub(super) fn namespace(&mut self, inode: u32, known: &Namespace) {
         if self.failed.is_none() {

@@ -109,20 +109,23 @@ pub struct History {
     running: bool,
     names: TargetNames,
     slots: Slots,
-    loaded: KernelMap<(u32, Family), [u8; 5]>,
-    /// What was last said of them, until anything of it changes.
-    said: Option<((u32, Family), Loaded)>,
+    loaded: KernelMap<(u32, Family), Ranks>,
+    /// How often `loaded` or `announced` may have changed.
+    loads: u64,
     /// Hooks of tables that were announced and not met yet, so that nothing tells their namespace.
-    announced: KernelMap<Family, [u8; 5]>,
+    announced: KernelMap<Family, Ranks>,
 }
 
-/// Which tables have a chain at each hook: bit n stands for [`rank`] n.
+/// Sets of tables by hook number: bit n stands for [`rank`] n. There are five hooks; eight bytes are compared at once.
+pub type Ranks = [u8; 8];
+
+/// Which tables have a chain at each hook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
-    /// By hook number: those that are there.
-    pub ranks: [u8; 5],
-    /// By hook number: those that are there or may have come.
-    pub possible: [u8; 5],
+    /// Those that are there.
+    pub ranks: Ranks,
+    /// Those that are there or may have come.
+    pub possible: Ranks,
 }
 
 /// The bit of a table at a hook.
@@ -132,7 +135,7 @@ fn bit(name: &[u8], hook: u8) -> u8 {
     1 << rank(hook, table_class(u32::from_ne_bytes(first)))
 }
 
-fn add(ranks: &mut [u8; 5], table: &Table) {
+fn add(ranks: &mut Ranks, table: &Table) {
     for hook in Hook::ALL.into_iter().filter(|hook| table.hook_entry[*hook as usize].is_some()) {
         ranks[hook as usize] |= bit(table.name.as_bytes(), hook as u8);
     }
@@ -259,7 +262,7 @@ impl History {
     pub fn fetched(&mut self, netns: u32, fetched: Fetched, before: Counts, after: Counts, read_ns: u64) {
         let key = (netns, fetched.table.family, fetched.table.name.clone());
         add(self.loaded.entry((netns, fetched.table.family)).or_default(), &fetched.table);
-        self.said = None;
+        self.loads += 1;
         self.readings += 1;
         let version = Rc::new(Version::new(fetched.table, 0, true));
         let valid_ns = if self.running { read_ns } else { 0 };
@@ -270,7 +273,7 @@ impl History {
     /// Takes the announcement of a new version.
     pub fn replaced(&mut self, replaced: &Replaced) {
         self.running = true;
-        self.said = None;
+        self.loads += 1;
         self.slots.at(table_slot(replaced.table)).report(replaced.replace_count);
         let version = match replaced.chunks {
             0 => Err("it is too large to be copied".to_owned()),
@@ -369,7 +372,7 @@ impl History {
                 }
             }
             if line.loaded != namespace {
-                self.said = None;
+                self.loads += 1;
                 let ranks = self.loaded.entry((netns, family)).or_default();
                 ranks[usize::from(traversal.hook.min(4))] |= bit(&traversal.table_name, traversal.hook);
                 let newest = line.versions.iter().rev().find_map(|installed| installed.version.as_ref().ok());
@@ -557,18 +560,17 @@ impl Version {
 
 impl History {
     /// Which tables a packet of this namespace and family can meet.
-    #[inline]
-    pub fn loaded(&mut self, netns: u32, family: Family) -> Loaded {
-        let place = (netns, family);
-        if let Some((_, loaded)) = self.said.filter(|(said, _)| *said == place) {
-            return loaded;
-        }
+    pub fn loaded(&self, netns: u32, family: Family) -> Loaded {
         let ranks = self.loaded.get(&(netns, family)).copied().unwrap_or_default();
         let mut possible = self.announced.get(&family).copied().unwrap_or_default();
         possible.iter_mut().zip(ranks).for_each(|(possible, ranks)| *possible |= ranks);
-        let loaded = Loaded { ranks, possible };
-        self.said = Some((place, loaded));
-        loaded
+        Loaded { ranks, possible }
+    }
+
+    /// As long as this stays the same, so does what [`loaded`](Self::loaded) gives.
+    #[inline]
+    pub fn loads(&self) -> u64 {
+        self.loads
     }
 }
 

@@ -545,7 +545,7 @@ fn a_table_that_comes_is_expected() {
     let none = Loaded::default();
     assert_eq!(history.loaded(1, Family::Ipv4), none);
     replace(&mut history, TABLE, 1, 64, 1);
-    let possible = Loaded { possible: [0, 1 << 4, 0, 0, 0], ..none };
+    let possible = Loaded { possible: [0, 1 << 4, 0, 0, 0, 0, 0, 0], ..none };
     assert_eq!(history.loaded(1, Family::Ipv4), possible);
     assert_eq!(history.loaded(1, Family::Ipv6), none);
     assert_eq!(met(&mut history, 1, 64, 0), Ok(1));

@@ -109,38 +109,57 @@ struct Standing {
 #[derive(Default)]
 struct Standings {
     all: KernelMap<(u32, Family), Standing>,
-    /// The place asked about last: mostly the one asked about next.
-    last: Option<((u32, Family), Standing)>,
+    /// The place asked about last, mostly the one asked about next, and [`History::loads`] then.
+    last: Option<((u32, Family), u64, Standing)>,
 }
 
 impl Standings {
-    /// What stands at the hooks of a namespace with these tables and these rules of nftables.
+    /// What stands at the hooks of a namespace with these rules of nftables.
+    #[inline]
     fn of(
         &mut self,
-        netns: u32,
-        family: Family,
-        loaded: Loaded,
+        place: (u32, Family),
+        history: &History,
         version: Option<&Rc<nftables::versions::Version>>,
     ) -> Rc<Stands> {
-        let place = (netns, family);
-        let is_current = |standing: &Standing| {
-            standing.version.as_ref().map(Rc::as_ptr) == version.map(Rc::as_ptr) && standing.loaded == loaded
-        };
-        if let Some((last, standing)) = &self.last
-            && *last == place
-            && is_current(standing)
+        if let Some((last, loads, standing)) = &self.last
+            && (*last, *loads) == (place, history.loads())
+            && standing.has(version)
         {
             return Rc::clone(&standing.stands);
         }
-        if let Some(standing) = self.all.get(&place).filter(|standing| is_current(standing)) {
-            self.last = Some((place, standing.clone()));
-            return Rc::clone(&standing.stands);
+        let standing = self.find(place, history, version);
+        let stands = Rc::clone(&standing.stands);
+        self.last = Some((place, history.loads(), standing));
+        stands
+    }
+
+    /// The same when it is not what the last one was.
+    #[cold]
+    fn find(
+        &mut self,
+        place: (u32, Family),
+        history: &History,
+        version: Option<&Rc<nftables::versions::Version>>,
+    ) -> Standing {
+        let (netns, family) = place;
+        let loaded = history.loaded(netns, family);
+        let known = self.all.get(&place).filter(|known| known.loaded == loaded && known.has(version));
+        if let Some(known) = known {
+            return known.clone();
         }
         let stands = Rc::new(Stands::of(loaded, family, version.map(|version| &version.ruleset)));
-        let standing = Standing { loaded, version: version.cloned(), stands: Rc::clone(&stands) };
-        self.last = Some((place, standing.clone()));
-        self.all.insert(place, standing);
-        stands
+        let standing = Standing { loaded, version: version.cloned(), stands };
+        self.all.insert(place, standing.clone());
+        standing
+    }
+}
+
+impl Standing {
+    /// Whether it is with these rules of nftables.
+    #[inline]
+    fn has(&self, version: Option<&Rc<nftables::versions::Version>>) -> bool {
+        self.version.as_ref().map(Rc::as_ptr) == version.map(Rc::as_ptr)
     }
 }
 
@@ -155,11 +174,14 @@ impl Interpreter {
         print_nftables: PrintNftables,
         hear_changes: HearChanges,
     ) -> Self {
+        let outlet = Outlet::new(sink, limit);
+        let mut tracker = Tracker::default();
+        tracker.omit_endings(!outlet.asks_for_endings());
         Self {
-            outlet: Outlet::new(sink, limit),
+            outlet,
             read_again,
             history: History::default(),
-            tracker: Tracker::default(),
+            tracker,
             walker: Walker::default(),
             names: Vec::new(),
             shown: Shown::default(),
@@ -176,6 +198,7 @@ impl Interpreter {
     /// Shows only packets that are wanted, each when it is done.
     pub(super) fn choose(&mut self, predicates: &Predicates, slow: Option<Duration>) {
         self.outlet.choose(predicates.clone(), slow);
+        self.tracker.omit_endings(!self.outlet.asks_for_endings());
     }
 
     /// Tells how packets ended: their paths are kept for a moment, for what the kernel may do with them then.
@@ -240,7 +263,7 @@ impl Interpreter {
             Record::Reinjected(reinjected) => {
                 self.leave(reinjected.packet);
                 let Self { tracker, outlet, .. } = self;
-                tracker.reinjected(reinjected, &mut |path| outlet.path(&path));
+                tracker.reinjected(reinjected, &mut |path| outlet.path(path));
             }
             Record::Replaced(replaced) => self.history.replaced(replaced),
             Record::Chunk(chunk) => self.history.chunk(chunk),
@@ -267,7 +290,8 @@ impl Interpreter {
         };
         self.tracker.notice(traversal);
         let visit = Visit::of_traversal(traversal, family);
-        let number = self.tracker.number(&visit);
+        let found = self.tracker.find(&visit);
+        let number = found.number;
         if self.outlet.is_beyond(number) {
             return;
         }
@@ -302,11 +326,10 @@ impl Interpreter {
                 },
             );
         }
-        let loaded = self.history.loaded(traversal.netns, family);
         let version = self.rules.at(traversal.netns, traversal.entry_ns);
-        let stands = self.standings.of(traversal.netns, family, loaded, version);
-        let Self { tracker, outlet, .. } = self;
-        tracker.add(&visit, part, &stands, &mut |path| outlet.path(&path));
+        let Self { tracker, outlet, standings, history, .. } = self;
+        let stands = standings.of((traversal.netns, family), history, version);
+        tracker.add(&visit, found, part, &stands, &mut |path| outlet.path(path));
         self.names = names;
     }
 
@@ -336,7 +359,7 @@ impl Interpreter {
             _ => Ending::Freed(said),
         };
         let Self { tracker, outlet, .. } = self;
-        tracker.end(freed.packet, ending, &mut |path| outlet.path(&path));
+        tracker.end(freed.packet, ending, &mut |path| outlet.path(path));
     }
 
     /// A packet is seen somewhere else: a run of it that is open has ended, though its end was not seen.
@@ -353,7 +376,8 @@ impl Interpreter {
             return;
         };
         let visit = Visit::of_run(run, family);
-        let number = self.tracker.number(&visit);
+        let found = self.tracker.find(&visit);
+        let number = found.number;
         if self.outlet.is_beyond(number) {
             return;
         }
@@ -426,10 +450,9 @@ impl Interpreter {
             verdict: followed.verdict,
             queue: events.last().and_then(|event| queue_of(event.code.cast_unsigned())),
         };
-        let loaded = self.history.loaded(run.netns, family);
-        let stands = self.standings.of(run.netns, family, loaded, version.as_ref());
-        let Self { tracker, outlet, .. } = self;
-        tracker.add(&visit, part, &stands, &mut |path| outlet.path(&path));
+        let Self { tracker, outlet, standings, history, .. } = self;
+        let stands = standings.of((run.netns, family), history, version.as_ref());
+        tracker.add(&visit, found, part, &stands, &mut |path| outlet.path(path));
         self.names = names;
     }
 
@@ -573,7 +596,7 @@ impl Interpreter {
             self.run(&ended);
         }
         let Self { tracker, outlet, .. } = self;
-        tracker.expire(now_ns, &mut |path| outlet.path(&path));
+        tracker.expire(now_ns, &mut |path| outlet.path(path));
     }
 
     /// Writes what is buffered.
@@ -587,7 +610,7 @@ impl Interpreter {
             self.run(&ended);
         }
         let Self { tracker, outlet, .. } = self;
-        tracker.finish(crate::sys::clock::monotonic_ns(), &mut |path| outlet.path(&path));
+        tracker.finish(crate::sys::clock::monotonic_ns(), &mut |path| outlet.path(path));
     }
 
     /// So many packets that matched were left out, as was asked for.

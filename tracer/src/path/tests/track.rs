@@ -1,6 +1,6 @@
 //! What is made of the traversals of a packet: when its path is given out, and how certain it is.
 
-use crate::history::Loaded;
+use crate::history::{Loaded, Ranks};
 use crate::netfilter::{Family, Hook, TableFamily, Verdict};
 use crate::netlink::messages;
 use crate::nftables::decode;
@@ -65,7 +65,7 @@ fn visit(traversal: &Traversal) -> Visit {
 }
 
 fn loaded(names: &str) -> Loaded {
-    let mut ranks = [0; 5];
+    let mut ranks = Ranks::default();
     for (table, hooks) in TABLES.iter().filter(|(table, _)| names.split(' ').any(|name| name == *table)) {
         hooks.iter().for_each(|hook| ranks[*hook as usize] |= 1 << rank(*hook as u8, class(table)));
     }
@@ -130,6 +130,18 @@ fn part(verdict: Option<Verdict>) -> Part<'static> {
 
 type Met<'a> = (&'a str, Option<(u8, u64)>);
 
+/// Adds what a packet met.
+fn meet(
+    tracker: &mut Tracker,
+    visit: &Visit,
+    part: Part<'_>,
+    stands: &Rc<Stands>,
+    give: &mut impl FnMut(&Path),
+) {
+    let found = tracker.find(visit);
+    tracker.add(visit, found, part, stands, give);
+}
+
 /// Sends one packet, 1 ms between traversals. Says whether it was given out at its last one, and its path.
 fn packet(tables: &str, met: &[Met<'_>]) -> (bool, Path) {
     let mut tracker = Tracker::default();
@@ -140,12 +152,14 @@ fn packet(tables: &str, met: &[Met<'_>]) -> (bool, Path) {
         if index == 0 {
             traversal.facts |= fact::FIRST;
         }
-        assert_eq!(tracker.number(&visit(&traversal)), 1);
+        assert_eq!(tracker.find(&visit(&traversal)).number, 1);
         tracker.notice(&traversal);
-        tracker.add(&visit(&traversal), part(Some(verdict)), &stands(tables), &mut |path| paths.push(path));
+        meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands(tables), &mut |path| {
+            paths.push(path.clone())
+        });
     }
     let at_once = !paths.is_empty();
-    tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+    tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
     assert_eq!(paths.len(), 1);
     (at_once, paths.pop().unwrap())
 }
@@ -317,9 +331,9 @@ fn chains_at_devices_come_before_the_hooks_of_ip() {
         visits.push(visit(&traversal));
         for (index, visit) in visits.iter_mut().enumerate() {
             visit.first = index == 0;
-            tracker.add(visit, part(Some(verdict)), &stands, &mut |path| paths.push(path));
+            meet(&mut tracker, visit, part(Some(verdict)), &stands, &mut |path| paths.push(path.clone()));
         }
-        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
         assert_eq!(paths.len(), 1, "{paths:?}");
         paths.pop().unwrap().why.join("; ")
     };
@@ -360,9 +374,11 @@ fn the_hooks_of_ip_lie_within_those_of_a_bridge() {
                 None => visit(&traversal(place, OLD, START).0),
             };
             visit.first = index == 0;
-            tracker.add(&visit, part(Some(Verdict::Accept)), &stands, &mut |path| paths.push(path));
+            meet(&mut tracker, &visit, part(Some(Verdict::Accept)), &stands, &mut |path| {
+                paths.push(path.clone())
+            });
         }
-        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
         assert_eq!(paths.len(), 1, "{paths:?}");
         paths.pop().unwrap().why.join("; ")
     };
@@ -410,9 +426,9 @@ fn a_packet_is_cut_on_its_way_through_loopback() {
                 (traversal.entry.copied, traversal.exit.copied) = (48, 48);
                 let part = part(Some(verdict));
                 let visit = Visit::of_traversal(&traversal, family);
-                tracker.add(&visit, part, &stands("nat"), &mut |path| paths.push(path));
+                meet(&mut tracker, &visit, part, &stands("nat"), &mut |path| paths.push(path.clone()));
             }
-            tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+            tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
             let doubtful = paths.iter().filter(|path| path.certainty != Certainty::Complete).count();
             let outcome = paths[0].outcome.as_deref();
             assert_eq!(
@@ -437,10 +453,12 @@ fn what_was_missed_may_have_been_its_end() {
             (traversal.packet, traversal.skb) = (packet, packet * 0x100);
             let part = part(Some(verdict));
             tracker.notice(&traversal);
-            tracker.add(&visit(&traversal), part, &stands("mangle"), &mut |path| paths.push(path));
-            tracker.expire(at, &mut |path| paths.push(path));
+            meet(&mut tracker, &visit(&traversal), part, &stands("mangle"), &mut |path| {
+                paths.push(path.clone())
+            });
+            tracker.expire(at, &mut |path| paths.push(path.clone()));
         }
-        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
         paths.into_iter().find(|path| path.packet == 1).unwrap().certainty
     };
     let missed = "mangle:PRE first missed";
@@ -457,9 +475,9 @@ fn lost_records_may_have_been_its_end() {
     let mut tracker = Tracker::default();
     let mut paths = Vec::new();
     let (traversal, verdict) = traversal("mangle:PRE first", OLD, START);
-    tracker.add(&visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |_| panic!());
+    meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |_| panic!());
     tracker.lost(START, START + 10 * MS);
-    tracker.expire(START + 300 * MS, &mut |path| paths.push(path));
+    tracker.expire(START + 300 * MS, &mut |path| paths.push(path.clone()));
     assert_eq!(paths[0].certainty, Certainty::Inexact);
 }
 
@@ -471,7 +489,9 @@ fn a_table_that_may_have_come_is_waited_for() {
     let coming = Rc::new(Stands::of(coming, Family::Ipv4, None));
     for place in ["filter:OUT first", "nat:POST"] {
         let (traversal, verdict) = traversal(place, FRESH, START);
-        tracker.add(&visit(&traversal), part(Some(verdict)), &coming, &mut |path| paths.push(path));
+        meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &coming, &mut |path| {
+            paths.push(path.clone())
+        });
     }
     assert_eq!((paths.len(), paths[0].certainty, paths[0].steps.len()), (1, Certainty::Complete, 2));
 }
@@ -483,8 +503,8 @@ fn the_trace_ends() {
         let mut paths = Vec::new();
         let (traversal, verdict) = traversal(place, OLD, START);
         let part = part(Some(verdict));
-        tracker.add(&visit(&traversal), part, &stands("mangle"), &mut |path| paths.push(path));
-        tracker.finish(START + after_ns, &mut |path| paths.push(path));
+        meet(&mut tracker, &visit(&traversal), part, &stands("mangle"), &mut |path| paths.push(path.clone()));
+        tracker.finish(START + after_ns, &mut |path| paths.push(path.clone()));
         assert_eq!(paths.len(), 1);
         paths[0].certainty
     };
@@ -502,9 +522,9 @@ fn two_halves_are_not_two_packets() {
         let (mut traversal, verdict) = traversal(place, DECIDED, START);
         traversal.packet = packet;
         let part = part(Some(verdict));
-        tracker.add(&visit(&traversal), part, &stands("nat"), &mut |path| paths.push(path));
+        meet(&mut tracker, &visit(&traversal), part, &stands("nat"), &mut |path| paths.push(path.clone()));
     }
-    tracker.finish(START + 60_000 * MS, &mut |path| paths.push(path));
+    tracker.finish(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
     assert_eq!(paths.len(), 2);
     assert!(paths.iter().all(|path| path.certainty == Certainty::Inexact), "{paths:?}");
 }
@@ -517,7 +537,7 @@ fn silent_packets_come_out_in_order() {
         let place = if packet == 2 { "mangle:PRE first queue" } else { "mangle:PRE first" };
         let (mut traversal, verdict) = traversal(place, OLD, START + packet * MS);
         (traversal.packet, traversal.skb) = (packet, packet);
-        tracker.add(&visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |_| panic!());
+        meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |_| panic!());
     }
     let mut until = |ms| tracker.expire(START + ms * MS, &mut |path| numbers.push(path.packet));
     until(250);
@@ -567,19 +587,19 @@ proptest! {
                 7 => None,
                 number => Some(Verdict::from_return(u32::from(number))),
             };
-            let ranks = [tables; 5];
+            let ranks = [tables; 8];
             let loaded = Loaded { ranks, possible: ranks.map(|ranks| ranks | info) };
             let family = if skb & 1 == 0 { Family::Ipv4 } else { Family::Ipv6 };
             let visit = Visit::of_traversal(&traversal, family);
-            *sent.entry(tracker.number(&visit)).or_default() += 1;
+            *sent.entry(tracker.find(&visit).number).or_default() += 1;
             tracker.notice(&traversal);
             let stands = Rc::new(Stands::of(loaded, family, None));
-            tracker.add(&visit, part(verdict), &stands, &mut |path| paths.push(path));
+            meet(&mut tracker, &visit, part(verdict), &stands, &mut |path| paths.push(path.clone()));
             if look == 0 {
-                tracker.expire(now_ns, &mut |path| paths.push(path));
+                tracker.expire(now_ns, &mut |path| paths.push(path.clone()));
             }
         }
-        tracker.expire(now_ns + 31_000 * MS, &mut |path| paths.push(path));
+        tracker.expire(now_ns + 31_000 * MS, &mut |path| paths.push(path.clone()));
         prop_assert!(tracker.is_empty());
         tracker.finish(now_ns, &mut |_| panic!("a packet was left"));
         let given: BTreeSet<u64> = paths.iter().map(|path| path.packet).collect();
@@ -610,7 +630,7 @@ fn met(tracker: &mut Tracker, tables: &str, places: &[&str]) -> Vec<Path> {
         traversal.facts |= fact::OUT;
         traversal.outdev[..2].copy_from_slice(b"rb");
         let part = Part { queue: (verdict == Verdict::Queue).then_some(5), ..part(Some(verdict)) };
-        tracker.add(&visit(&traversal), part, &stands(tables), &mut |path| paths.push(path));
+        meet(tracker, &visit(&traversal), part, &stands(tables), &mut |path| paths.push(path.clone()));
     }
     paths
 }
@@ -621,7 +641,7 @@ fn check_ending(tables: &str, places: &[&str], expected: Ending) {
     let mut tracker = Tracker::default();
     tracker.hold();
     let mut paths = met(&mut tracker, tables, places);
-    tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+    tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
     assert_eq!(paths.iter().map(|path| path.ending.clone()).collect::<Vec<_>>(), [Some(expected)]);
     assert!(tracker.is_empty());
 }
@@ -651,8 +671,8 @@ fn a_packet_that_the_kernel_frees_has_ended_there() {
         assert_eq!(tracker.freed(&freed(1, 8), "ip_error"), None, "another packet has its place");
         assert_eq!(tracker.freed(&freed(1, 7), "ip_rcv_core.isra.0"), None, "so does one that has just come");
         assert!(tracker.freed(&freed(1, 7), "ip_error").is_some());
-        tracker.end(1, said(), &mut |path| paths.push(path));
-        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+        tracker.end(1, said(), &mut |path| paths.push(path.clone()));
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
         assert_eq!(paths.iter().map(|path| path.ending.clone()).collect::<Vec<_>>(), [Some(said())]);
         assert!(paths[0].why.is_empty(), "{paths:?}");
         assert!(tracker.is_empty());
@@ -664,8 +684,8 @@ fn a_packet_that_was_freed_is_not_on_its_way_when_the_trace_ends() {
     let mut tracker = Tracker::default();
     tracker.hold();
     let mut paths = met(&mut tracker, "mangle", &["mangle:PRE"]);
-    tracker.end(1, Ending::Freed(ending::Freed::default()), &mut |path| paths.push(path));
-    tracker.finish(START + MS, &mut |path| paths.push(path));
+    tracker.end(1, Ending::Freed(ending::Freed::default()), &mut |path| paths.push(path.clone()));
+    tracker.finish(START + MS, &mut |path| paths.push(path.clone()));
     assert_eq!((paths.len(), paths[0].certainty), (1, Certainty::Complete), "{paths:?}");
 }
 
@@ -674,7 +694,7 @@ fn a_packet_that_left_can_be_freed_later() {
     let mut tracker = Tracker::default();
     tracker.hold();
     let mut paths = met(&mut tracker, "mangle", &["mangle:OUTPUT", "mangle:POST"]);
-    tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+    tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
     assert_eq!(paths.len(), 1);
     assert_eq!(tracker.freed_later(&freed(1, 8), "arp_error_report"), None, "another packet has its place");
     assert_eq!(
@@ -718,8 +738,8 @@ fn user_space_decides_about_a_packet_in_a_queue() {
         let mut paths = met(&mut tracker, "filter", &["filter:INPUT queue"]);
         let mut reinjected = Reinjected::new_zeroed();
         (reinjected.packet, reinjected.verdict, reinjected.time_ns) = (1, code, START + 3 * MS);
-        tracker.reinjected(&reinjected, &mut |path| paths.push(path));
-        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path));
+        tracker.reinjected(&reinjected, &mut |path| paths.push(path.clone()));
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
         assert_eq!(paths.len(), 1);
         assert_eq!(paths[0].ending, Some(expected));
         let verdict = Verdict::from_return(code);
@@ -736,8 +756,10 @@ fn a_packet_whose_task_had_to_wait_inside_a_table_is_not_over() {
     tracker.heard(START + 400 * MS);
     for (place, time_ns) in [("mangle:PRE first", START), ("mangle:INPUT", START + 402 * MS)] {
         let (traversal, verdict) = traversal(place, None, time_ns);
-        tracker.add(&visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |path| paths.push(path));
-        tracker.expire(time_ns.max(START + 400 * MS), &mut |path| paths.push(path));
+        meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |path| {
+            paths.push(path.clone())
+        });
+        tracker.expire(time_ns.max(START + 400 * MS), &mut |path| paths.push(path.clone()));
     }
     assert_eq!((paths.len(), paths[0].steps.len()), (1, 2), "{paths:?}");
 }

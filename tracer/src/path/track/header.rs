@@ -1,0 +1,127 @@
+//! What tells a packet from others at the same place in memory.
+#![forbid(unsafe_code)]
+
+use crate::netfilter::Family;
+use crate::packet::ip::{Ipv4, Ipv6};
+use tracer_common::legacy::{ENTRY_BYTES, EXIT_BYTES, Traversal, fact};
+
+const IP_MORE: u16 = 0x2000;
+const IPV6_MORE: u16 = 1;
+const IPV6_OFFSET: u16 = 0xfff8;
+
+pub(super) const IPPROTO_ICMP: u8 = 1;
+const IPPROTO_FRAGMENT: u8 = 44;
+pub(super) const IPPROTO_ICMPV6: u8 = 58;
+
+/// What identifies a packet by its header. But for the addresses nothing of it is ever translated: another packet at
+/// the same place in memory differs in it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Header {
+    /// Identification, or flow label.
+    pub(super) id: u32,
+    pub(super) len: u32,
+    pub(super) protocol: u8,
+    pub(super) piece: Piece,
+    /// Some of what follows that nobody changes on the way; 0 where there is nothing of that kind.
+    token: u64,
+    /// Source and destination.
+    pub(super) addresses: [u8; 32],
+}
+
+/// Whether a packet is a fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Piece {
+    Whole,
+    First,
+    Later,
+}
+
+impl Header {
+    pub(super) fn of(family: Family, copied: u32, bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..usize::try_from(copied).ok()?.min(bytes.len()))?;
+        let mut addresses = [0; 32];
+        Some(match family {
+            Family::Ipv4 => {
+                let ip = Ipv4(bytes.first_chunk()?);
+                addresses[..4].copy_from_slice(&ip.src());
+                addresses[4..8].copy_from_slice(&ip.dst());
+                let piece = Piece::of(ip.frag_off() & IP_MORE != 0, ip.fragment());
+                let (id, len) = (ip.id().into(), ip.total_len().into());
+                let token = token(ip.protocol(), bytes, usize::from(bytes[0] & 15) * 4, len);
+                Self { id, len, protocol: ip.protocol(), piece, token, addresses }
+            }
+            Family::Ipv6 => {
+                let ip = Ipv6(bytes.first_chunk()?);
+                addresses[..16].copy_from_slice(&ip.src());
+                addresses[16..].copy_from_slice(&ip.dst());
+                let (protocol, piece) = match ip.next_header() {
+                    IPPROTO_FRAGMENT => {
+                        let &[protocol, _, high, low] = bytes[40..].first_chunk()?;
+                        let field = u16::from_be_bytes([high, low]);
+                        (protocol, Piece::of(field & IPV6_MORE != 0, field & IPV6_OFFSET))
+                    }
+                    protocol => (protocol, Piece::Whole),
+                };
+                let token = token(ip.next_header(), bytes, 40, ip.total_len());
+                Self { id: ip.flow_label(), len: ip.total_len(), protocol, piece, token, addresses }
+            }
+            // Nothing of it is ever translated.
+            Family::Arp => {
+                let [_, _, _, _, hardware, network, _, operation, rest @ ..]: &[u8; 28] =
+                    bytes.first_chunk()?;
+                addresses[..20].copy_from_slice(rest);
+                let id = rest.iter().fold(0, |id: u32, byte| id.rotate_left(5) ^ u32::from(*byte));
+                let len = u16::from_be_bytes([*hardware, *network]);
+                Self { id, len: len.into(), protocol: *operation, piece: Piece::Whole, token: 0, addresses }
+            }
+        })
+    }
+
+    /// As [`of`](Self::of) at the end of a traversal that began with `entry`. Few targets change a header.
+    pub(super) fn at_exit(family: Family, entry: Option<Self>, traversal: &Traversal) -> Option<Self> {
+        const FIXED: usize = 48;
+        let Traversal { entry: before, exit: after, entry_bytes, exit_bytes, .. } = traversal;
+        let same = traversal.facts & fact::SAME_BYTES != 0
+            || entry_bytes.first_chunk::<FIXED>() == exit_bytes.first_chunk::<FIXED>()
+                && before.copied.min(ENTRY_BYTES as u32) == after.copied.min(EXIT_BYTES as u32);
+        if same { entry } else { Self::of(family, after.copied, exit_bytes) }
+    }
+
+    /// Whether this can be the same packet some time later.
+    pub(super) fn stays(&self, later: &Self) -> bool {
+        let what = |header: &Self| (header.id, header.len, header.protocol, header.piece);
+        what(self) == what(later)
+    }
+
+    /// Whether this certainly is the same packet some time later, or one that is a copy of it.
+    pub(super) fn is(&self, later: &Self) -> bool {
+        self.stays(later) && self.token == later.token
+    }
+}
+
+/// Eight bytes of what follows the IP header: numbers of TCP, the first bytes of a datagram, what is behind the
+/// identifier of an ICMP message. Neither translation nor checksums that devices fill in change them.
+fn token(protocol: u8, bytes: &[u8], header: usize, len: u32) -> u64 {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    let at = header
+        + match protocol {
+            TCP => 4,
+            UDP => 8,
+            IPPROTO_ICMP | IPPROTO_ICMPV6 => 6,
+            _ => return 0,
+        };
+    let is_within = usize::try_from(len).is_ok_and(|len| at + 8 <= len);
+    let token = bytes.get(at..).and_then(|rest| rest.first_chunk()).filter(|_| is_within);
+    token.map_or(0, |token| u64::from_ne_bytes(*token))
+}
+
+impl Piece {
+    fn of(more: bool, offset: u16) -> Self {
+        match (more, offset) {
+            (false, 0) => Self::Whole,
+            (true, 0) => Self::First,
+            _ => Self::Later,
+        }
+    }
+}
