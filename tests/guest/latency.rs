@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nftracer_tests::netns::Netns;
@@ -22,22 +22,33 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(120);
 /// Looks without a change, after which nothing more will come.
 const SILENCE: u32 = 100;
 const PORT: u16 = 4001;
-/// Rules that a packet passes, in each chain.
+/// Rules that a packet passes, in each chain. Where only the order of the figures is certain, fewer show it.
 const RULES: [usize; 3] = [10, 1_000, 10_000];
+const FEWER_RULES: [usize; 3] = [10, 300, 2_000];
+const ENGINES: [&str; 2] = ["legacy", "nft"];
 const PACKETS: usize = 40;
 
-fn send(netns: &Netns, count: usize) -> Result<()> {
+/// Sends packets, one after the other. Gives how long it took to send and receive one, by the median.
+fn send(netns: &Netns, count: usize) -> Result<f64> {
     netns.enter(|| {
         let to = UdpSocket::bind((Ipv4Addr::LOCALHOST, PORT))?;
         to.set_read_timeout(Some(Duration::from_secs(30)))?;
         let from = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         let mut buffer = [0; 64];
+        let mut took = Vec::new();
         for _ in 0..count {
+            let start = Instant::now();
             from.send_to(b"timed", (Ipv4Addr::LOCALHOST, PORT))?;
             to.recv(&mut buffer).context("a datagram did not come")?;
+            took.push(start.elapsed().as_nanos() as u64);
         }
-        Ok(())
+        median(took).context("no packet was sent")
     })
+}
+
+fn median(mut took: Vec<u64>) -> Option<f64> {
+    took.sort_unstable();
+    took.get(took.len() / 2).map(|median| *median as f64)
 }
 
 /// Rows of a trace of so many packets, and what it said.
@@ -55,62 +66,95 @@ fn trace(netns: &Netns, options: &[&str]) -> Result<(Vec<Value>, Vec<String>)> {
     Ok((rows, ended.errors))
 }
 
-/// The median of what packets took in a table.
-fn median_ns(rows: &[Value], table: &str, hook: &str) -> Result<f64> {
-    let wanted = |row: &&Value| row["type"] == "spent" && row["table"] == table && row["hook"] == hook;
-    let mut took: Vec<u64> = rows.iter().filter(wanted).filter_map(|row| row["ns"].as_u64()).collect();
-    took.sort_unstable();
-    let median = took.get(took.len() / 2).with_context(|| format!("nothing of {table} at {hook}"))?;
-    Ok(*median as f64)
+/// What packets took in the chains at `input`.
+fn times_ns(rows: &[Value], engine: &str) -> Vec<u64> {
+    let wanted = |row: &&Value| row["type"] == "spent" && row["engine"] == engine && row["hook"] == "input";
+    let in_filter = rows.iter().filter(|row| row["table"] == "filter");
+    in_filter.filter(wanted).filter_map(|row| row["ns"].as_u64()).collect()
 }
 
-/// Rules that no packet of the test matches.
-fn lines(count: usize, line: impl Fn(u8, u8) -> String) -> String {
-    (0..count).fold(String::new(), |mut text, number| {
-        let [high, low] = u16::try_from(number).unwrap_or(u16::MAX).to_be_bytes();
-        let _ = writeln!(text, "{}", line(high, low));
-        text
-    })
+/// Loads so many rules that no packet of the test matches.
+fn load(netns: &Netns, engine: &str, count: usize) -> Result<()> {
+    let lines = |before: &str, after: &str| {
+        (0..count).fold(String::new(), |mut text, number| {
+            let [high, low] = u16::try_from(number).unwrap_or(u16::MAX).to_be_bytes();
+            let _ = writeln!(text, "{before} 198.18.{high}.{low} {after}");
+            text
+        })
+    };
+    if engine == "legacy" {
+        let rules = lines("-A INPUT -s", "-j DROP");
+        let text = format!("*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n{rules}COMMIT\n");
+        netns.command("iptables-legacy-restore", &[], &text)?;
+    } else {
+        let rules = lines("ip saddr", "drop");
+        let hook = "type filter hook input priority 0; policy accept;";
+        let text = format!("flush ruleset\ntable ip filter {{ chain input {{\n{hook}\n{rules}}}\n}}\n");
+        netns.command("nft", &["-f", "-"], &text)?;
+    }
+    Ok(())
 }
 
-/// What a thousand rules cost more than ten is known from what ten thousand cost more. Where the guest counts instructions
-/// as time the figures are the same to a fifth; elsewhere other guests take time away, and only the order is certain.
+/// What so many rules cost a packet that nobody traces, for each engine, over what the fewest cost.
+fn references(netns: &Netns) -> Result<[[f64; 3]; 2]> {
+    let mut over = [[0.0; 3]; 2];
+    for (engine, over) in ENGINES.into_iter().zip(&mut over) {
+        for (rules, over) in RULES.into_iter().zip(&mut *over) {
+            load(netns, engine, rules)?;
+            *over = send(netns, PACKETS)?;
+        }
+        *over = over.map(|total| total - over[0]);
+        load(netns, engine, 0)?;
+    }
+    Ok(over)
+}
+
+/// Where the guest counts instructions as time, what rules add is what they add to the way of a packet that nobody traces,
+/// to a fifth. Elsewhere other guests take time away, and only the order is certain.
 fn grows_with_rules(_: &Options) -> Result<Outcome> {
     load_modules();
     let netns = Netns::create("timed")?;
     let is_counted = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1);
-    let mut figures = Vec::new();
-    for engine in ["legacy", "nft"] {
-        let mut medians = Vec::new();
-        for rules in RULES {
-            if engine == "legacy" {
-                let rules = lines(rules, |high, low| format!("-A INPUT -s 198.18.{high}.{low}/32 -j DROP"));
-                let text =
-                    format!("*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n{rules}COMMIT\n");
-                netns.command("iptables-legacy-restore", &[], &text)?;
-            } else {
-                let rules = lines(rules, |high, low| format!("ip saddr 198.18.{high}.{low} drop"));
-                let hook = "type filter hook input priority 0; policy accept;";
-                let text =
-                    format!("flush ruleset\ntable ip filter {{ chain INPUT {{\n{hook}\n{rules}}}\n}}\n");
-                netns.command("nft", &["-f", "-"], &text)?;
-            }
-            let (rows, errors) = trace(&netns, &["--latency"])?;
-            let rows: Vec<Value> = rows.into_iter().filter(|row| row["engine"] == engine).collect();
-            medians.push(median_ns(&rows, "filter", "input").with_context(|| format!("{errors:?}"))?);
-        }
-        if engine == "legacy" {
-            netns.clear_rules()?;
-        }
-        let said = format!("{engine} {medians:?}");
-        let [few, more, most] = medians[..] else { anyhow::bail!(said) };
-        check(few < more && more < most, &said)?;
-        let expected = (RULES[1] - RULES[0]) as f64 / (RULES[2] - RULES[0]) as f64;
-        let ratio = (more - few) / (most - few) / expected;
-        check(!is_counted || (0.8..1.2).contains(&ratio), format!("{said}: {ratio}"))?;
-        figures.push(format!("{said} ns, {ratio:.2} of what the rules say"));
+    let references = if is_counted { Some(references(&netns)?) } else { None };
+    for engine in ENGINES {
+        load(&netns, engine, 1)?;
     }
-    Ok(Outcome::Passed(figures.join(", ")))
+    let tracer = Tracer::start(&["--netns", netns.name(), "-o", "json", "--latency", "udp"], &[])?;
+    let mut took = [[0.0; 3]; 2];
+    for (step, rules) in (if is_counted { RULES } else { FEWER_RULES }).into_iter().enumerate() {
+        for engine in ENGINES {
+            load(&netns, engine, rules)?;
+        }
+        send(&netns, PACKETS)?;
+        // The new rules are read first.
+        let mut rows = Vec::new();
+        let known = wait::until(SETTLES_WITHIN, || {
+            rows.extend(
+                tracer.take_lines().iter().filter_map(|line| serde_json::from_str::<Value>(line).ok()),
+            );
+            let times = ENGINES.map(|engine| times_ns(&rows, engine));
+            times.iter().all(|times| times.len() > PACKETS / 2).then(|| times.map(median))
+        });
+        wait::until_steady(SETTLES_WITHIN, SILENCE, || tracer.take_lines().len());
+        let known = known.with_context(|| format!("no times of {rules} rules: {:?}", tracer.errors()))?;
+        for (took, median) in took.iter_mut().zip(known) {
+            took[step] = median.unwrap_or(0.0);
+        }
+    }
+    let ended = tracer.stop(Signal::TERM)?;
+    check(ended.status.success(), format!("{}: {:?}", ended.status, ended.errors))?;
+    let mut figures = Vec::new();
+    for (index, (engine, took)) in ENGINES.into_iter().zip(took).enumerate() {
+        let mut said = format!("{engine} {took:?} ns");
+        check(took.is_sorted_by(|few, more| few < more), &said)?;
+        for (over, figure) in references.iter().flat_map(|all| all[index]).zip(took).skip(1) {
+            let ratio = (figure - took[0]) / over;
+            let _ = write!(said, ", {ratio:.3} of {over}");
+            check((0.8..1.2).contains(&ratio), &said)?;
+        }
+        figures.push(said);
+    }
+    Ok(Outcome::Passed(figures.join("; ")))
 }
 
 /// `--slow` shows those that took longer, `--summary` ends with all.

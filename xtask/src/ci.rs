@@ -42,6 +42,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if passed != ExitCode::SUCCESS {
         return Ok(passed);
     }
+    let passed =
+        timed("a guest that counts instructions", || vm::run(&vm::Options::counted_tests(&release)))?;
+    if passed != ExitCode::SUCCESS {
+        return Ok(passed);
+    }
     timed("bench", || bench::run(&bench::Options::quick_check()))
 }
 

@@ -126,6 +126,13 @@ impl Options {
             command: Vec::new(),
         }
     }
+
+    /// The guest tests whose figures are exact where instructions are counted.
+    pub(crate) fn counted_tests(build: &build::Options) -> Self {
+        let machine = MachineOptions { icount: true, ..MachineOptions::for_kernel("6.1", build) };
+        let command = vec!["exec /bin/guest-tests latency_grows_with_rules".to_owned()];
+        Self { machine, command, ..Self::all_tests(build) }
+    }
 }
 
 /// A shell in which machine.
