@@ -8,6 +8,7 @@ mod counts;
 mod doctor;
 mod endings;
 mod filters;
+mod follow;
 mod footprint;
 #[path = "../old_kernel/kernel.rs"]
 mod kernel;
@@ -90,6 +91,7 @@ const TESTS: &[&[Test]] = &[
     footprint::TESTS,
     filters::TESTS,
     predicates::TESTS,
+    follow::TESTS,
     usage::TESTS,
     counts::TESTS,
     endings::TESTS,

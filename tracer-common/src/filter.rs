@@ -63,12 +63,18 @@ impl Key {
     #[inline(always)]
     pub fn from_header(header: &[u8; HEADER_BYTES], len: usize) -> Self {
         let mut key = Self { words: [0; word::COUNT] };
-        match header[0] >> 4 {
-            4 if len >= IPV4_HEADER => key.fill_ipv4(header, len),
-            6 if len >= IPV6_HEADER => key.fill_ipv6(header, len),
-            _ => key.set(word::PROTOCOL, MISSING),
-        }
+        key.fill(header, len);
         key
+    }
+
+    /// Makes this one, whose words are all 0, the key of a packet as [`Key::from_header`] does.
+    #[inline(always)]
+    pub fn fill(&mut self, header: &[u8; HEADER_BYTES], len: usize) {
+        match header[0] >> 4 {
+            4 if len >= IPV4_HEADER => self.fill_ipv4(header, len),
+            6 if len >= IPV6_HEADER => self.fill_ipv6(header, len),
+            _ => self.set(word::PROTOCOL, MISSING),
+        }
     }
 
     #[inline(always)]

@@ -662,7 +662,7 @@ pub fn known_owner<A: Access>(state: &State, packet: u64, sock: u64, net: u64) -
 /// Owner of a socket, under the conditions of `nf_log_dump_sk_uid_gid` in `net/netfilter/nf_log_syslog.c`: user id in
 /// the low half, group id in the high one.
 #[inline(always)]
-fn owner<A: Access>(sock: u64, net: u64) -> Option<u64> {
+pub fn owner<A: Access>(sock: u64, net: u64) -> Option<u64> {
     let state: u8 = A::field(sock, offset!(sock_state))?;
     if state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV || A::field::<u64>(sock, offset!(sock_net))? != net
     {

@@ -6,6 +6,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod choice;
 mod config;
 mod counts;
 mod emit;
@@ -162,6 +163,14 @@ pub fn nft_leave_typed(ctx: FExitContext) -> i32 {
 #[kretprobe]
 pub fn nft_leave(ctx: RetProbeContext) -> u32 {
     nft::leave(kernel::return_stack_pointer(ctx.as_ptr()), ctx.ret::<u32>());
+    0
+}
+
+/// Entry of `__nf_conntrack_confirm(skb)`.
+#[kprobe]
+pub fn connection_confirmed(ctx: ProbeContext) -> u32 {
+    let (skb, _, _) = kernel::first_arguments(ctx.as_ptr());
+    choice::confirmed(skb);
     0
 }
 

@@ -1,5 +1,6 @@
 //! Every map, once.
 
+use crate::choice::{Followed, Passed, Tuple, Tuples};
 use crate::frame::{DEPTH, State};
 use crate::kernel::SkbWindow;
 use crate::nft::{OpenRun, RUN_SLOTS, UnderWay};
@@ -96,6 +97,15 @@ pub static COUNTS: PerCpuHashMap<count::Key, u64> = PerCpuHashMap::with_max_entr
 /// How many of the packets that match are traced.
 #[map]
 pub static THROTTLE: Array<Throttle> = Array::with_max_entries(1, 0);
+
+/// Connections that are followed, by their tuples in both directions; the loader sizes it, as the next.
+#[map]
+pub static CONNECTIONS: LruHashMap<Tuple, Followed> = LruHashMap::with_max_entries(1 << 14, 0);
+/// Traced packets that may go on in another namespace, by their skb.
+#[map]
+pub static PASSED: LruHashMap<u64, Passed> = LruHashMap::with_max_entries(1 << 12, 0);
+#[map]
+pub static TUPLES: PerCpuArray<Tuples> = PerCpuArray::with_max_entries(1, 0);
 
 /// Runs of nftables that are open, by a hash of their key.
 #[map]

@@ -12,6 +12,7 @@
 //! The judgement sits in one 64-bit word in an array indexed by a hash of the address, so that asking again costs one
 //! load and no lock. A traced packet that another one displaces there is kept in a map.
 
+use crate::choice;
 use crate::config::{config, offset};
 use crate::emit::count;
 use crate::kernel::{Access, Packet, copy, read};
@@ -391,6 +392,9 @@ impl Question {
         if goes_on && number & SKB == self.identity >> ADDRESS_FROM {
             self.remember(true);
             self.remember_met(before, || met);
+            if choice::follows() {
+                choice::goes_on::<A>(call, self.hook(), self.layout, number & !KEPT);
+            }
             return Some(Selected { packet: number & !KEPT, first: false });
         }
         // A decision about another packet does not tell whether this one, past its first hook, was seen before.
@@ -406,8 +410,10 @@ impl Question {
         }
         self.displace(same, met);
         let may_begin = same || hook == OUTPUT || hook == PREROUTING || hook >= u64::from(INGRESS);
-        let matched = matches::<A>(call.skb, self.layout)
+        let chosen = matches::<A>(call.skb, self.layout)
+            && choice::chooses::<A>(call, self.hook())
             && (config!(throttled) == 0 || admit(u32::from(may_begin)) != 0);
+        let matched = if choice::follows() { choice::follow::<A>(call, self.layout, chosen) } else { chosen };
         self.remember(matched);
         self.remember_met(before, || met);
         if !matched {
@@ -424,6 +430,9 @@ impl Question {
         let next = (number & !SKB).wrapping_add(SKB + 1) & !(SKB | KEPT);
         let packet = next | (self.identity >> ADDRESS_FROM);
         PACKETS.set::<{ DECISIONS - 1 }>(self.slot, packet | (number & KEPT));
+        if choice::follows() {
+            choice::begins::<A>(call, self.hook(), self.layout, packet);
+        }
         Some(Selected { packet, first: true })
     }
 

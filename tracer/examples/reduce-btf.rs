@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use nftracer::btf::{Btf, Kind, Type, TypeId};
 use std::collections::HashMap;
 use std::path::Path;
+use tracer_common::choice::CHOICE_FIELDS;
 use tracer_common::nft::NFT_FIELDS;
 use tracer_common::offsets::FIELDS;
 
@@ -78,8 +79,12 @@ impl Reduced {
 
     fn add(&mut self, btf: &Btf<'_>) -> Result<()> {
         self.name("");
-        let fields =
-            FIELDS.iter().chain(NFT_FIELDS).map(|field| (field.structure, field.path)).chain(MORE_FIELDS);
+        let fields = FIELDS
+            .iter()
+            .chain(NFT_FIELDS)
+            .chain(CHOICE_FIELDS)
+            .map(|field| (field.structure, field.path))
+            .chain(MORE_FIELDS);
         let fields: Vec<_> = fields.collect();
         for rows in fields.chunk_by(|row, next| row.0 == next.0) {
             let paths: Vec<_> = rows.iter().map(|row| row.1).collect();

@@ -5,6 +5,7 @@ use super::trace::Mark;
 use crate::netfilter::Verdict;
 use crate::predicate::{Device, Masked, Place, Predicates, User, verdict};
 use clap::Args;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Under which these options are listed.
@@ -36,6 +37,14 @@ pub(super) struct PredicateArgs {
     /// That met this rule, as `nftracer rules` names it; also filter:INPUT:policy:4
     #[arg(long, value_name = "TABLE:CHAIN:N", help_heading = HEADING)]
     rule: Option<Place>,
+}
+
+/// What only probes can tell.
+#[derive(Args, Debug)]
+pub(super) struct CgroupArgs {
+    /// That were sent from this cgroup, of version 2, or one below it: a path in /sys/fs/cgroup; for ebpf
+    #[arg(long, value_name = "CGROUP", help_heading = HEADING)]
+    pub(super) cgroup: Option<PathBuf>,
 }
 
 /// How packets ended.

@@ -93,6 +93,8 @@ fn options() {
         TraceConfig {
             filter: "udp".to_owned(),
             predicates: Predicates::default(),
+            cgroup: None,
+            follow: false,
             mark: Mark::None,
             backend: Backend::Ebpf,
             attach: Method::Auto,
@@ -164,6 +166,20 @@ fn predicates() {
         request(&format!("nftracer why {words}")),
         Ok(Request::Why(config(Mark::Auto, Predicates { verdicts: Vec::new(), ..all.clone() })))
     );
+    check_trace(
+        "nftracer trace --follow --cgroup system.slice --in eth0 --verdict drop",
+        TraceConfig {
+            follow: true,
+            cgroup: Some("system.slice".into()),
+            backend: Backend::Ebpf,
+            predicates: Predicates {
+                indev: all.indev.clone(),
+                verdicts: vec![Verdict::Drop],
+                ..Predicates::default()
+            },
+            ..TraceConfig::default()
+        },
+    );
     let read = ReadConfig { file: Some("log".into()), predicates: all, ..ReadConfig::default() };
     assert_eq!(
         request(&format!("nftracer read {words} --verdict drop --verdict queue log")),
@@ -189,6 +205,31 @@ fn wrong_predicates_are_refused() {
     }
     check_refused("nftracer why --verdict drop", ErrorKind::UnknownArgument);
     check_refused("nftracer read --mark nft log", ErrorKind::ValueValidation);
+    for (words, expected) in [
+        (
+            "--follow --backend netlink",
+            expect![
+                "--follow with --backend netlink: only the ebpf backend can do it, and that needs no mark"
+            ],
+        ),
+        (
+            "--cgroup a --log-file x",
+            expect!["--cgroup with --backend log: only the ebpf backend can do it, and that needs no mark"],
+        ),
+        (
+            "--follow --mark nft",
+            expect!["--follow with --mark: only the ebpf backend can do it, and that needs no mark"],
+        ),
+        (
+            "--follow --out eth0 --in eth1",
+            expect![
+                "--follow with --out eth0: that is known too late to follow a connection; --in, --uid, --cgroup and \
+                 --verdict can be asked with it"
+            ],
+        ),
+    ] {
+        check_usage_error(&format!("nftracer trace {words}"), expected);
+    }
     check_usage_error(
         "nftracer trace --mark 1 --mark 2",
         expect!["--mark 0x2: given twice; once for a way of marking and once for a number is all"],

@@ -1,6 +1,6 @@
 //! `nftracer trace`
 
-use super::predicates::{MarkArg, PredicateArgs, VerdictArgs, marks};
+use super::predicates::{CgroupArgs, MarkArg, PredicateArgs, VerdictArgs, marks};
 use super::{UsageError, netns::Netns};
 use crate::backend::ebpf::attach::Method;
 use crate::predicate::Predicates;
@@ -41,7 +41,15 @@ pub(super) struct TraceArgs {
     predicates: PredicateArgs,
 
     #[command(flatten)]
+    cgroup: CgroupArgs,
+
+    #[command(flatten)]
     verdicts: VerdictArgs,
+
+    /// Show the other packets of their connections as well, in both directions, also after translation; with --all-netns
+    /// packets are followed from one namespace to the next, too; for ebpf
+    #[arg(long)]
+    follow: bool,
 
     /// Stop after this many packets
     #[arg(short, long, value_name = "N")]
@@ -264,6 +272,10 @@ pub struct TraceConfig {
     pub filter: String,
     /// What packets are chosen by beside the filter.
     pub predicates: Predicates,
+    /// The cgroup of those who send packets.
+    pub cgroup: Option<PathBuf>,
+    /// Show all packets of the connections of those that match.
+    pub follow: bool,
     /// Where steps are to come from.
     pub backend: Backend,
     /// How packets are to be chosen for the kernel's own tracing.
@@ -296,6 +308,41 @@ pub struct TraceConfig {
     pub write: Option<PathBuf>,
     /// Say more on standard error.
     pub verbose: bool,
+}
+
+impl TraceConfig {
+    /// What packets are chosen by beside the filter, as typed.
+    pub fn choice(&self) -> String {
+        let words = [
+            self.predicates.to_string(),
+            self.cgroup.as_ref().map(|path| format!("--cgroup {}", path.display())).unwrap_or_default(),
+            if self.follow { "--follow".to_owned() } else { String::new() },
+        ];
+        words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Fails for what only probes can tell, where it is not they that shall tell it, and for what is known too late.
+    pub(super) fn checked(mut self) -> Result<Self, UsageError> {
+        if !self.follow && self.cgroup.is_none() {
+            return Ok(self);
+        }
+        let option = if self.follow { "--follow" } else { "--cgroup" };
+        let reason = "only the ebpf backend can do it, and that needs no mark";
+        let refused = |value: &str| Err(UsageError::Value { option, value: value.to_owned(), reason });
+        match (self.backend, self.mark) {
+            (Backend::Netlink, _) => return refused("with --backend netlink"),
+            (Backend::Log, _) => return refused("with --backend log"),
+            (_, Mark::Nft | Mark::Rule) => return refused("with --mark"),
+            (Backend::Auto | Backend::Ebpf, _) => self.backend = Backend::Ebpf,
+        }
+        let first = Predicates { indev: None, uid: None, verdicts: Vec::new(), ..self.predicates.clone() };
+        if self.follow && !first.is_empty() {
+            let reason = "that is known too late to follow a connection; --in, --uid, --cgroup and --verdict can be \
+                          asked with it";
+            return Err(UsageError::Value { option: "--follow", value: format!("with {first}"), reason });
+        }
+        Ok(self)
+    }
 }
 
 impl TraceArgs {
@@ -342,12 +389,14 @@ impl TraceArgs {
             ..self.predicates.predicates()
         };
         if let Some(by) = self.count_by
-            && !predicates.is_empty()
+            && (!predicates.is_empty() || self.cgroup.cgroup.is_some() || self.follow)
         {
             let reason = "packets are counted by the filter alone; leave out what else is asked of them";
             return Err(UsageError::Value { option: "--count-by", value: word(by), reason });
         }
-        Ok(TraceConfig {
+        TraceConfig {
+            cgroup: self.cgroup.cgroup,
+            follow: self.follow,
             counting: self.count_by.map(|by| Counting {
                 by: by.into(),
                 interval: self.interval.max(SHORTEST_INTERVAL),
@@ -365,7 +414,8 @@ impl TraceArgs {
             write: self.write,
             verbose: self.verbose,
             ..source
-        })
+        }
+        .checked()
     }
 }
 

@@ -1,7 +1,7 @@
 //! `nftracer why`
 
 use super::UsageError;
-use super::predicates::PredicateArgs;
+use super::predicates::{CgroupArgs, PredicateArgs};
 use super::trace::{SourceArgs, TraceConfig, parse_duration};
 use crate::predicate::Predicates;
 use crate::sink::Output;
@@ -31,6 +31,9 @@ pub(super) struct WhyArgs {
     #[command(flatten)]
     predicates: PredicateArgs,
 
+    #[command(flatten)]
+    cgroup: CgroupArgs,
+
     /// Give up after this time: 30s, 2m30s, 500ms; a plain number is seconds
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     duration: Option<Duration>,
@@ -57,7 +60,9 @@ enum OutputArg {
 impl WhyArgs {
     pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
         let source = self.source.config()?;
-        Ok(TraceConfig {
+        let cgroup = self.cgroup.cgroup;
+        TraceConfig {
+            cgroup,
             predicates: Predicates { mark: source.predicates.mark, ..self.predicates.predicates() },
             filter: self.filter.join(" ").trim().to_owned(),
             duration: self.duration,
@@ -68,6 +73,7 @@ impl WhyArgs {
             write: self.write,
             verbose: self.verbose,
             ..source
-        })
+        }
+        .checked()
     }
 }

@@ -168,6 +168,7 @@ impl Open {
             note: None,
             ending: None,
             waited: Vec::new(),
+            belongs: crate::path::Belongs::default(),
             generation: Vec::new(),
             netns,
         };

@@ -97,6 +97,15 @@ pub struct Step<'a> {
     pub netns: Option<u32>,
 }
 
+/// What a packet is part of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Belongs {
+    /// Its connection's number in this trace, from 1: the same in all namespaces that it goes through.
+    pub connection: Option<u64>,
+    /// The packet that it was in another namespace before.
+    pub continues: Option<u64>,
+}
+
 /// All that one packet met in one network namespace; its steps have been given out one by one before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
@@ -122,6 +131,8 @@ pub struct Path {
     pub waited: Vec<Waited>,
     /// Versions of the ruleset that the packet met, as `table@generation`.
     pub generation: Vec<Rc<str>>,
+    /// What it is part of, where that is followed.
+    pub belongs: Belongs,
     /// Inode number of the network namespace; `None` where nothing tells.
     pub netns: Option<u32>,
 }

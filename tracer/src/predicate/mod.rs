@@ -90,6 +90,19 @@ impl FromStr for Device {
 }
 
 impl Device {
+    /// Its bytes as the kernel keeps them, and those of them that count.
+    pub fn words(&self) -> ([u64; 2], [u64; 2]) {
+        let (mut name, mut mask) = ([0; 16], [0; 16]);
+        name[..self.name.len()].copy_from_slice(self.name.as_bytes());
+        // The zero at its end as well, if there is nothing else behind it.
+        mask[..self.name.len() + usize::from(!self.begins)].fill(0xff);
+        let words = |bytes: [u8; 16]| {
+            let (words, _) = bytes.as_chunks();
+            [u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])]
+        };
+        (words(name), words(mask))
+    }
+
     /// Whether it is meant by a name.
     pub fn is(&self, name: &[u8]) -> bool {
         if self.begins { name.starts_with(self.name.as_bytes()) } else { name == self.name.as_bytes() }
@@ -293,7 +306,7 @@ impl Predicates {
 /// Who sent a packet. One that comes in may have the socket already that takes it.
 fn sender(hook: Option<Hook>, view: &PacketView<'_>) -> Option<User> {
     let goes_out = match hook {
-        Some(hook) => matches!(hook, Hook::Output | Hook::Postrouting),
+        Some(hook) => matches!(hook, Hook::Output | Hook::Postrouting | Hook::Egress),
         None => view.indev.is_none(),
     };
     view.owner.filter(|_| goes_out).map(|owner| User::Number(owner.uid))

@@ -281,6 +281,7 @@ impl Known {
             certainty: word(CERTAINTIES, path.certainty)?,
             why: path.why.into_iter().map(str::to_owned).collect(),
             outcome: path.outcome.map(str::to_owned),
+            belongs: crate::path::Belongs::default(),
             note: self.note.take().map(Cow::Owned),
             ending,
             waited,

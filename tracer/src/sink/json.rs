@@ -161,6 +161,12 @@ impl<W: Write> Sink for Json<W> {
         if let Some(netns) = path.netns {
             row.netns(netns, &self.namespaces);
         }
+        if let Some(connection) = path.belongs.connection {
+            row.number("connection", connection);
+        }
+        if let Some(packet) = path.belongs.continues {
+            row.number("continues", packet);
+        }
         row.end();
         self.out.end_row()
     }

@@ -8,7 +8,7 @@ use crate::packet::change::Look;
 use crate::packet::{Fragment, Headers, PacketView, Tcp, headers, protocol_name, quoted, tcp};
 use crate::path::ending::{Ending, Freed};
 use crate::path::group::Logged;
-use crate::path::{Action, Certainty, Path, Step};
+use crate::path::{Action, Belongs, Certainty, Path, Step};
 use crate::text::{Escaped, escape, lossy};
 use crate::why::{Told, Why};
 use anstyle::{AnsiColor, Style};
@@ -141,6 +141,7 @@ impl<W: Write> Sink for Pretty<W> {
             writeln!(self.out, "  {}", Escaped(note))?;
         }
         path.waited.iter().try_for_each(|waited| writeln!(self.out, "  {waited}"))?;
+        write_belongs(&mut self.out, path)?;
         write_outcome(&mut self.out, path, &self.styles)
     }
 
@@ -324,6 +325,19 @@ pub(crate) fn outcome(path: &Path) -> String {
     // Memory takes all that is written.
     let _ = write_outcome(&mut line, path, &Styles::default());
     String::from_utf8_lossy(&line).trim().to_owned()
+}
+
+fn write_belongs(out: &mut impl Write, path: &Path) -> io::Result<()> {
+    match path.belongs {
+        Belongs { connection: None, continues: None } => Ok(()),
+        Belongs { connection: Some(connection), continues: None } => {
+            writeln!(out, "  connection {connection}")
+        }
+        Belongs { connection: None, continues: Some(packet) } => writeln!(out, "  continues packet {packet}"),
+        Belongs { connection: Some(connection), continues: Some(packet) } => {
+            writeln!(out, "  connection {connection}, continues packet {packet}")
+        }
+    }
 }
 
 fn write_outcome(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Result<()> {

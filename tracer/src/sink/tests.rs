@@ -99,6 +99,7 @@ fn path(packet: u64, verdict: Option<Verdict>, certainty: Certainty, why: &[&str
         note: None,
         ending: None,
         waited: Vec::new(),
+        belongs: crate::path::Belongs::default(),
         generation: vec!["raw@1".into(), "filter@7".into()],
         netns: Some(NETNS),
     }

@@ -185,6 +185,11 @@ pub fn has_legacy_tables() -> bool {
     is_loaded(&["ip_tables", "ip6_tables"], &TABLE_FUNCTIONS).unwrap_or(true)
 }
 
+/// Whether bridges may show their packets to the hooks of IP, which know them by other devices.
+pub fn has_bridge_netfilter() -> bool {
+    Path::new("/proc/sys/net/bridge").exists()
+}
+
 /// Whether one of these modules is loaded, or one of these functions built in; `None` where there are no modules.
 fn is_loaded(modules: &[&str], functions: &[&str]) -> Option<bool> {
     let loaded = read("/proc/modules")?;

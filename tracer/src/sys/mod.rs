@@ -1,6 +1,7 @@
 //! The operating system, and all unsafe code of this crate.
 
 pub mod bpf;
+pub mod cgroup;
 pub mod child;
 pub mod clock;
 pub mod guard;

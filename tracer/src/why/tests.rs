@@ -62,6 +62,7 @@ fn path(steps: &[Met], verdict: Option<Verdict>, why: &[&str]) -> Path {
         note: None,
         ending: None,
         waited: Vec::new(),
+        belongs: crate::path::Belongs::default(),
         generation: Vec::new(),
         netns: None,
     }

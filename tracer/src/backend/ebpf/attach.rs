@@ -131,16 +131,17 @@ pub struct Probes {
 impl Probes {
     /// Places all probes whose functions exist. No map may have been taken out of `programs` before.
     ///
-    /// `witness` is a [`Witness`], or `None` when nftables is not to be traced.
+    /// `witness` is a [`Witness`], or `None` when nftables is not to be traced; `follows` says whether connections are
+    /// followed.
     pub fn place(
         object: &[u8],
         programs: &mut aya::Ebpf,
         kernel: &Kernel,
         method: Method,
-        witness: Option<u32>,
+        (witness, follows): (Option<u32>, bool),
     ) -> Result<Self, Error> {
         let symbols = &kernel.symbols;
-        let (mut present, without) = wanted(symbols, witness)?;
+        let (mut present, without) = wanted(symbols, witness, follows)?;
         let mut returns = Slots::new(symbols);
         // Replacements are counted before any traversal is watched.
         for probe in present.iter().filter(|probe| probe.typed.is_none()) {
@@ -240,9 +241,13 @@ pub fn load_called(programs: &mut aya::Ebpf, name: &'static str) -> Result<Owned
     fd.as_fd().try_clone_to_owned().map_err(|error| refused(ProgramError::IOError(error)))
 }
 
-/// The probes whose functions exist, and what cannot be traced for want of others, with the reason. `witness` is as for
-/// [`Probes::place`].
-fn wanted(symbols: &Symbols, witness: Option<u32>) -> Result<(Vec<&'static Probe>, Vec<String>), Error> {
+/// The probes whose functions exist, and what cannot be traced for want of others, with the reason. `witness` and `follows`
+/// are as for [`Probes::place`].
+fn wanted(
+    symbols: &Symbols,
+    witness: Option<u32>,
+    follows: bool,
+) -> Result<(Vec<&'static Probe>, Vec<String>), Error> {
     if !symbols.has_legacy() && witness.is_none() {
         return Err(Error::NoTables);
     }
@@ -254,12 +259,16 @@ fn wanted(symbols: &Symbols, witness: Option<u32>) -> Result<(Vec<&'static Probe
             Need::Nftables if witness.is_none() => continue,
             Need::NftRules(by) if witness != Some(by as u32) => continue,
             Need::NftEnds if !ends => continue,
+            Need::Connections if !follows => continue,
             Need::Always | Need::IfPresent if !symbols.has_legacy() => continue,
             _ => {}
         }
         match (exists(symbols, probe.symbol), probe.need) {
             (true, _) => present.push(probe),
-            (false, Need::Always | Need::Nftables | Need::NftRules(_) | Need::NftEnds) => {
+            (
+                false,
+                Need::Always | Need::Nftables | Need::NftRules(_) | Need::NftEnds | Need::Connections,
+            ) => {
                 return Err(Error::NoFunction(probe.symbol));
             }
             (false, Need::Family(family)) if probe.point == Point::Entry => {
@@ -279,7 +288,7 @@ pub fn try_typed(
     kernel: &Kernel,
     witness: Option<u32>,
 ) -> Result<(), Error> {
-    let (present, _) = wanted(&kernel.symbols, witness)?;
+    let (present, _) = wanted(&kernel.symbols, witness, false)?;
     each_typed(object, programs, kernel, &present, typed::Programs::load)?;
     Ok(())
 }
@@ -343,6 +352,7 @@ fn exists(symbols: &Symbols, symbol: &str) -> bool {
         "nft_do_chain" => symbols.nft_do_chain,
         "__nft_trace_packet" => symbols.nft_trace_packet,
         "nf_tables_commit" => symbols.nf_tables_commit,
+        "__nf_conntrack_confirm" => symbols.conntrack_confirm,
         _ => false,
     }
 }

@@ -1,6 +1,7 @@
 //! Bytes from the ring → records, without copying.
 #![forbid(unsafe_code)]
 
+use tracer_common::choice::{LINK, Link};
 use tracer_common::ending::{self, Freed, Reinjected};
 use tracer_common::legacy::{
     ENTRY_BYTES, EXIT_BYTES, LONG_EXIT_BYTES, MAX_MATCHES, MORE_BYTES, Match, Replaced, TableChunk,
@@ -26,6 +27,8 @@ pub enum Record<'a> {
     Freed(&'a Freed),
     /// User space has decided about a packet in a queue.
     Reinjected(&'a Reinjected),
+    /// A packet is of a connection, or was seen in another namespace.
+    Link(&'a Link),
 }
 
 /// A traversal with what may be spread over its record.
@@ -88,6 +91,7 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         ending::kind::REINJECTED => {
             Reinjected::ref_from_prefix(bytes).ok().map(|(reinjected, _)| Record::Reinjected(reinjected))
         }
+        LINK => Link::ref_from_prefix(bytes).ok().map(|(link, _)| Record::Link(link)),
         kind::CHUNK => TableChunk::ref_from_prefix(bytes).ok().map(|(chunk, _)| Record::Chunk(chunk)),
         _ => None,
     }

@@ -13,7 +13,9 @@ pub mod symbols;
 pub mod typed;
 
 use crate::filter::{Filter, Form, LinkType};
+use crate::predicate::Device;
 use crate::sys::bpf;
+use crate::sys::cgroup::Cgroup;
 use crate::trace_line::LogStyle;
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::{EbpfLoader, Pod};
@@ -25,6 +27,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use thiserror::Error;
+use tracer_common::choice::{ChoiceConfig, ask};
 use tracer_common::config::Config;
 use tracer_common::count::{self, by};
 use tracer_common::counter::Counter;
@@ -32,6 +35,7 @@ use tracer_common::ending::EndingConfig;
 use tracer_common::filter::Program;
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits, NftConfig, Witness};
+use tracer_common::offsets::ABSENT;
 use tracer_common::throttle::Throttle;
 
 #[cfg(bpf_object)]
@@ -74,6 +78,14 @@ pub enum Error {
     /// A program was refused or a probe could not be placed.
     #[error(transparent)]
     Attach(#[from] attach::Error),
+    /// Something else than the filter chooses packets, and this kernel does not tell what is needed for it.
+    #[error("{option} does not work here: {reason}")]
+    Choice {
+        /// The option.
+        option: &'static str,
+        /// What is missing.
+        reason: String,
+    },
     /// A program that runs cannot be asked about.
     #[error("cannot ask the kernel about its programs: {0}")]
     Program(io::Error),
@@ -83,7 +95,7 @@ impl Error {
     /// Whether nothing on this host, as it is, can trace with probes; other errors came up while running.
     pub fn unusable(&self) -> bool {
         match self {
-            Self::NoObject => true,
+            Self::NoObject | Self::Choice { .. } => true,
             Self::NoRoom | Self::Program(_) => false,
             Self::Kernel(error) => error.unusable(),
             Self::Attach(error) => error.unusable(),
@@ -98,6 +110,7 @@ impl Error {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::NoObject | Self::NoRoom | Self::Program(_) => None,
+            Self::Choice { .. } => Some("leave it out".to_owned()),
             Self::Kernel(error) => error.remedy(),
             Self::Attach(error) => error.remedy(),
             Self::Load(error) if system_code(error) == Some(libc::ENOMEM) => Some(LESS_ROOM.to_owned()),
@@ -124,7 +137,7 @@ fn not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// How nftables is traced.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nftables {
     /// Not at all: nothing of it is there.
     Absent,
@@ -157,6 +170,8 @@ pub struct Options<'a> {
     pub counts: Option<Counts>,
     /// Whether it is told how long packets were in tables and base chains.
     pub timed: bool,
+    /// What packets are chosen by beside the filter.
+    pub choice: Choice<'a>,
 }
 
 /// What is counted.
@@ -166,6 +181,19 @@ pub struct Counts {
     pub by: u32,
     /// How many different things there is room for.
     pub room: u32,
+}
+
+/// What packets are chosen by beside the filter, as far as it is known at their first hook.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Choice<'a> {
+    /// The device that they came in by.
+    pub indev: Option<&'a Device>,
+    /// Who sent them.
+    pub uid: Option<u32>,
+    /// The cgroup that sent them.
+    pub cgroup: Option<Cgroup>,
+    /// Whether their connections are followed.
+    pub follow: bool,
 }
 
 /// Placed probes. Dropping it takes them away.
@@ -193,6 +221,12 @@ struct PodConfig(Config);
 #[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
 // SAFETY: `Config` derives zerocopy's `IntoBytes` and `FromBytes`: no padding, and any bytes are a value.
 unsafe impl Pod for PodConfig {}
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodChoiceConfig(ChoiceConfig);
+#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
+// SAFETY: as for `PodConfig`.
+unsafe impl Pod for PodChoiceConfig {}
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct PodNftConfig(NftConfig);
@@ -302,6 +336,8 @@ impl Loaded {
         });
         let mut without = Vec::new();
         let nft = nft_config(&kernel, options.nftables, &mut without);
+        let choice = PodChoiceConfig(choice_config(&kernel, &options.choice, options.netns)?);
+        let [connections, passed] = if options.choice.follow { FOLLOWED } else { [1, 1] };
         let nft_config = PodNftConfig(nft.unwrap_or(NftConfig::UNRESOLVED));
         let ending = PodEndingConfig(layout.ending);
         let programs = EbpfLoader::new()
@@ -310,6 +346,9 @@ impl Loaded {
             .override_global("CONFIG", &config, true)
             .override_global("NFT", &nft_config, true)
             .override_global("ENDING", &ending, true)
+            .override_global("CHOICE", &choice, true)
+            .map_max_entries("CONNECTIONS", connections)
+            .map_max_entries("PASSED", passed)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .map_max_entries("COUNTS", options.counts.map_or(1, |counts| counts.room))
@@ -317,6 +356,51 @@ impl Loaded {
         let witness = nft.map(|nft| nft.witness);
         Ok(Self { object: filter.object, programs, kernel, witness, without })
     }
+}
+
+/// Directions of connections that are followed, and packets on their way to another namespace.
+const FOLLOWED: [u32; 2] = [1 << 14, 1 << 12];
+
+/// What the programs are told of what packets are chosen by, or why this kernel cannot do it.
+fn choice_config(
+    kernel: &kernel::Kernel,
+    choice: &Choice<'_>,
+    netns: Option<u32>,
+) -> Result<ChoiceConfig, Error> {
+    let layout = &kernel.layout.choice;
+    let missing =
+        |option| move |reason: offsets::Unresolved| Error::Choice { option, reason: reason.to_string() };
+    let mut asks = 0;
+    let mut config =
+        ChoiceConfig { offsets: layout.offsets, tuple_stride: layout.tuple_stride, ..ChoiceConfig::NOTHING };
+    if let Some(device) = choice.indev {
+        asks |= ask::IN;
+        // Over loopback a packet comes in that began here.
+        asks |= if device.is(b"lo") { ask::LOCAL } else { 0 };
+        let (name, mask) = device.words();
+        (config.device, config.device_mask) = (name, mask);
+    }
+    if let Some(uid) = choice.uid {
+        asks |= ask::UID;
+        config.uid = uid;
+    }
+    if let Some(Cgroup { id, level }) = choice.cgroup {
+        layout.check_cgroups().map_err(missing("--cgroup"))?;
+        asks |= ask::CGROUP;
+        (config.cgroup, config.cgroup_level) = (id, level);
+    }
+    if choice.follow {
+        layout.check_connections().map_err(missing("--follow"))?;
+        let offsets = &kernel.layout.offsets;
+        if !kernel.symbols.conntrack_confirm || [offsets.skb_nfct, offsets.ct_status].contains(&ABSENT) {
+            let reason = "conntrack is not in the kernel".to_owned();
+            return Err(Error::Choice { option: "--follow", reason });
+        }
+        asks |= ask::FOLLOW;
+        asks |= if netns.is_none() { ask::ACROSS } else { 0 };
+    }
+    config.asks = asks;
+    Ok(config)
 }
 
 /// Whether the kernel takes the programs that need no kprobes. Loads them for a trace of all packets and of all rules,
@@ -333,6 +417,7 @@ pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
         endings: false,
         counts: None,
         timed: false,
+        choice: Choice::default(),
     };
     let Loaded { object, programs, kernel, witness, .. } = Loaded::of(&options)?;
     Ok(attach::try_typed(&object, &programs, &kernel, witness)?)
@@ -348,7 +433,13 @@ impl Ebpf {
             let mut map: Array<_, PodThrottle> = Array::try_from(map).map_err(refused)?;
             map.set(0, PodThrottle(throttle), 0).map_err(refused)?;
         }
-        let probes = attach::Probes::place(&object, &mut programs, &kernel, options.method, witness)?;
+        let probes = attach::Probes::place(
+            &object,
+            &mut programs,
+            &kernel,
+            options.method,
+            (witness, options.choice.follow),
+        )?;
         without.extend(probes.without().iter().cloned());
         let sweep = attach::load_called(&mut programs, "sweep").ok();
         let mut endings = None;

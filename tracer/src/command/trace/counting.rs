@@ -76,7 +76,11 @@ impl Counter {
             Record::Traversal(seen) => names.met(seen.traversal),
             Record::Replaced(replaced) => names.history.replaced(replaced),
             Record::Chunk(chunk) => names.history.chunk(chunk),
-            Record::Run(_) | Record::Event(..) | Record::Freed(_) | Record::Reinjected(_) => {}
+            Record::Run(_)
+            | Record::Event(..)
+            | Record::Freed(_)
+            | Record::Reinjected(_)
+            | Record::Link(_) => {}
         });
         taken == BATCH
     }

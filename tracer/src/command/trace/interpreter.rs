@@ -1,6 +1,7 @@
 //! From records to steps and paths. Knows neither the ring nor namespaces, so that it can be measured without them.
 
 use super::super::outlet::Outlet;
+use super::links::Links;
 use super::runs::{Ended, Heard, NftReading, Rules, Runs};
 use super::shown::Shown;
 use crate::backend::ebpf::decode::{Record, Seen};
@@ -95,6 +96,7 @@ pub struct Interpreter {
     standings: Standings,
     /// Tells how packets ended, where the kernel says it.
     endings: Option<Endings>,
+    links: Links,
 }
 
 /// What stands at the hooks, with what it was made from.
@@ -192,6 +194,7 @@ impl Interpreter {
             rules: Rules::new(read_nftables, print_nftables, hear_changes),
             standings: Standings::default(),
             endings: None,
+            links: Links::default(),
         }
     }
 
@@ -262,9 +265,10 @@ impl Interpreter {
             }
             Record::Reinjected(reinjected) => {
                 self.leave(reinjected.packet);
-                let Self { tracker, outlet, .. } = self;
-                tracker.reinjected(reinjected, &mut |path| outlet.path(path));
+                let Self { tracker, outlet, links, .. } = self;
+                tracker.reinjected(reinjected, &mut |path| outlet.path(&links.settled(path)));
             }
+            Record::Link(link) => self.links.link(link),
             Record::Replaced(replaced) => self.history.replaced(replaced),
             Record::Chunk(chunk) => self.history.chunk(chunk),
         }
@@ -292,6 +296,7 @@ impl Interpreter {
         let visit = Visit::of_traversal(traversal, family);
         let found = self.tracker.find(&visit);
         let number = found.number;
+        self.links.number(traversal.packet, number);
         if self.outlet.is_beyond(number) {
             return;
         }
@@ -327,9 +332,9 @@ impl Interpreter {
             );
         }
         let version = self.rules.at(traversal.netns, traversal.entry_ns);
-        let Self { tracker, outlet, standings, history, .. } = self;
+        let Self { tracker, outlet, links, standings, history, .. } = self;
         let stands = standings.of((traversal.netns, family), history, version);
-        tracker.add(&visit, found, part, &stands, &mut |path| outlet.path(path));
+        tracker.add(&visit, found, part, &stands, &mut |path| outlet.path(&links.settled(path)));
         self.names = names;
     }
 
@@ -358,8 +363,8 @@ impl Interpreter {
             "nf_hook_slow" => by_function(endings, freed, released, said),
             _ => Ending::Freed(said),
         };
-        let Self { tracker, outlet, .. } = self;
-        tracker.end(freed.packet, ending, &mut |path| outlet.path(path));
+        let Self { tracker, outlet, links, .. } = self;
+        tracker.end(freed.packet, ending, &mut |path| outlet.path(&links.settled(path)));
     }
 
     /// A packet is seen somewhere else: a run of it that is open has ended, though its end was not seen.
@@ -378,6 +383,7 @@ impl Interpreter {
         let visit = Visit::of_run(run, family);
         let found = self.tracker.find(&visit);
         let number = found.number;
+        self.links.number(run.packet, number);
         if self.outlet.is_beyond(number) {
             return;
         }
@@ -450,9 +456,9 @@ impl Interpreter {
             verdict: followed.verdict,
             queue: events.last().and_then(|event| queue_of(event.code.cast_unsigned())),
         };
-        let Self { tracker, outlet, standings, history, .. } = self;
+        let Self { tracker, outlet, links, standings, history, .. } = self;
         let stands = standings.of((run.netns, family), history, version.as_ref());
-        tracker.add(&visit, found, part, &stands, &mut |path| outlet.path(path));
+        tracker.add(&visit, found, part, &stands, &mut |path| outlet.path(&links.settled(path)));
         self.names = names;
     }
 
@@ -595,8 +601,8 @@ impl Interpreter {
         while let Some(ended) = self.runs.silent(now_ns) {
             self.run(&ended);
         }
-        let Self { tracker, outlet, .. } = self;
-        tracker.expire(now_ns, &mut |path| outlet.path(path));
+        let Self { tracker, outlet, links, .. } = self;
+        tracker.expire(now_ns, &mut |path| outlet.path(&links.settled(path)));
     }
 
     /// Writes what is buffered.
@@ -609,8 +615,8 @@ impl Interpreter {
         while let Some(ended) = self.runs.silent(u64::MAX) {
             self.run(&ended);
         }
-        let Self { tracker, outlet, .. } = self;
-        tracker.finish(crate::sys::clock::monotonic_ns(), &mut |path| outlet.path(path));
+        let Self { tracker, outlet, links, .. } = self;
+        tracker.finish(crate::sys::clock::monotonic_ns(), &mut |path| outlet.path(&links.settled(path)));
     }
 
     /// So many packets that matched were left out, as was asked for.

@@ -94,6 +94,13 @@ impl Known {
         }
     }
 
+    /// Whether rows can tell who sent packets: tables stand where they go out, or it is not known.
+    pub(super) fn tells_owners(&self) -> bool {
+        let mut tells = self.namespace.is_none();
+        self.each_place(|_, _, hook| tells |= matches!(hook, Hook::Output | Hook::Postrouting));
+        tells
+    }
+
     /// Whether a packet that a table lets go on meets another one.
     pub(super) fn goes_on(&self, packet: &Packet, table: &str, hook: Option<Hook>) -> bool {
         let family = packet.family;

@@ -104,6 +104,10 @@ impl Listening {
         known
             .complaints()
             .for_each(|(table, reason)| say(&format!("{} table {}: {reason}", table.family, table.name)));
+        if wish.predicates.uid.is_some() && !known.tells_owners() {
+            let reason = "--uid: only the rows of legacy tables tell who sent a packet, and none stands where packets go out";
+            return Err(Failure::unusable(anyhow!(reason)).with_remedy("trace with --backend ebpf"));
+        }
         let live = if source.hears_nftables() { live(&known, plan)? } else { None };
         let unseen = chains && live.is_none();
         let mut rows =

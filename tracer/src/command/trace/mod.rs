@@ -7,6 +7,7 @@ mod gate;
 #[doc(hidden)]
 pub mod interpreter;
 mod known;
+mod links;
 pub(super) mod listen;
 mod nft;
 pub(super) mod plan;
@@ -88,7 +89,7 @@ impl Wish<'_> {
     fn start(&self, backend: &'static str, footprint: String, log_style: LogStyle) -> Start {
         Start {
             filter: self.filter.text.clone(),
-            choice: self.config.predicates.to_string(),
+            choice: self.config.choice(),
             netns: self.config.netns.to_string(),
             backend,
             footprint,

@@ -12,10 +12,11 @@ use crate::footprint::{self, Key};
 use crate::netfilter::Family;
 use crate::netlink::{Message, messages};
 use crate::nftables::{Ruleset, Table};
+use crate::predicate::{Predicates, User};
 use crate::sink::{Output, Sink, Start};
 use crate::sys::netlink::{NETFILTER, Received, Socket};
 use crate::sys::privilege::{Capability, Privileges};
-use crate::sys::{clock, kernel, netns};
+use crate::sys::{cgroup, clock, kernel, netns};
 use anyhow::Context as _;
 use std::fs::File;
 use std::num::NonZeroU64;
@@ -181,6 +182,13 @@ pub(super) fn read_nftables(namespace: &File, texts: bool, commits: &CommitCount
     Some(NftReading { ruleset, before, after: commits.now(), read_ns: clock::monotonic_ns() })
 }
 
+fn no_cgroup(error: cgroup::Error) -> Failure {
+    match error {
+        cgroup::Error::NotMounted => Failure::unusable(error),
+        cgroup::Error::NoCgroup { .. } => Failure::usage(error),
+    }
+}
+
 /// Opens a namespace, unless something else is behind its path by now.
 fn open(found: &netns::Namespace) -> Option<File> {
     found.open().ok().filter(|file| netns::inode(file).ok() == Some(found.inode))
@@ -322,6 +330,8 @@ impl Placed {
             ebpf::Nftables::Rules => Some(turn_key(&namespaces.home().map_err(Failure::running)?)?),
             _ => None,
         };
+        // Where a packet may be seen by several devices, the first one does not decide.
+        let one_device = nftables == ebpf::Nftables::Absent || !kernel::has_bridge_netfilter();
         let options = ebpf::Options {
             nftables,
             filter: wish.filter,
@@ -329,6 +339,15 @@ impl Placed {
             ring_bytes: config.buffer.unwrap_or_else(usual_ring_bytes),
             table_entries: largest.saturating_mul(2).max(TABLE_ENTRIES),
             method: config.attach,
+            choice: ebpf::Choice {
+                indev: wish.predicates.indev.as_ref().filter(|_| one_device || config.follow),
+                uid: match wish.predicates.uid {
+                    Some(User::Number(number)) => Some(number),
+                    _ => None,
+                },
+                cgroup: config.cgroup.as_deref().map(cgroup::find).transpose().map_err(no_cgroup)?,
+                follow: config.follow,
+            },
             throttle: gate::throttle(config),
             endings: counts.is_none() && (config.output != Output::Trace || config.write.is_some()),
             counts,
@@ -357,7 +376,12 @@ impl Probing {
         let asked = (config.sample.is_some(), config.limit.is_some());
         let mut session =
             Self { _key: key, asked, ..Self::new(ebpf, namespaces, wish.sink()?, config.count)? };
-        session.interpreter.choose(wish.predicates, config.latency.slow);
+        // Packets that are followed need not meet what others were chosen by.
+        let predicates = match config.follow {
+            true => &Predicates { indev: None, uid: None, ..wish.predicates.clone() },
+            false => wish.predicates,
+        };
+        session.interpreter.choose(predicates, config.latency.slow);
         Ok((session, start))
     }
 

@@ -426,6 +426,7 @@ impl Open {
             note: None,
             ending: None,
             waited: Vec::new(),
+            belongs: crate::path::Belongs::default(),
             generation: Vec::new(),
             netns: self.last.netns,
         })));

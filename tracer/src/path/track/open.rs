@@ -8,7 +8,7 @@ use crate::netfilter::{Family, Hook, Verdict};
 use crate::path::ending::{Device, Ending};
 use crate::path::established::Established;
 use crate::path::stands::Stands;
-use crate::path::{Certainty, Path};
+use crate::path::{Belongs, Certainty, Path};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -138,6 +138,7 @@ impl Open {
             note: None,
             ending: None,
             waited: Vec::new(),
+            belongs: Belongs::default(),
             generation: Vec::with_capacity(USUAL_STEPS),
             netns: Some(visit.netns),
         };
@@ -179,8 +180,10 @@ impl Open {
             waited,
             generation,
             netns,
+            belongs,
         } = &mut self.path;
         (*packet, *family, *netns) = (number, visit.family, Some(visit.netns));
+        *belongs = Belongs::default();
         steps.clear();
         generation.clear();
         why.clear();

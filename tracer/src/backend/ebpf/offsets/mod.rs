@@ -14,6 +14,7 @@ use tracer_common::nft::NftConfig;
 use tracer_common::offsets::{ABSENT, FIELDS, Field, Offsets};
 
 pub(super) mod ending;
+pub mod choice;
 mod nft;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,8 @@ pub struct Layout {
     pub nft: Result<NftConfig, Unresolved>,
     /// What tells how packets end.
     pub ending: EndingConfig,
+    /// What is read where packets are chosen by more than a filter.
+    pub choice: choice::Choice,
 }
 
 /// Addresses of per-CPU data, from the kernel's symbols.
@@ -94,6 +97,8 @@ pub struct Symbols {
     pub nf_reinject: bool,
     /// `nfqnl_reinject` exists, likewise: what calls the other.
     pub nfqnl_reinject: bool,
+    /// `__nf_conntrack_confirm` exists: conntrack is there.
+    pub conntrack_confirm: bool,
 }
 
 /// Something that this kernel does not tell.
@@ -271,8 +276,8 @@ pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresol
     match (order, counters) {
         (Some(argument_order), Some(counters)) if missing.is_empty() => {
             let offsets = zerocopy::transmute!(offsets);
-            let ending = ending::resolve(kernel);
-            Ok(Layout { offsets, argument_order, state_hook_bytes, counters, absent, nft, ending })
+            let (ending, choice) = (ending::resolve(kernel), choice::resolve(kernel));
+            Ok(Layout { offsets, argument_order, state_hook_bytes, counters, absent, nft, ending, choice })
         }
         _ => Err(Unresolved(missing)),
     }
@@ -533,6 +538,7 @@ impl Symbols {
                 b"nf_tables_commit" => symbols.nf_tables_commit = true,
                 b"nf_reinject" => symbols.nf_reinject = true,
                 b"nfqnl_reinject" => symbols.nfqnl_reinject = true,
+                b"__nf_conntrack_confirm" => symbols.conntrack_confirm = true,
                 _ => {}
             }
         }

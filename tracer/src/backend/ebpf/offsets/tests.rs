@@ -25,6 +25,7 @@ const SYMBOLS: Symbols = Symbols {
     nf_tables_commit: true,
     nf_reinject: true,
     nfqnl_reinject: true,
+    conntrack_confirm: true,
 };
 
 fn path(kernel: &str, file: &str) -> String {
@@ -185,6 +186,7 @@ fn symbols_are_read_from_kallsyms() {
         nft_trace_packet: false,
         nf_tables_commit: false,
         nf_reinject: false,
+        conntrack_confirm: false,
         ..SYMBOLS
     };
     let expected = Symbols { ip6t_do_table: false, nfqnl_reinject: false, ..without };

@@ -53,6 +53,7 @@ impl<S> Open<S> {
             note: None,
             ending: None,
             waited: Vec::new(),
+            belongs: crate::path::Belongs::default(),
             generation: Vec::new(),
             netns,
         };
