@@ -2,6 +2,21 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// What becomes of a packet that matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It is taken, and nothing is counted for it.
+    Taken,
+    /// It is taken as one of this second.
+    TakenIn(u64),
+    /// It is left out by chance.
+    SampledOut,
+    /// It is left out because its second has had enough.
+    LimitedOut,
+}
+
 /// The one element of the map, which user space may change while programs run.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -24,11 +39,43 @@ impl Throttle {
         let numbers = ((1_u64 << 32) + one_in / 2) / one_in;
         Self { threshold: (numbers.max(1) - 1) as u32, limit: limit.unwrap_or(0), second: 0, taken: 0 }
     }
+
+    /// Judges a packet. Of one that must not be judged by chance, because it may have been before, there is no random
+    /// number. What is not needed is not asked for.
+    #[inline(always)]
+    pub fn judge(&self, random: impl FnOnce() -> Option<u32>, now_ns: impl FnOnce() -> u64) -> Admission {
+        if self.threshold != u32::MAX && !matches!(random(), Some(random) if random <= self.threshold) {
+            return Admission::SampledOut;
+        }
+        if self.limit == 0 {
+            return Admission::Taken;
+        }
+        let second = now_ns() / NS_PER_S;
+        if self.second == second && self.taken >= self.limit as u64 {
+            return Admission::LimitedOut;
+        }
+        Admission::TakenIn(second)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packets_are_judged() {
+        let all = Throttle::new(1, None);
+        assert_eq!(all.judge(|| unreachable!(), || unreachable!()), Admission::Taken);
+        let half = Throttle::new(2, None);
+        assert_eq!(half.judge(|| Some(1 << 31), || unreachable!()), Admission::SampledOut);
+        assert_eq!(half.judge(|| Some((1 << 31) - 1), || unreachable!()), Admission::Taken);
+        assert_eq!(half.judge(|| None, || unreachable!()), Admission::SampledOut);
+        let full = Throttle { second: 7, taken: 3, ..Throttle::new(1, Some(3)) };
+        assert_eq!(full.judge(|| None, || 7_999_999_999), Admission::LimitedOut);
+        assert_eq!(full.judge(|| None, || 8_000_000_000), Admission::TakenIn(8));
+        let room = Throttle { taken: 2, ..full };
+        assert_eq!(room.judge(|| None, || 7_000_000_000), Admission::TakenIn(7));
+    }
 
     #[test]
     fn the_threshold_lets_one_in_n_pass() {

@@ -5,9 +5,7 @@ use crate::cli::trace::TraceConfig;
 use foldhash::fast::RandomState;
 use std::hash::BuildHasher as _;
 use std::num::NonZeroU32;
-use tracer_common::throttle::Throttle;
-
-const NS_PER_S: u64 = 1_000_000_000;
+use tracer_common::throttle::{Admission, Throttle};
 
 /// What of the packets that match is asked for; `None` for all of it.
 pub(super) fn throttle(config: &TraceConfig) -> Option<Throttle> {
@@ -43,20 +41,24 @@ impl Gate {
         self.asked += 1;
         // Only the upper half: it depends on all of the number.
         let random = (self.random.hash_one(self.asked) >> 32) as u32;
-        if random > throttle.threshold {
-            self.sampled_out = self.sampled_out.map(|count| count + 1);
-            return false;
+        match throttle.judge(|| Some(random), || now_ns) {
+            Admission::Taken => true,
+            Admission::TakenIn(second) => {
+                if throttle.second != second {
+                    (throttle.second, throttle.taken) = (second, 0);
+                }
+                throttle.taken += 1;
+                true
+            }
+            Admission::SampledOut => {
+                self.sampled_out = self.sampled_out.map(|count| count + 1);
+                false
+            }
+            Admission::LimitedOut => {
+                self.limited_out = self.limited_out.map(|count| count + 1);
+                false
+            }
         }
-        let second = now_ns / NS_PER_S;
-        if throttle.second != second {
-            (throttle.second, throttle.taken) = (second, 0);
-        }
-        if throttle.limit != 0 && throttle.taken >= throttle.limit.into() {
-            self.limited_out = self.limited_out.map(|count| count + 1);
-            return false;
-        }
-        throttle.taken += 1;
-        true
     }
 
     /// Packets that were left out by chance, and those that were more than asked for in a second; `None` where that was
@@ -85,7 +87,7 @@ mod tests {
     #[test]
     fn a_second_has_room_for_so_many() {
         let mut gate = gate(0, 3);
-        let passed = (0..20).filter(|tenth| gate.admits(tenth * NS_PER_S / 10)).count();
+        let passed = (0..20).filter(|tenth| gate.admits(tenth * 100_000_000)).count();
         assert_eq!((passed, gate.left_out()), (6, (None, Some(14))));
     }
 
