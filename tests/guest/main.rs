@@ -21,6 +21,7 @@ mod oracle;
 mod predicates;
 mod session;
 mod usage;
+mod who;
 mod why;
 
 use std::panic::{self, AssertUnwindSafe};
@@ -96,6 +97,7 @@ const TESTS: &[&[Test]] = &[
     counts::TESTS,
     endings::TESTS,
     latency::TESTS,
+    who::TESTS,
     why::TESTS,
     bad_input::TESTS,
     bench::TESTS,

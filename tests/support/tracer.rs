@@ -319,6 +319,7 @@ fn read_stdout(stdout: ChildStdout, output: &Mutex<Output>) {
             r#"{"type":"count"#,
             r#"{"type":"freed","#,
             r#"{"type":"spent","#,
+            r#"{"type":"sender","#,
             r#"{"type":"latency","#,
             r#"{"type":"hot","#,
         ]

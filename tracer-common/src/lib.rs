@@ -19,5 +19,6 @@ pub mod legacy;
 pub mod nft;
 pub mod offsets;
 pub mod place;
+pub mod sender;
 pub mod throttle;
 pub mod translated;

@@ -8,6 +8,7 @@ use crate::emit::count;
 use crate::kernel::{self, Access, Probed, copy, read};
 use crate::maps::{EVENTS, HOOK_LIST};
 use crate::select::traced_at;
+use crate::sender;
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::programs::RawTracePointContext;
 use tracer_common::counter::Counter;
@@ -91,6 +92,7 @@ fn read_or_zero<T: Copy + Default>(address: u64) -> T {
 /// User space has decided about a packet that waited in a queue.
 #[inline(always)]
 pub fn reinjected(entry: u64, verdict: u32, number: impl FnOnce(u64) -> u64) {
+    sender::reinjects();
     let Some(skb) = read(entry + u64::from(ending!(offsets.queued_skb))) else { return };
     let Some(packet) = traced_at(number(skb)) else { return };
     let Some(mut entry) = EVENTS.reserve::<Reinjected>(0) else {

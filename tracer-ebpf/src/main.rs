@@ -18,6 +18,7 @@ mod maps;
 mod nft;
 mod replace;
 mod select;
+mod sender;
 mod snapshot;
 mod throttle;
 mod translated;

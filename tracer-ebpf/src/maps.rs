@@ -113,6 +113,9 @@ pub static OPEN_RUNS: Array<OpenRun> = Array::with_max_entries(RUN_SLOTS, 0);
 /// How often rules of nftables were committed, by the namespace's slot.
 #[map]
 pub static COMMITS: Array<Commits> = Array::with_max_entries(COMMIT_SLOTS, 0);
+/// Tasks that have given packets back from a queue, where senders are asked for.
+#[map]
+pub static REINJECTING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(256, 0);
 /// The functions at the hooks of a namespace, where user space asked for them.
 #[map]
 pub static HOOK_LIST: Array<HookList> = Array::with_max_entries(1, 0);

@@ -19,6 +19,7 @@ use crate::kernel::{Access, Packet, copy, read};
 use crate::legacy::Call;
 use crate::maps::{DECIDED, DECISIONS, FILTER, MET, PACKETS, TABLE_CLASSES, TRACED, TracedPacket, Words};
 use crate::nft::nft;
+use crate::sender::{self, tell_sender};
 use crate::snapshot::mask;
 use crate::throttle::admit;
 use crate::translated;
@@ -432,6 +433,9 @@ impl Question {
         PACKETS.set::<{ DECISIONS - 1 }>(self.slot, packet | (number & KEPT));
         if choice::follows() {
             choice::begins::<A>(call, self.hook(), self.layout, packet);
+        }
+        if sender::is_asked() && hook == OUTPUT {
+            tell_sender(packet);
         }
         Some(Selected { packet, first: true })
     }

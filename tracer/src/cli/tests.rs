@@ -107,6 +107,7 @@ fn options() {
             limit: None,
             counting: None,
             latency: Latency::default(),
+            who: false,
             explain: None,
             output: Output::Json,
             write: Some("FILE".into()),
@@ -292,6 +293,11 @@ fn latency() {
         expect!["--output trace: lines of TRACE do not say how long packets take"],
     );
     check_refused("nftracer trace --summary --count-by rule", ErrorKind::ArgumentConflict);
+    check_trace("nftracer trace --who", TraceConfig { who: true, ..config(nothing) });
+    check_usage_error(
+        "nftracer trace --who --backend netlink",
+        expect!["--backend netlink: only ebpf knows who sends packets"],
+    );
 }
 
 #[test]

@@ -67,6 +67,10 @@ pub(super) struct TraceArgs {
     #[arg(long, value_name = "N/s", value_parser = parse_limit)]
     limit: Option<NonZeroU32>,
 
+    /// Say which process sends a packet that is made here: its name, number, user and cgroup
+    #[arg(long)]
+    who: bool,
+
     /// Say how long each packet was in tables and base chains
     #[arg(long)]
     latency: bool,
@@ -80,7 +84,7 @@ pub(super) struct TraceArgs {
     summary: bool,
 
     /// Count packets in the kernel instead of showing them, by what they met or by what they are
-    #[arg(long, value_name = "WHAT", conflicts_with_all = ["sample", "limit", "explain", "count", "write", "latency", "slow", "summary"])]
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["sample", "limit", "explain", "count", "write", "latency", "slow", "summary", "who"])]
     count_by: Option<CountByArg>,
 
     /// How often counts are shown, with --count-by
@@ -300,6 +304,8 @@ pub struct TraceConfig {
     pub counting: Option<Counting>,
     /// What is asked about the time that packets take.
     pub latency: Latency,
+    /// Whether it is told which process sends a packet.
+    pub who: bool,
     /// The rule that is explained.
     pub explain: Option<RuleName>,
     /// In which form packets are shown.
@@ -365,14 +371,19 @@ impl TraceArgs {
             }
         }
         let latency = Latency { shown: self.latency, slow: self.slow, summary: self.summary };
-        if latency.is_asked()
+        let asks_more = latency.is_asked() || self.who;
+        if asks_more
             && let Some((option, reason)) = match (&self.source.backend, &self.output) {
-                (BackendArg::Netlink | BackendArg::Log, _) => {
+                (BackendArg::Netlink | BackendArg::Log, _) if latency.is_asked() => {
                     Some(("--backend", "only ebpf knows how long packets take"))
                 }
-                (_, OutputArg::Trace) => {
+                (BackendArg::Netlink | BackendArg::Log, _) => {
+                    Some(("--backend", "only ebpf knows who sends packets"))
+                }
+                (_, OutputArg::Trace) if latency.is_asked() => {
                     Some(("--output", "lines of TRACE do not say how long packets take"))
                 }
+                (_, OutputArg::Trace) => Some(("--output", "lines of TRACE do not say who sends packets")),
                 _ => None,
             }
         {
@@ -380,7 +391,7 @@ impl TraceArgs {
             return Err(UsageError::Value { option, value, reason });
         }
         let mut source = self.source.config()?;
-        if latency.is_asked() {
+        if asks_more {
             source.backend = Backend::Ebpf;
         }
         let predicates = Predicates {
@@ -405,6 +416,7 @@ impl TraceArgs {
             filter: self.filter.join(" ").trim().to_owned(),
             predicates,
             latency,
+            who: self.who,
             explain: self.explain,
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,

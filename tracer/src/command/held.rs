@@ -3,7 +3,7 @@
 use super::kept::Kept;
 use crate::hash::KernelMap;
 use crate::latency::Spent;
-use crate::packet::Packet;
+use crate::packet::{Packet, Sender};
 use crate::path::group::Logged;
 use crate::path::{Path, Step};
 use crate::predicate::{Choice, Met, Predicates};
@@ -44,6 +44,7 @@ pub(super) enum Piece {
     Step(Box<Kept>),
     Logged(Logged),
     Spent(Box<Spent>),
+    Sender(Box<Sender>),
 }
 
 /// A packet that is done.
@@ -85,6 +86,14 @@ impl Held {
         open.took_ns = open.took_ns.saturating_add(spent.ns);
         if self.steps < STEPS {
             open.pieces.push(Piece::Spent(Box::new(spent.clone())));
+            self.steps += 1;
+        }
+    }
+
+    /// Takes who sends a packet.
+    pub(super) fn sender(&mut self, packet: u64, sender: Sender) {
+        if let Some(open) = self.open.get_mut(&packet).filter(|_| self.steps < STEPS) {
+            open.pieces.push(Piece::Sender(Box::new(sender)));
             self.steps += 1;
         }
     }

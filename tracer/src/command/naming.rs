@@ -3,6 +3,7 @@
 use crate::fetch::containers;
 use crate::hash::KernelMap;
 use crate::latency::Spent;
+use crate::packet::Sender;
 use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Path, Step};
@@ -126,6 +127,10 @@ impl Sink for Naming {
 
     fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
         self.shown.told(packet, name, told)
+    }
+
+    fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
+        self.shown.sender(packet, sender)
     }
 
     fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use super::held::{Held, Piece};
 use crate::latency::Spent;
-use crate::packet::Packet;
+use crate::packet::{Packet, Sender};
 use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
@@ -152,6 +152,20 @@ impl Outlet {
         }
     }
 
+    /// Gives out who sends a packet.
+    pub(super) fn sender(&mut self, packet: u64, sender: Sender) {
+        match &mut self.held {
+            Some(held) => held.sender(packet, sender),
+            None => self.give_sender(packet, &sender),
+        }
+    }
+
+    fn give_sender(&mut self, packet: u64, sender: &Sender) {
+        if self.failed.is_none() {
+            self.failed = self.sink.sender(packet, sender).err();
+        }
+    }
+
     /// Gives out a line that the LOG target wrote about a packet.
     pub(super) fn logged(&mut self, packet: u64, logged: &Logged) {
         match &mut self.held {
@@ -198,6 +212,7 @@ impl Outlet {
             match piece {
                 Piece::Step(kept) => self.give_step_of(&kept.packet(), &kept.step(path.packet, kept.netns())),
                 Piece::Logged(logged) => self.give_logged(path.packet, logged),
+                Piece::Sender(sender) => self.give_sender(path.packet, sender),
                 Piece::Spent(spent) => self.give_spent(path.packet, spent),
             }
         }

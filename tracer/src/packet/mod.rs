@@ -8,6 +8,7 @@ mod headers;
 pub(crate) mod ip;
 mod owned;
 pub(crate) mod recent;
+mod sender;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ mod tests;
 pub(crate) use headers::upper;
 pub use headers::{Fragment, Headers, headers, protocol_name, quoted};
 pub use owned::{OwnedLink, Packet};
+pub use sender::Sender;
 pub use tcp::{Tcp, TcpOption, tcp};
 
 use crate::netfilter::Family;

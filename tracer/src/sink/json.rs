@@ -6,6 +6,7 @@ use super::{Namespace, Namespaces, Sink, Start, Totals};
 use crate::container::{Container, Runtime};
 use crate::latency::Spent;
 use crate::netfilter::Verdict;
+use crate::packet::Sender;
 use crate::packet::change::{Change, Looks, device};
 use crate::packet::recent::{Content, Devices, Recent};
 use crate::packet::{Fragment, PacketView, Tcp, headers, protocol_name, quoted, tcp};
@@ -187,6 +188,18 @@ impl<W: Write> Sink for Json<W> {
 
     fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
         self.write_row(&ToldRow::of(packet, name, told))
+    }
+
+    fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
+        let mut row = Row::begin(self.out.row(), "sender", packet);
+        row.number("pid", sender.pid.into());
+        row.text("process", &sender.name);
+        row.number("uid", sender.uid.into());
+        if let Some(cgroup) = &sender.cgroup {
+            row.text("cgroup", cgroup);
+        }
+        row.end();
+        self.out.end_row()
     }
 
     fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {

@@ -26,6 +26,7 @@ pub use summary::Summarised;
 use crate::container::Container;
 use crate::hash::KernelMap;
 use crate::latency::Spent;
+use crate::packet::Sender;
 use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Path, Step};
@@ -195,6 +196,10 @@ pub trait Sink {
     fn told(&mut self, _packet: u64, _name: &str, _told: &Told) -> io::Result<()> {
         Ok(())
     }
+    /// Who sends a packet that is made here. Comes before its path.
+    fn sender(&mut self, _packet: u64, _sender: &Sender) -> io::Result<()> {
+        Ok(())
+    }
     /// What a pass through a table or a base chain took. Comes before the packet's path.
     fn spent(&mut self, _packet: u64, _spent: &Spent) -> io::Result<()> {
         Ok(())
@@ -257,6 +262,11 @@ impl Sink for Both<'_> {
     fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
         self.1.told(packet, name, told)?;
         self.0.told(packet, name, told)
+    }
+
+    fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
+        self.1.sender(packet, sender)?;
+        self.0.sender(packet, sender)
     }
 
     fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {

@@ -5,7 +5,7 @@ use super::{BUFFER_BYTES, Namespace, Namespaces, Sink, Start, Totals, mac};
 use crate::latency::{Span, Spent};
 use crate::netfilter::{Hook, Verdict};
 use crate::packet::change::Look;
-use crate::packet::{Fragment, Headers, PacketView, Tcp, headers, protocol_name, quoted, tcp};
+use crate::packet::{Fragment, Headers, PacketView, Sender, Tcp, headers, protocol_name, quoted, tcp};
 use crate::path::ending::{Ending, Freed};
 use crate::path::group::Logged;
 use crate::path::{Action, Belongs, Certainty, Path, Step};
@@ -161,6 +161,13 @@ impl<W: Write> Sink for Pretty<W> {
         }
     }
 
+    fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
+        if let Some(block) = self.pending.get_mut(&packet) {
+            block.sender = Some(sender.to_string());
+        }
+        Ok(())
+    }
+
     fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
         if let Some(block) = self.pending.get_mut(&packet) {
             block.took_ns = block.took_ns.saturating_add(spent.ns);
@@ -204,6 +211,8 @@ struct Block {
     rows: Vec<Row>,
     /// What the packet says to rules that it passed, as it is written.
     told: Vec<u8>,
+    /// Who sends it.
+    sender: Option<String>,
     /// How long it was in each table, and in all of them.
     took: String,
     took_ns: u64,
@@ -241,6 +250,7 @@ impl Block {
             look: Look::at(view),
             rows: Vec::new(),
             told: Vec::new(),
+            sender: None,
             took: String::new(),
             took_ns: 0,
         }
@@ -257,6 +267,9 @@ impl Block {
         writeln!(out, "{}{}{:#}", styles.header, self.header, styles.header)?;
         if let Some(explained) = &self.explained {
             writeln!(out, "  {}{explained}{:#}", styles.note, styles.note)?;
+        }
+        if let Some(sender) = &self.sender {
+            writeln!(out, "  {}sent by {sender}{:#}", styles.note, styles.note)?;
         }
         for row in &self.rows {
             row.write(out, styles, [hook_width, place_width, action_width])?;

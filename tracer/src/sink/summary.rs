@@ -3,6 +3,7 @@
 use super::summary_json::write_rows;
 use super::{Namespace, Output, Sink, Start, Totals};
 use crate::latency::{Histogram, Span, Spent, Summary};
+use crate::packet::Sender;
 use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Path, Step};
@@ -63,6 +64,10 @@ impl Sink for Summarised<'_> {
 
     fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
         self.shown.told(packet, name, told)
+    }
+
+    fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
+        self.shown.sender(packet, sender)
     }
 
     fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {

@@ -8,7 +8,7 @@ use crate::container::{Container, Group, Names, Runtime};
 use crate::explain::{Known, explain};
 use crate::latency::Spent;
 use crate::netfilter::{Engine, Family, Hook, StepKind, TableFamily, Verdict};
-use crate::packet::{Link, PacketView};
+use crate::packet::{Link, PacketView, Sender};
 use crate::path::ending::{Device, Ending, Freed, HookFunction, Waited};
 use crate::path::{Action, Certainty, Path, Step};
 use crate::ruleset::{Chain, Entry, Rule, Table, Target};
@@ -535,7 +535,7 @@ fn counts_golden() {
     }
 }
 
-/// A packet whose time is told, and the summary of all.
+/// Packets whose sender and time are told, and the summary of all.
 fn play_latency(sink: &mut dyn Sink) -> io::Result<()> {
     let filter = table("filter", "INPUT", Hook::Input, &[Some("-A INPUT -p tcp -j ACCEPT")]);
     let spent = |engine, hook, ns, steps_ns: &[u64]| Spent {
@@ -550,6 +550,8 @@ fn play_latency(sink: &mut dyn Sink) -> io::Result<()> {
     sink.begin(&start())?;
     for packet in 1..=3 {
         sink.step(&step(packet, &filter, 0, Action::Verdict(Verdict::Accept), view(&TCP)))?;
+        let cgroup = (packet == 1).then(|| "/user.slice".to_owned());
+        sink.sender(packet, &Sender { pid: 4711, name: "a\nprogram".to_owned(), uid: 1000, cgroup })?;
         sink.spent(packet, &spent(Engine::Nft, Hook::Ingress, 999, &[900, 99]))?;
         sink.spent(packet, &spent(Engine::Legacy, Hook::Input, 1_000 << packet, &[]))?;
         sink.path(&path(packet, Some(Verdict::Accept), Certainty::Complete, &[]))?;

@@ -172,8 +172,9 @@ impl Probes {
         Ok(Self { without, returns: returns.made, typed, reason, entries })
     }
 
-    /// Places the programs that see how packets end. They cost packets nothing that are neither dropped nor queued.
-    pub fn place_endings(&self, programs: &mut aya::Ebpf, kernel: &Kernel) -> Result<(), Error> {
+    /// Places the programs that see how packets end. They cost packets nothing that are neither dropped nor queued. Says
+    /// whether what comes back from queues is seen.
+    pub fn place_endings(&self, programs: &mut aya::Ebpf, kernel: &Kernel) -> Result<bool, Error> {
         let is_typed = !self.typed.is_empty();
         let freed = if is_typed { "freed_typed" } else { "freed" };
         let program: &mut RawTracePoint = programs
@@ -185,10 +186,10 @@ impl Probes {
         // The queues' module may come later, and its function be part of another: then nothing tells of it.
         let symbols = &kernel.symbols;
         let symbol = match (symbols.nf_reinject, symbols.nfqnl_reinject) {
-            _ if kernel.layout.ending.offsets.queued_skb == ABSENT => return Ok(()),
+            _ if kernel.layout.ending.offsets.queued_skb == ABSENT => return Ok(false),
             (true, _) => "nf_reinject",
             (false, true) => "nfqnl_reinject",
-            (false, false) => return Ok(()),
+            (false, false) => return Ok(false),
         };
         let reinjected = if is_typed { "reinjected_typed" } else { "reinjected" };
         let program: &mut KProbe = programs
@@ -196,7 +197,8 @@ impl Probes {
             .and_then(|program| program.try_into().ok())
             .ok_or(Error::NoProgram(reinjected))?;
         program.load().map_err(|source| Error::Load { program: reinjected, source })?;
-        program.attach(symbol, 0).map(drop).map_err(|source| Error::Attach { symbol, source })
+        program.attach(symbol, 0).map_err(|source| Error::Attach { symbol, source })?;
+        Ok(true)
     }
 
     /// How often the kernel left out a program that would have seen something begin: it does so while the program is at

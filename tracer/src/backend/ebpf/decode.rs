@@ -8,6 +8,7 @@ use tracer_common::legacy::{
     Traversal, fact, kind,
 };
 use tracer_common::nft::{self, Event, Run, TimedEvent};
+use tracer_common::sender::{self, Sender};
 use zerocopy::FromBytes;
 
 /// One record of the ring buffer.
@@ -25,6 +26,8 @@ pub enum Record<'a> {
     Event(&'a Event, Option<u64>),
     /// The kernel freed a packet.
     Freed(&'a Freed),
+    /// Who sends a packet.
+    Sender(&'a Sender),
     /// User space has decided about a packet in a queue.
     Reinjected(&'a Reinjected),
     /// A packet is of a connection, or was seen in another namespace.
@@ -88,6 +91,7 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
             .ok()
             .map(|(TimedEvent { event, since_ns }, _)| Record::Event(event, Some(*since_ns))),
         ending::kind::FREED => Freed::ref_from_prefix(bytes).ok().map(|(freed, _)| Record::Freed(freed)),
+        sender::kind::SENDER => Sender::ref_from_prefix(bytes).ok().map(|(sender, _)| Record::Sender(sender)),
         ending::kind::REINJECTED => {
             Reinjected::ref_from_prefix(bytes).ok().map(|(reinjected, _)| Record::Reinjected(reinjected))
         }

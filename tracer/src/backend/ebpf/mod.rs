@@ -25,6 +25,7 @@ use probes::Begins;
 use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::rc::Rc;
 use thiserror::Error;
 use tracer_common::choice::{ChoiceConfig, ask};
@@ -36,6 +37,7 @@ use tracer_common::filter::Program;
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits, NftConfig, Witness};
 use tracer_common::offsets::ABSENT;
+use tracer_common::sender::SenderConfig;
 use tracer_common::throttle::Throttle;
 
 #[cfg(bpf_object)]
@@ -123,6 +125,9 @@ impl Error {
 
 const PRIVILEGES: &str = "run it as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYSLOG";
 
+/// What the kernel says of queues for user space, where it has them.
+const QUEUES: &str = "/proc/net/netfilter/nfnetlink_queue";
+
 const LESS_ROOM: &str = "make more memory free, or trace with less room for events: --buffer 4M";
 
 /// The system's number for the first cause of an error.
@@ -172,6 +177,8 @@ pub struct Options<'a> {
     pub timed: bool,
     /// What packets are chosen by beside the filter.
     pub choice: Choice<'a>,
+    /// Whether it is told who sends packets.
+    pub who: bool,
 }
 
 /// What is counted.
@@ -207,6 +214,7 @@ pub struct Ebpf {
     /// Gives up traversals whose exit was not seen, on the CPU where it runs.
     sweep: Option<OwnedFd>,
     endings: Option<Endings>,
+    tells_senders: bool,
     without: Vec<String>,
     traces_nftables: bool,
     log_style: LogStyle,
@@ -239,6 +247,12 @@ struct PodEndingConfig(EndingConfig);
 #[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
 // SAFETY: as for `PodConfig`.
 unsafe impl Pod for PodEndingConfig {}
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodSenderConfig(SenderConfig);
+#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
+// SAFETY: as for `PodConfig`.
+unsafe impl Pod for PodSenderConfig {}
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct PodCommits(Commits);
@@ -340,6 +354,7 @@ impl Loaded {
         let [connections, passed] = if options.choice.follow { FOLLOWED } else { [1, 1] };
         let nft_config = PodNftConfig(nft.unwrap_or(NftConfig::UNRESOLVED));
         let ending = PodEndingConfig(layout.ending);
+        let sender = PodSenderConfig(SenderConfig { asked: options.who.into(), ..layout.sender });
         let programs = EbpfLoader::new()
             // The programs carry no relocations against the kernel's types: no need to read them all once more.
             .btf(None)
@@ -349,6 +364,7 @@ impl Loaded {
             .override_global("CHOICE", &choice, true)
             .map_max_entries("CONNECTIONS", connections)
             .map_max_entries("PASSED", passed)
+            .override_global("SENDER", &sender, true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .map_max_entries("COUNTS", options.counts.map_or(1, |counts| counts.room))
@@ -418,6 +434,7 @@ pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
         counts: None,
         timed: false,
         choice: Choice::default(),
+        who: false,
     };
     let Loaded { object, programs, kernel, witness, .. } = Loaded::of(&options)?;
     Ok(attach::try_typed(&object, &programs, &kernel, witness)?)
@@ -442,20 +459,37 @@ impl Ebpf {
         )?;
         without.extend(probes.without().iter().cloned());
         let sweep = attach::load_called(&mut programs, "sweep").ok();
-        let mut endings = None;
+        let has_preempt_count = kernel.layout.sender.preempt_count != 0;
+        let (mut endings, mut sees_reinjected) = (None, false);
         if options.endings {
-            if let Err(error) = probes.place_endings(&mut programs, &kernel) {
-                // The verifier's words would hide the rest.
-                let error = error.to_string();
-                let error = error.split(". Verifier output").next().unwrap_or_default();
-                without.push(format!("how packets end where no table says it: {error}"));
-            } else {
-                let list = take(&mut programs, "HOOK_LIST", Array::try_from)?;
-                let hooks = attach::load_called(&mut programs, "list_hooks").ok();
-                let hooks = hooks.map(|program| ending::Hooks { program, list });
-                endings = Some(Endings::new(kernel.functions, kernel.reasons, hooks));
+            match probes.place_endings(&mut programs, &kernel) {
+                Err(error) => {
+                    // The verifier's words would hide the rest.
+                    let error = error.to_string();
+                    let error = error.split(". Verifier output").next().unwrap_or_default();
+                    without.push(format!("how packets end where no table says it: {error}"));
+                }
+                Ok(sees) => {
+                    sees_reinjected = sees;
+                    let list = take(&mut programs, "HOOK_LIST", Array::try_from)?;
+                    let hooks = attach::load_called(&mut programs, "list_hooks").ok();
+                    let hooks = hooks.map(|program| ending::Hooks { program, list });
+                    endings = Some(Endings::new(kernel.functions, kernel.reasons, hooks));
+                }
             }
         }
+        let tells_senders = options.who && {
+            let unknown = match (&endings, has_preempt_count) {
+                (_, false) => Some("where this kernel counts what interrupts a task is not known"),
+                (None, _) => Some("what comes back from queues is not seen"),
+                (Some(_), _) if !sees_reinjected && Path::new(QUEUES).exists() => {
+                    Some("what comes back from queues is not seen")
+                }
+                _ => None,
+            };
+            without.extend(unknown.map(|reason| format!("who sends packets: {reason}")));
+            unknown.is_none()
+        };
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
         let counts = take(&mut programs, "COUNTS", PerCpuHashMap::try_from)?;
@@ -474,6 +508,7 @@ impl Ebpf {
             probes,
             sweep,
             endings,
+            tells_senders,
             log_style: kernel.log_style,
             #[cfg(feature = "debug-log")]
             messages,
@@ -514,6 +549,11 @@ impl Ebpf {
     /// What tells how packets end; once.
     pub fn endings(&mut self) -> Option<Endings> {
         self.endings.take()
+    }
+
+    /// Whether it is known who sends packets, as far as that was asked for.
+    pub fn tells_senders(&self) -> bool {
+        self.tells_senders
     }
 
     /// Gives up traversals that have been open for long: nothing but the next one on their CPU would find that their

@@ -80,7 +80,8 @@ impl Counter {
             | Record::Event(..)
             | Record::Freed(_)
             | Record::Reinjected(_)
-            | Record::Link(_) => {}
+            | Record::Link(_)
+            | Record::Sender(_) => {}
         });
         taken == BATCH
     }

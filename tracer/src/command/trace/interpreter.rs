@@ -3,6 +3,7 @@
 use super::super::outlet::Outlet;
 use super::links::Links;
 use super::runs::{Ended, Heard, NftReading, Rules, Runs};
+use super::senders::Senders;
 use super::shown::Shown;
 use crate::backend::ebpf::decode::{Record, Seen};
 use crate::backend::ebpf::ending::Endings;
@@ -97,6 +98,8 @@ pub struct Interpreter {
     /// Tells how packets ended, where the kernel says it.
     endings: Option<Endings>,
     links: Links,
+    /// Who sends packets, where that was asked for and is known.
+    senders: Option<Senders>,
 }
 
 /// What stands at the hooks, with what it was made from.
@@ -195,6 +198,7 @@ impl Interpreter {
             standings: Standings::default(),
             endings: None,
             links: Links::default(),
+            senders: None,
         }
     }
 
@@ -210,6 +214,11 @@ impl Interpreter {
             self.tracker.hold();
             self.endings = Some(endings);
         }
+    }
+
+    /// Tells who sends packets.
+    pub(super) fn tell_senders(&mut self) {
+        self.senders = Some(Senders::default());
     }
 
     /// Records that come from now on were there by this time (CLOCK_MONOTONIC).
@@ -257,6 +266,11 @@ impl Interpreter {
             Record::Event(event, since_ns) => {
                 if let Some(ended) = self.runs.event(event, since_ns) {
                     self.run(&ended);
+                }
+            }
+            Record::Sender(sender) => {
+                if let Some(senders) = &mut self.senders {
+                    senders.told(sender);
                 }
             }
             Record::Freed(freed) => {
@@ -316,6 +330,7 @@ impl Interpreter {
                 queue: queue_of(traversal.verdict),
             },
         };
+        self.sender(number, traversal.packet, traversal.facts & fact::OWNER != 0);
         if traversal.exit.took_ns != 0 && part.verdict.is_some() {
             let table = name_of(&traversal.table_name);
             self.outlet.spent(
@@ -336,6 +351,13 @@ impl Interpreter {
         let stands = standings.of((traversal.netns, family), history, version);
         tracker.add(&visit, found, part, &stands, &mut |path| outlet.path(&links.settled(path)));
         self.names = names;
+    }
+
+    /// Gives out who sends a packet, where that is known. It has been to a table or base chain.
+    fn sender(&mut self, number: u64, packet: u64, has_socket: bool) {
+        if let Some(sender) = self.senders.as_mut().and_then(|senders| senders.of(packet, has_socket)) {
+            self.outlet.sender(number, sender);
+        }
     }
 
     /// The kernel freed what may be a packet that is traced.
@@ -424,6 +446,7 @@ impl Interpreter {
             self.outlet.step(&step);
             names.push(name);
         }
+        self.sender(number, run.packet, run.facts & tracer_common::nft::fact::OWNER != 0);
         if !marks
             && followed.verdict.is_some()
             && let Some((&ns, version)) = since_ns.last().zip(version.as_ref())

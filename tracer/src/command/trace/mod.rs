@@ -16,6 +16,7 @@ mod readings;
 mod rows;
 #[doc(hidden)]
 pub mod runs;
+mod senders;
 mod shown;
 
 use super::choice::resolved;

@@ -352,6 +352,7 @@ impl Placed {
             endings: counts.is_none() && (config.output != Output::Trace || config.write.is_some()),
             counts,
             timed: config.latency.is_asked() && counts.is_none(),
+            who: config.who && counts.is_none(),
         };
         // What keeps it from working is said as `doctor` says it.
         let ebpf = Ebpf::attach(&options)
@@ -436,6 +437,9 @@ impl Probing {
             Box::new(print_nftables),
             Box::new(hear_changes),
         );
+        if ebpf.tells_senders() {
+            interpreter.tell_senders();
+        }
         if let Some(endings) = ebpf.endings() {
             interpreter.tell_endings(endings);
         }

@@ -4,6 +4,7 @@ use super::rules::Rules;
 use crate::cli::netns::Netns;
 use crate::cli::trace::RuleName;
 use crate::latency::Spent;
+use crate::packet::Sender;
 use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
@@ -82,6 +83,10 @@ impl Sink for Explaining {
 
     fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
         self.shown.freed(packet, time_ns, freed)
+    }
+
+    fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
+        self.shown.sender(packet, sender)
     }
 
     fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {

@@ -12,10 +12,12 @@ use tracer_common::config::ArgumentOrder;
 use tracer_common::ending::EndingConfig;
 use tracer_common::nft::NftConfig;
 use tracer_common::offsets::{ABSENT, FIELDS, Field, Offsets};
+use tracer_common::sender::SenderConfig;
 
 pub(super) mod ending;
 pub mod choice;
 mod nft;
+mod sender;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +40,8 @@ pub struct Layout {
     pub ending: EndingConfig,
     /// What is read where packets are chosen by more than a filter.
     pub choice: choice::Choice,
+    /// What tells who sends a packet.
+    pub sender: SenderConfig,
 }
 
 /// Addresses of per-CPU data, from the kernel's symbols.
@@ -73,6 +77,10 @@ pub struct Symbols {
     pub per_cpu_offset: Option<u64>,
     /// Per-CPU address of `xt_recseq`.
     pub recseq: Option<u64>,
+    /// Per-CPU address of `__preempt_count`.
+    pub preempt_count: Option<u64>,
+    /// Per-CPU address of `pcpu_hot`, which has the preempt count where that is no variable of its own.
+    pub pcpu_hot: Option<u64>,
     /// Kernel code can be preempted: `preempt_schedule` exists. Where preemption is chosen at boot it may still be off.
     pub preemption: bool,
     /// Return probes use rethook: `arch_rethook_trampoline` exists.
@@ -277,7 +285,18 @@ pub fn resolve(kernel: &Kernel<'_>, symbols: &Symbols) -> Result<Layout, Unresol
         (Some(argument_order), Some(counters)) if missing.is_empty() => {
             let offsets = zerocopy::transmute!(offsets);
             let (ending, choice) = (ending::resolve(kernel), choice::resolve(kernel));
-            Ok(Layout { offsets, argument_order, state_hook_bytes, counters, absent, nft, ending, choice })
+            let sender = sender::resolve(kernel, symbols);
+            Ok(Layout {
+                offsets,
+                argument_order,
+                state_hook_bytes,
+                counters,
+                absent,
+                nft,
+                ending,
+                choice,
+                sender,
+            })
         }
         _ => Err(Unresolved(missing)),
     }
@@ -526,6 +545,8 @@ impl Symbols {
             match name {
                 b"__per_cpu_offset" => symbols.per_cpu_offset = address(digits),
                 b"xt_recseq" => symbols.recseq = address(digits),
+                b"__preempt_count" => symbols.preempt_count = address(digits),
+                b"pcpu_hot" => symbols.pcpu_hot = address(digits),
                 b"preempt_schedule" => symbols.preemption = true,
                 b"arch_rethook_trampoline" => symbols.rethook = true,
                 b"xt_replace_table" => symbols.replace_table = true,

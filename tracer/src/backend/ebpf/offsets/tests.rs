@@ -13,6 +13,8 @@ const SYMBOLS: Symbols = Symbols {
     hidden: false,
     per_cpu_offset: Some(0xffff_ffff_8230_0000),
     recseq: Some(0x3_a000),
+    preempt_count: Some(0x1_f000),
+    pcpu_hot: None,
     preemption: false,
     rethook: false,
     replace_table: true,
@@ -176,6 +178,7 @@ fn symbols_are_read_from_kallsyms() {
         ffffffff81000000 T _text\n\
         ffffffff82300000 D __per_cpu_offset\n\
         000000000003a000 d xt_recseq\t[x_tables]\n\
+        000000000001f000 D __preempt_count\n\
         ffffffffc0400000 t xt_replace_table\t[x_tables]\n\
         ffffffffc0400100 t xt_copy_counters\t[x_tables]\n\
         ffffffffc0500000 t ipt_do_table\t[ip_tables]\n\
