@@ -120,7 +120,7 @@ struct Standings {
 
 impl Standings {
     /// What stands at the hooks of a namespace with these rules of nftables.
-    #[inline]
+    #[inline(always)]
     fn of(
         &mut self,
         place: (u32, Family),

@@ -1,8 +1,10 @@
 //! What tells a packet from others at the same place in memory.
 #![forbid(unsafe_code)]
 
+use crate::hash::Multiply;
 use crate::netfilter::Family;
 use crate::packet::ip::{Ipv4, Ipv6};
+use std::hash::Hasher as _;
 use tracer_common::legacy::{ENTRY_BYTES, EXIT_BYTES, Traversal, fact};
 
 const IP_MORE: u16 = 0x2000;
@@ -24,8 +26,8 @@ pub(super) struct Header {
     pub(super) piece: Piece,
     /// Some of what follows that nobody changes on the way; 0 where there is nothing of that kind.
     token: u64,
-    /// Source and destination.
-    pub(super) addresses: [u8; 32],
+    /// Source and destination; mixed to a number where they are longer than that.
+    pub(super) addresses: u64,
 }
 
 /// Whether a packet is a fragment.
@@ -39,12 +41,11 @@ pub(super) enum Piece {
 impl Header {
     pub(super) fn of(family: Family, copied: u32, bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.get(..usize::try_from(copied).ok()?.min(bytes.len()))?;
-        let mut addresses = [0; 32];
         Some(match family {
             Family::Ipv4 => {
                 let ip = Ipv4(bytes.first_chunk()?);
-                addresses[..4].copy_from_slice(&ip.src());
-                addresses[4..8].copy_from_slice(&ip.dst());
+                let addresses = u64::from(u32::from_ne_bytes(ip.src())) << 32;
+                let addresses = addresses | u64::from(u32::from_ne_bytes(ip.dst()));
                 let piece = Piece::of(ip.frag_off() & IP_MORE != 0, ip.fragment());
                 let (id, len) = (ip.id().into(), ip.total_len().into());
                 let token = token(ip.protocol(), bytes, usize::from(bytes[0] & 15) * 4, len);
@@ -52,8 +53,7 @@ impl Header {
             }
             Family::Ipv6 => {
                 let ip = Ipv6(bytes.first_chunk()?);
-                addresses[..16].copy_from_slice(&ip.src());
-                addresses[16..].copy_from_slice(&ip.dst());
+                let addresses = mixed([ip.src(), ip.dst()].as_flattened());
                 let (protocol, piece) = match ip.next_header() {
                     IPPROTO_FRAGMENT => {
                         let &[protocol, _, high, low] = bytes[40..].first_chunk()?;
@@ -69,7 +69,7 @@ impl Header {
             Family::Arp => {
                 let [_, _, _, _, hardware, network, _, operation, rest @ ..]: &[u8; 28] =
                     bytes.first_chunk()?;
-                addresses[..20].copy_from_slice(rest);
+                let addresses = mixed(rest);
                 let id = rest.iter().fold(0, |id: u32, byte| id.rotate_left(5) ^ u32::from(*byte));
                 let len = u16::from_be_bytes([*hardware, *network]);
                 Self { id, len: len.into(), protocol: *operation, piece: Piece::Whole, token: 0, addresses }
@@ -97,6 +97,13 @@ impl Header {
     pub(super) fn is(&self, later: &Self) -> bool {
         self.stays(later) && self.token == later.token
     }
+}
+
+/// A number for bytes, a different one for others in all likelihood.
+fn mixed(bytes: &[u8]) -> u64 {
+    let mut hasher = Multiply::default();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 /// Eight bytes of what follows the IP header: numbers of TCP, the first bytes of a datagram, what is behind the

@@ -252,8 +252,10 @@ impl Open {
     /// of the fragment that came last, and the first fragment takes that of the packet that is cut.
     #[inline]
     pub(super) fn becomes(&self, visit: &Visit) -> Option<&'static str> {
-        let later = visit.entry?;
-        let before = self.header.filter(|it| (it.id, it.protocol) == (later.id, later.protocol))?;
+        let (before, later) = self.header.as_ref().zip(visit.entry.as_ref())?;
+        if before.piece == later.piece || (before.id, before.protocol) != (later.id, later.protocol) {
+            return None;
+        }
         match (before.piece, later.piece) {
             // Without conntrack between PREROUTING and INPUT: `ip_local_deliver` in `net/ipv4/ip_input.c`. With it before
             // all tables, but behind the chains of devices.
@@ -414,8 +416,8 @@ impl Open {
                 self.met = 0;
             }
         }
-        if let Some((last, entry)) = self.header.zip(visit.entry)
-            && !last.stays(&entry)
+        if let Some((last, entry)) = self.header.as_ref().zip(visit.entry.as_ref())
+            && !last.stays(entry)
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }
