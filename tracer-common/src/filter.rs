@@ -17,6 +17,11 @@ pub const MISSING: u32 = u32::MAX;
 /// First bytes of a packet that a key is made from: ports behind the longest IPv4 header are at 60.
 pub const HEADER_BYTES: usize = 64;
 
+/// The first bytes of a packet. Aligned, so that a word of it is one load.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug)]
+pub struct Header(pub [u8; HEADER_BYTES]);
+
 /// Indices into [`Key::words`]. All values are numbers, not wire bytes: `10.0.0.1` is `0x0a000001`.
 pub mod word {
     /// 4 or 6.
@@ -51,8 +56,8 @@ pub struct Key {
 impl Key {
     /// The key of a packet, from its network header on; bytes after [`HEADER_BYTES`] do not matter.
     pub fn from_packet(bytes: &[u8]) -> Self {
-        let mut header = [0; HEADER_BYTES];
-        header.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        let mut header = Header([0; HEADER_BYTES]);
+        header.0.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         Self::from_header(&header, bytes.len())
     }
 
@@ -61,7 +66,7 @@ impl Key {
     /// A packet that ends within its fixed IP header is of no version, and one that ends before its ports has none.
     /// Every index is a constant or masked, so nothing here can panic, and the kernel's verifier can see that.
     #[inline(always)]
-    pub fn from_header(header: &[u8; HEADER_BYTES], len: usize) -> Self {
+    pub fn from_header(header: &Header, len: usize) -> Self {
         let mut key = Self { words: [0; word::COUNT] };
         key.fill(header, len);
         key
@@ -69,8 +74,8 @@ impl Key {
 
     /// Makes this one, whose words are all 0, the key of a packet as [`Key::from_header`] does.
     #[inline(always)]
-    pub fn fill(&mut self, header: &[u8; HEADER_BYTES], len: usize) {
-        match header[0] >> 4 {
+    pub fn fill(&mut self, header: &Header, len: usize) {
+        match header.0[0] >> 4 {
             4 if len >= IPV4_HEADER => self.fill_ipv4(header, len),
             6 if len >= IPV6_HEADER => self.fill_ipv6(header, len),
             _ => self.set(word::PROTOCOL, MISSING),
@@ -78,22 +83,22 @@ impl Key {
     }
 
     #[inline(always)]
-    fn fill_ipv4(&mut self, header: &[u8; HEADER_BYTES], len: usize) {
-        let protocol = header[9];
+    fn fill_ipv4(&mut self, header: &Header, len: usize) {
+        let protocol = header.0[9];
         self.set(word::VERSION, 4);
         self.set(word::PROTOCOL, u32::from(protocol));
         self.set(word::SRC, word_at(header, 12));
         self.set(word::DST, word_at(header, 16));
-        let later_fragment = header[6] & 0x1f != 0 || header[7] != 0;
-        let transport = usize::from(header[0] & 0xf) << 2;
+        let later_fragment = header.0[6] & 0x1f != 0 || header.0[7] != 0;
+        let transport = usize::from(header.0[0] & 0xf) << 2;
         if has_ports(protocol) && !later_fragment && len >= transport + PORTS {
             self.fill_ports(word_at(header, transport));
         }
     }
 
     #[inline(always)]
-    fn fill_ipv6(&mut self, header: &[u8; HEADER_BYTES], len: usize) {
-        let next_header = header[6];
+    fn fill_ipv6(&mut self, header: &Header, len: usize) {
+        let next_header = header.0[6];
         self.set(word::VERSION, 6);
         self.set(word::PROTOCOL, u32::from(next_header));
         self.fill_address(word::SRC, header, 8);
@@ -102,7 +107,7 @@ impl Key {
             self.set(word::FRAGMENT, 1);
             self.set(
                 word::PROTOCOL,
-                if len > IPV6_HEADER { u32::from(header[IPV6_HEADER]) } else { MISSING },
+                if len > IPV6_HEADER { u32::from(header.0[IPV6_HEADER]) } else { MISSING },
             );
         } else if has_ports(next_header) && len >= IPV6_HEADER + PORTS {
             self.fill_ports(word_at(header, IPV6_HEADER));
@@ -110,7 +115,7 @@ impl Key {
     }
 
     #[inline(always)]
-    fn fill_address(&mut self, first: u8, header: &[u8; HEADER_BYTES], offset: usize) {
+    fn fill_address(&mut self, first: u8, header: &Header, offset: usize) {
         self.set(first, word_at(header, offset));
         self.set(first + 1, word_at(header, offset + 4));
         self.set(first + 2, word_at(header, offset + 8));
@@ -144,9 +149,9 @@ fn has_ports(protocol: u8) -> bool {
 
 /// Four bytes at an offset, which is rounded down to a multiple of four within the header.
 #[inline(always)]
-fn word_at(header: &[u8; HEADER_BYTES], offset: usize) -> u32 {
+fn word_at(header: &Header, offset: usize) -> u32 {
     let at = offset & (HEADER_BYTES - 4);
-    u32::from_be_bytes([header[at], header[at | 1], header[at | 2], header[at | 3]])
+    u32::from_be_bytes([header.0[at], header.0[at | 1], header.0[at | 2], header.0[at | 3]])
 }
 
 /// One question: is `words[word] & mask` within `low..=high`?

@@ -339,7 +339,7 @@ fn by_headers(netns: u32) -> Option<u64> {
     // SAFETY: per-CPU map values of this program's own.
     unsafe {
         let words = &(*input).key.words;
-        let header = &(*input).header;
+        let header = &(*input).header.0;
         let asked = &raw mut (*tuples).asked;
         let protocol = words[word::PROTOCOL as usize] as u8;
         (*asked).netns = netns;
@@ -395,7 +395,9 @@ fn echo(header: &[u8; 64], version: u32) -> Option<u32> {
 /// An entry of conntrack is about to be confirmed: its tuples are what they will be. `skb` is that of its first packet.
 #[inline(always)]
 pub fn confirmed(skb: u64) {
-    cpu().alone(|| drop_none(confirm(skb)));
+    if let Some(_alone) = cpu().claim() {
+        drop_none(confirm(skb));
+    }
 }
 
 #[inline(always)]
@@ -441,7 +443,7 @@ pub extern "C" fn remember(skb: u64, packet: u64, netns: u32) -> u32 {
 fn same() -> [u64; 2] {
     let Some(input) = FILTER.get_ptr(0) else { return [0; 2] };
     // SAFETY: a per-CPU map value of this program's own.
-    let (header, words) = unsafe { (&(*input).header, &(*input).key.words) };
+    let (header, words) = unsafe { (&(*input).header.0, &(*input).key.words) };
     let at = |index: usize| u64::from(header[index & 63]);
     let version = words[word::VERSION as usize];
     let (first, transport) = if version == 6 {

@@ -5,6 +5,7 @@ use crate::kernel::copy;
 use crate::maps::{STATE, Words};
 use crate::snapshot::Policies;
 use core::cell::{Cell, UnsafeCell};
+use core::mem::offset_of;
 use tracer_common::count;
 use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 
@@ -48,12 +49,13 @@ pub struct Cpu {
     /// kprobe programs exclude each other on a CPU anyway, and of fentry and fexit programs the kernel keeps only the
     /// same one out, which would leave half traversals.
     inside: UnsafeCell<u64>,
-    /// Traversals open, followed or not; only roughly right when exits are lost.
-    pub open: Shared,
     /// Outermost traversals seen since the checkpoint.
     pub outermost: Shared,
     /// Open frames.
     pub depth: Cell<u32>,
+    /// Whether the last packet that was judged while no frame was open came inside the counted part of another one's
+    /// traversal.
+    pub nested: Cell<u32>,
     /// Entries and exits seen while there were open frames.
     pub generation: Cell<u32>,
     /// `xt_recseq` at the checkpoint.
@@ -68,7 +70,7 @@ pub struct Cpu {
     pub left_out: Shared,
 }
 
-const _: () = assert!(size_of::<Cpu>() == 64);
+const _: () = assert!(size_of::<Cpu>() == 64 && offset_of!(Cpu, nested) == offset_of!(Cpu, depth) + 4);
 
 /// One open traversal that is followed: one that is traced, or one inside another that is.
 #[repr(C, align(128))]
@@ -182,7 +184,7 @@ pub struct State {
     pub counted: UnsafeCell<count::Key>,
 }
 
-// SAFETY: each CPU has its own, and `Cpu::alone` lets one program at a time to what is not `Shared`.
+// SAFETY: each CPU has its own, and `Cpu::claim` lets one program at a time to what is not `Shared`.
 unsafe impl Sync for Cpu {}
 // SAFETY: as for `Cpu`.
 unsafe impl Sync for State {}
@@ -194,22 +196,38 @@ impl Cpu {
         (distance(core::ptr::from_ref(self) as u64) / size_of::<Self>() as u64) as u32
     }
 
-    /// Does something as the only program at work on this CPU. Returns whether it could be done.
+    /// Whether a traversal that begins here certainly is inside no other one that matters.
     #[inline(always)]
-    pub fn alone(&self, work: impl FnOnce()) -> bool {
+    pub fn is_quiet(&self) -> bool {
+        // SAFETY: `depth` and `nested` are eight bytes, aligned as such.
+        unsafe { self.depth.as_ptr().cast::<u64>().read_volatile() == 0 }
+    }
+
+    /// Makes this the only program at work on this CPU for as long as the claim is kept; `None` where another one is.
+    #[inline(always)]
+    pub fn claim(&self) -> Option<Alone<'_>> {
         let inside = self.inside.get();
         // SAFETY: a valid number. Volatile, because programs interrupt each other; who does has put back what it found.
         unsafe {
-            let alone = inside.read_volatile() == 0;
-            if alone {
-                inside.write_volatile(1);
-                barrier();
-                work();
-                barrier();
-                inside.write_volatile(0);
+            if inside.read_volatile() != 0 {
+                return None;
             }
-            alone
+            inside.write_volatile(1);
         }
+        barrier();
+        Some(Alone(self))
+    }
+}
+
+/// See [`Cpu::claim`].
+pub struct Alone<'a>(&'a Cpu);
+
+impl Drop for Alone<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        barrier();
+        // SAFETY: as in `claim`.
+        unsafe { self.0.inside.get().write_volatile(0) };
     }
 }
 
@@ -230,10 +248,20 @@ impl State {
         unsafe { &*(&raw const self.began).cast::<Cell<u64>>().add(depth) }
     }
 
-    /// What is known of the table in the slot of this one.
+    /// What is known of a table, or what may be forgotten for it. There are two places for each, so that two tables of one
+    /// slot do not drive each other out.
     #[inline(always)]
     pub fn table(&'static self, table: u64) -> &'static KnownTable {
-        let slot = crate::snapshot::mask::<{ TABLE_SLOTS - 1 }>(u64::from(table_slot(table))) as usize;
+        let slot = table_slot(table);
+        let first = self.known(slot);
+        let second = self.known(slot ^ 1);
+        let address = first.table.get();
+        if address == table || (address == 0 && second.table.get() != table) { first } else { second }
+    }
+
+    #[inline(always)]
+    fn known(&'static self, slot: u32) -> &'static KnownTable {
+        let slot = crate::snapshot::mask::<{ TABLE_SLOTS - 1 }>(u64::from(slot)) as usize;
         // SAFETY: the mask keeps the index in range.
         unsafe { &*(&raw const self.tables).cast::<KnownTable>().add(slot) }
     }
@@ -321,7 +349,14 @@ pub fn cpu() -> &'static Cpu {
 pub fn distance(pointer: u64) -> u64 {
     let mut distance = pointer;
     // SAFETY: one subtraction.
-    unsafe { core::arch::asm!("{0} -= {1}", inout(reg) distance, in(reg) CPUS.0.get()) };
+    unsafe {
+        core::arch::asm!(
+            "{0} -= {1}",
+            inout(reg) distance,
+            in(reg) CPUS.0.get(),
+            options(pure, nomem, nostack)
+        );
+    };
     distance
 }
 

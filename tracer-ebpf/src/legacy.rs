@@ -15,6 +15,7 @@ use crate::kernel::{self, Access, HookState, Packet, Skb, copy, read, read_pair}
 use crate::maps::{RECORDS, Record, replace_count};
 use crate::select::{Layout, Question, Selected};
 use crate::snapshot;
+use core::ffi::c_void;
 use tracer_common::count::by;
 use tracer_common::counter::Counter;
 use tracer_common::legacy::{
@@ -58,27 +59,19 @@ pub struct End {
     pub verdict: u32,
 }
 
-/// A packet enters a table.
+/// A packet enters a table. `call` fetches the arguments from the context.
 #[inline(always)]
-pub fn enter<A: Access>(call: &Call) {
+pub fn enter<A: Access>(context: *mut c_void, call: impl Fn(*mut c_void) -> Call) {
     let cpu = cpu();
-    let alone = cpu.alone(|| {
-        let Some(question) = Question::of::<A>(call) else { return };
-        if cpu.depth.get() == 0 && question.is_untraced() {
-            drop_none(pass(cpu));
-            return;
-        }
-        // Copies, so that the short way needs no memory.
-        let (call, question) = (*call, question);
-        if A::TYPED {
-            follow::<A>(cpu, &call, &question);
-        } else {
-            follow_probed::<A>(cpu, &call);
-        }
-    });
-    if !alone {
-        leave_out();
+    let arguments = call(context);
+    let Some(question) = Question::of::<A>(&arguments) else { return };
+    // That takes no look at what other programs have open, and one instruction that cannot be torn: it can be done in the
+    // middle of another one's work.
+    if cpu.is_quiet() && question.is_untraced() {
+        cpu.outermost.add(1);
+        return;
     }
+    follow::<A, _>(context, call, question.now(), question.table());
 }
 
 /// A traversal that is not looked at, because another program is at work here. What it does to the sequence count is
@@ -98,31 +91,35 @@ fn leave_out() {
 /// The way of a packet that is traced, has to be judged, or comes while another one is followed. Apart from the short
 /// one, which would have to share its registers.
 #[inline(never)]
-fn follow<A: Access>(cpu: &Cpu, call: &Call, question: &Question) {
-    judge::<A>(cpu, call, question);
-}
-
-/// As [`follow`]. Programs of kprobes have no room left on their stack for the question: it is asked again.
-#[inline(never)]
-fn follow_probed<A: Access>(cpu: &Cpu, call: &Call) {
-    if let Some(question) = Question::of::<A>(call) {
-        judge::<A>(cpu, call, &question);
+fn follow<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, call: F, now: u64, table: u64) {
+    let cpu = cpu();
+    let call = call(context);
+    let question = Question::again(&call, now, table);
+    // No closure: it would be a function with a frame of its own on the short stack.
+    match cpu.claim() {
+        Some(_alone) => judge::<A>(cpu, &call, &question),
+        None => leave_out(),
     }
 }
 
 /// Decides about a packet, and follows its traversal if need be.
 #[inline(always)]
 fn judge<A: Access>(cpu: &Cpu, call: &Call, question: &Question) {
-    match question.decide::<A>(call) {
-        Some(selected) if counts::counts_packets_alone() => {
-            if selected.first {
-                counts::begin::<A>(call.skb, Layout::Ip);
-            }
-            drop_none(if cpu.depth.get() == 0 { pass(cpu) } else { push::<A>(cpu, call, None) });
+    let selected = question.decide::<A>(call);
+    match selected {
+        Some(selected) if !counts::counts_packets_alone() => {
+            drop_none(push::<A>(cpu, call, Some((question.hook(), selected))));
+            return;
         }
-        Some(selected) => drop_none(push::<A>(cpu, call, Some((question.hook(), selected)))),
-        None if cpu.depth.get() != 0 => drop_none(push::<A>(cpu, call, None)),
-        None => drop_none(pass(cpu)),
+        Some(selected) if selected.first => counts::begin::<A>(call.skb, Layout::Ip),
+        _ => {}
+    }
+    if cpu.depth.get() != 0 {
+        drop_none(push::<A>(cpu, call, None));
+    } else if cpu.is_quiet() && selected.is_some_and(|selected| !selected.first) {
+        cpu.outermost.add(1);
+    } else {
+        drop_none(pass(cpu));
     }
 }
 
@@ -130,10 +127,9 @@ fn judge<A: Access>(cpu: &Cpu, call: &Call, question: &Question) {
 #[inline(always)]
 pub fn enter_unselected<A: Access>(call: &Call) {
     let cpu = cpu();
-    let alone =
-        cpu.alone(|| drop_none(if cpu.depth.get() == 0 { pass(cpu) } else { push::<A>(cpu, call, None) }));
-    if !alone {
-        leave_out();
+    match cpu.claim() {
+        Some(_alone) => drop_none(if cpu.depth.get() == 0 { pass(cpu) } else { push::<A>(cpu, call, None) }),
+        None => leave_out(),
     }
 }
 
@@ -141,13 +137,15 @@ pub fn enter_unselected<A: Access>(call: &Call) {
 #[inline(always)]
 pub fn drop_none(_: Option<()>) {}
 
-/// A traversal that nobody follows; only counted, for the sake of [`checkpoint`]. One that begins inside another moves
-/// the sequence count only when the other is not inside its own counted part: softirqs run at its end, too.
+/// A traversal that nobody follows, of a packet that was not seen before or comes from inside another traversal; only
+/// counted, for the sake of [`checkpoint`]. Inside the counted part of another one it does not move the sequence count.
+/// Only targets that send packets have traversals there, and each of those packets begins there: as long as none does,
+/// nobody else has to look. Softirqs run behind the counted part.
 #[inline(always)]
 fn pass(cpu: &Cpu) -> Option<()> {
-    let open = cpu.open.get();
-    cpu.open.add(1);
-    if open == 0 || kernel::recseq(kernel::per_cpu_offset(cpu)?)? & 1 == 0 {
+    let nested = kernel::recseq(kernel::per_cpu_offset(cpu)?)? & 1;
+    cpu.nested.set(nested);
+    if nested == 0 {
         cpu.outermost.add(1);
     }
     Some(())
@@ -263,7 +261,6 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
     }
     // Inside the counted part of another one, a traversal does not move the sequence count.
     let missed = if sequence & 1 == 0 { checkpoint(cpu, sequence, now_ns) } else { (0, 0) };
-    cpu.open.add(1);
 
     let frame = state.frame(depth);
     frame.key.set(call.key);
@@ -344,20 +341,18 @@ const SWEPT_NS: u64 = 100_000_000;
 #[inline(always)]
 pub fn sweep() {
     let cpu = cpu();
-    cpu.alone(|| {
-        let Some(state) = state() else { return };
-        let now_ns = kernel::now_ns();
-        for _ in 0..DEPTH {
-            let depth = cpu.depth.get();
-            if depth == 0 || depth > DEPTH {
-                break;
-            }
-            if now_ns.wrapping_sub(state.frame(depth - 1).entry_ns.get()) <= SWEPT_NS {
-                break;
-            }
-            abandon(depth - 1, doubt::NO_EXIT);
+    let (Some(_alone), Some(state)) = (cpu.claim(), state()) else { return };
+    let now_ns = kernel::now_ns();
+    for _ in 0..DEPTH {
+        let depth = cpu.depth.get();
+        if depth == 0 || depth > DEPTH {
+            break;
         }
-    });
+        if now_ns.wrapping_sub(state.frame(depth - 1).entry_ns.get()) <= SWEPT_NS {
+            break;
+        }
+        abandon(depth - 1, doubt::NO_EXIT);
+    }
 }
 
 /// Takes down which version of the table is current, and its counters.
@@ -685,25 +680,21 @@ pub fn owner<A: Access>(sock: u64, net: u64) -> Option<u64> {
     Some((u64::from(gid) << 32) | u64::from(uid))
 }
 
-/// A packet leaves a table.
+/// A packet leaves a table. `end` fetches what there is to know from the context.
 #[inline(always)]
-pub fn leave<A: Access>(end: &End) {
-    let cpu = cpu();
-    cpu.alone(|| {
-        if cpu.open.get() != 0 {
-            cpu.open.add(1_u64.wrapping_neg());
-        }
-        if cpu.depth.get() != 0 {
-            let end = *end;
-            end_frame::<A>(cpu, &end);
-        }
-    });
+pub fn leave<A: Access>(context: *mut c_void, end: impl Fn(*mut c_void) -> End) {
+    if cpu().depth.get() != 0 {
+        end_frame::<A, _>(context, end);
+    }
 }
 
 /// Apart from the short way, as [`follow`] is.
 #[inline(never)]
-fn end_frame<A: Access>(cpu: &Cpu, end: &End) {
-    drop_none(pop::<A>(cpu, end));
+fn end_frame<A: Access, F: Fn(*mut c_void) -> End>(context: *mut c_void, end: F) {
+    let cpu = cpu();
+    if let Some(_alone) = cpu.claim() {
+        drop_none(pop::<A>(cpu, &end(context)));
+    }
 }
 
 /// Ends the frame of a traversal, if it has one.

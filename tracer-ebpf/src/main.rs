@@ -26,6 +26,7 @@ mod translated;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext};
+use core::ffi::c_void;
 use frame::distance;
 use kernel::{Probed, Typed};
 use legacy::{Call, End};
@@ -33,61 +34,72 @@ use legacy::{Call, End};
 /// Entry of `ipt_do_table` and `ip6t_do_table`.
 #[kprobe]
 pub fn ip_enter(ctx: ProbeContext) -> u32 {
-    legacy::enter::<Probed>(&probed(&ctx));
+    legacy::enter::<Probed>(ctx.as_ptr(), probed);
     0
 }
 
 /// Entry of `arpt_do_table`: never traced, but it moves the same sequence count.
 #[kprobe]
 pub fn arp_enter(ctx: ProbeContext) -> u32 {
-    legacy::enter_unselected::<Probed>(&probed(&ctx));
+    legacy::enter_unselected::<Probed>(&probed(ctx.as_ptr()));
     0
 }
 
 /// Exit of all three.
 #[kretprobe]
 pub fn leave(ctx: RetProbeContext) -> u32 {
-    let key = kernel::return_stack_pointer(ctx.as_ptr());
-    legacy::leave::<Probed>(&End { skb: 0, key, verdict: ctx.ret::<u32>() });
+    legacy::leave::<Probed>(ctx.as_ptr(), |context| End {
+        skb: 0,
+        key: kernel::return_stack_pointer(context),
+        verdict: RetProbeContext::new(context).ret::<u32>(),
+    });
     0
 }
 
 /// As [`ip_enter`], without a kprobe, where the function is `(table, skb, state)`.
 #[fentry]
 pub fn ip_enter_typed(ctx: FEntryContext) -> i32 {
-    legacy::enter::<Typed>(&typed(&ctx));
+    legacy::enter::<Typed>(ctx.as_ptr(), typed);
     0
 }
 
 /// As [`arp_enter`].
 #[fentry]
 pub fn arp_enter_typed(ctx: FEntryContext) -> i32 {
-    legacy::enter_unselected::<Typed>(&typed(&ctx));
+    legacy::enter_unselected::<Typed>(&typed(ctx.as_ptr()));
     0
 }
 
 /// As [`leave`]. The context lies on the stack, in the same place for the entry and the exit of one call.
 #[fexit]
 pub fn leave_typed(ctx: FExitContext) -> i32 {
-    let key = distance(ctx.as_ptr() as u64);
-    legacy::leave::<Typed>(&End { skb: ctx.arg(1), key, verdict: ctx.arg::<u64>(3) as u32 });
+    legacy::leave::<Typed>(ctx.as_ptr(), |context| {
+        let ctx = FExitContext::new(context);
+        End { skb: ctx.arg(1), key: distance(context as u64), verdict: ctx.arg::<u64>(3) as u32 }
+    });
     0
 }
 
 #[inline(always)]
-fn probed(ctx: &ProbeContext) -> Call {
-    let (first, second, third) = kernel::first_arguments(ctx.as_ptr());
-    let key = kernel::stack_pointer(ctx.as_ptr());
+fn probed(context: *mut c_void) -> Call {
+    let (first, second, third) = kernel::first_arguments(context);
+    let key = kernel::stack_pointer(context);
     let (table, skb, state) =
         if config::config!(argument_order) == 0 { (first, second, third) } else { (third, first, second) };
     Call { skb, skb_number: skb, state, table, key }
 }
 
 #[inline(always)]
-fn typed(ctx: &FEntryContext) -> Call {
+fn typed(context: *mut c_void) -> Call {
+    let ctx = FEntryContext::new(context);
     let skb = ctx.arg(1);
-    let key = distance(ctx.as_ptr() as u64);
-    Call { skb, skb_number: distance(skb), state: ctx.arg(2), table: ctx.arg(0), key }
+    Call {
+        skb,
+        skb_number: distance(skb),
+        state: ctx.arg(2),
+        table: ctx.arg(0),
+        key: distance(context as u64),
+    }
 }
 
 /// Entry of `xt_replace_table(table, num_counters, newinfo, error)`.

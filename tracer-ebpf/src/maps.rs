@@ -11,7 +11,7 @@ use core::cell::UnsafeCell;
 use tracer_common::count;
 use tracer_common::counter::Counter;
 use tracer_common::ending::HookList;
-use tracer_common::filter::Key;
+use tracer_common::filter::{Header, Key};
 use tracer_common::legacy::{LongTail, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits};
 use tracer_common::throttle::Throttle;
@@ -45,7 +45,7 @@ pub struct BlockOffsets {
 /// What the filter looks at.
 #[repr(C)]
 pub struct FilterInput {
-    pub header: [u8; 64],
+    pub header: Header,
     pub key: Key,
 }
 
@@ -157,9 +157,11 @@ impl<const N: usize> Words<N> {
     }
 }
 
-/// Which tables there are, by [`table_slot`]; see `select`.
+/// Which tables there are, by some bits of their addresses; see `select`.
 #[unsafe(no_mangle)]
-pub static TABLE_CLASSES: Words<{ TABLE_SLOTS as usize }> = Words::new();
+pub static TABLE_CLASSES: Words<{ CLASS_SLOTS as usize }> = Words::new();
+/// Every namespace can have five tables for each family.
+pub const CLASS_SLOTS: u32 = 1024;
 /// Decisions about packets, by some bits of the skb's address; see `select`.
 #[unsafe(no_mangle)]
 pub static DECIDED: Words<{ DECISIONS as usize }> = Words::new();

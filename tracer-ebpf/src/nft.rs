@@ -178,9 +178,9 @@ pub fn key(pkt: u64, stack: u64) -> u64 {
 /// A packet enters a base chain. `number_of` makes a number of a pointer to an skb.
 #[inline(always)]
 pub fn enter<A: Access>(start: &Start, number_of: impl FnOnce(u64) -> u64) {
-    let alone = cpu().alone(|| drop_none(look::<A>(start, number_of)));
-    if !alone {
-        count(Counter::RunsLeftOut, 1);
+    match cpu().claim() {
+        Some(_alone) => drop_none(look::<A>(start, number_of)),
+        None => count(Counter::RunsLeftOut, 1),
     }
 }
 
@@ -475,8 +475,9 @@ impl Traced {
 /// left out, or else a number of its run is missing.
 #[inline(always)]
 pub fn traced<A: Access>(traced: &Traced) {
-    let alone = cpu().alone(|| drop_none(tell::<A>(traced)));
-    if !alone && let Some(open) = open_run(traced.key) {
+    if let Some(_alone) = cpu().claim() {
+        drop_none(tell::<A>(traced));
+    } else if let Some(open) = open_run(traced.key) {
         // SAFETY: a map value.
         let open = unsafe { &mut *open };
         if open.key == traced.key {
@@ -582,7 +583,9 @@ fn ended(identity: u64, verdict: Option<i32>) {
 /// A packet leaves a base chain, where nothing else tells. `key` is where the function's frame lies.
 #[inline(always)]
 pub fn leave(key: u64, code: u32) {
-    cpu().alone(|| drop_none(end(key, code)));
+    if let Some(_alone) = cpu().claim() {
+        drop_none(end(key, code));
+    }
 }
 
 /// Ends the run, if it is open.

@@ -8,10 +8,11 @@ use crate::config::offset;
 use crate::emit::send;
 use crate::frame::cpu;
 use crate::kernel::{copy, now_ns, read, read_pair};
-use crate::maps::{CHUNK, REPLACE_COUNTS, TABLE_CLASSES};
+use crate::maps::{CHUNK, REPLACE_COUNTS};
+use crate::select::forget_table;
 use crate::snapshot::{bounded, locate_blocks, opaque};
 use tracer_common::legacy::{
-    CHUNK_BYTES, MAX_CHUNKS, RULES_PER_BLOCK, Replaced, TABLE_SLOTS, TableChunk, kind, table_slot,
+    CHUNK_BYTES, MAX_CHUNKS, RULES_PER_BLOCK, Replaced, TableChunk, kind, table_slot,
 };
 
 /// A table gets a new blob.
@@ -27,14 +28,14 @@ pub fn replaced(table: u64, info: u64) -> Option<()> {
         next
     };
     // Another table may come to the address of one that is gone.
-    TABLE_CLASSES.set::<{ TABLE_SLOTS - 1 }>(u64::from(slot), 0);
+    forget_table(table);
     let (size, number) = read_pair(info, offset!(info_size), offset!(info_number))?;
     let family: u8 = read(table + offset!(table_af))?;
-    if number > RULES_PER_BLOCK {
-        // Otherwise the first traversal that is traced does it.
-        cpu().alone(|| {
-            locate_blocks(info, u32::from(family), count);
-        });
+    // Otherwise the first traversal that is traced does it.
+    if number > RULES_PER_BLOCK
+        && let Some(_alone) = cpu().claim()
+    {
+        locate_blocks(info, u32::from(family), count);
     }
 
     let chunks = size.div_ceil(CHUNK_BYTES as u32);

@@ -17,7 +17,9 @@ use crate::config::{config, offset};
 use crate::emit::count;
 use crate::kernel::{Access, Packet, copy, read};
 use crate::legacy::Call;
-use crate::maps::{DECIDED, DECISIONS, FILTER, MET, PACKETS, TABLE_CLASSES, TRACED, TracedPacket, Words};
+use crate::maps::{
+    CLASS_SLOTS, DECIDED, DECISIONS, FILTER, MET, PACKETS, TABLE_CLASSES, TRACED, TracedPacket, Words,
+};
 use crate::nft::nft;
 use crate::sender::{self, tell_sender};
 use crate::snapshot::mask;
@@ -25,7 +27,7 @@ use crate::throttle::admit;
 use crate::translated;
 use tracer_common::counter::Counter;
 use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
-use tracer_common::legacy::{NAT_CLASS, TABLE_SLOTS, rank, table_class};
+use tracer_common::legacy::{NAT_CLASS, rank, table_class};
 use tracer_common::place::{BRIDGE, EGRESS, INGRESS};
 
 const PREROUTING: u64 = 0;
@@ -53,6 +55,7 @@ const POSITION: u64 = 63;
 const CLASS: u64 = 7;
 
 /// A packet that is to be traced.
+#[derive(Clone, Copy)]
 pub struct Selected {
     pub packet: u64,
     /// Nothing earlier of this packet was traced.
@@ -195,6 +198,24 @@ impl Question {
         let class = table & CLASS;
         let rank = if class == u64::from(NAT_CLASS) { u64::from(rank(hook as u8, NAT_CLASS)) } else { class };
         Some(Self::new(call.skb_number, (hook << 3) | rank, table, Met::LEGACY))
+    }
+
+    /// The same question about the same traversal, from what the first one found out.
+    #[inline(always)]
+    pub fn again(call: &Call, now: u64, table: u64) -> Self {
+        Self::new(call.skb_number, now, table, Met::LEGACY)
+    }
+
+    /// Hook and rank.
+    #[inline(always)]
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// What is remembered of the table.
+    #[inline(always)]
+    pub fn table(&self) -> u64 {
+        self.table
     }
 
     /// Asks about a run through a base chain, whose address `call` has for the table's. `chain` is what is remembered
@@ -530,34 +551,45 @@ fn family_bit(family: u8) -> u64 {
 /// without the address.
 #[inline(always)]
 fn table<A: Access>(call: &Call) -> Option<u64> {
-    let word = TABLE_CLASSES.at::<{ TABLE_SLOTS - 1 }>((call.table >> 7) ^ (call.table >> 13));
+    let word = TABLE_CLASSES.at::<{ CLASS_SLOTS - 1 }>(class_slot(call.table));
     // SAFETY: a word of global data; volatile because other CPUs write there.
     let known = unsafe { word.read_volatile() } ^ (call.table << ADDRESS_SHIFT);
     if known >> ADDRESS_FROM == 0 {
         return Some(known);
     }
-    let call = *call;
-    match learn_table::<A>(&call, word) {
+    match learn_table::<A>(call.table, call.state, word) {
         UNREADABLE => None,
         known => Some(known),
     }
+}
+
+/// Where a table is remembered. No two of them begin within 64 bytes, and few within 128.
+#[inline(always)]
+fn class_slot(table: u64) -> u64 {
+    table >> 7
+}
+
+/// Has the kernel asked again about the table at an address.
+#[inline(always)]
+pub fn forget_table(table: u64) {
+    TABLE_CLASSES.set::<{ CLASS_SLOTS - 1 }>(class_slot(table), 0);
 }
 
 /// What [`learn_table`] gives when the kernel's memory cannot be read.
 const UNREADABLE: u64 = u64::MAX;
 
 #[inline(never)]
-fn learn_table<A: Access>(call: &Call, to: *mut u64) -> u64 {
-    ask_table::<A>(call, to).unwrap_or(UNREADABLE)
+fn learn_table<A: Access>(table: u64, state: u64, to: *mut u64) -> u64 {
+    ask_table::<A>(table, state, to).unwrap_or(UNREADABLE)
 }
 
 #[inline(always)]
-fn ask_table<A: Access>(call: &Call, to: *mut u64) -> Option<u64> {
-    let class = table_class(read(call.table + offset!(table_name))?);
-    let family: u8 = read(call.table + offset!(table_af))?;
-    let word = namespace::<A>(call.state)? | family_bit(family) | u64::from(class);
+fn ask_table<A: Access>(table: u64, state: u64, to: *mut u64) -> Option<u64> {
+    let class = table_class(read(table + offset!(table_name))?);
+    let family: u8 = read(table + offset!(table_af))?;
+    let word = namespace::<A>(state)? | family_bit(family) | u64::from(class);
     // SAFETY: as for the reading.
-    unsafe { to.write_volatile(word ^ (call.table << ADDRESS_SHIFT)) };
+    unsafe { to.write_volatile(word ^ (table << ADDRESS_SHIFT)) };
     Some(word)
 }
 
