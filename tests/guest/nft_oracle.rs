@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nftracer_tests::compare::{Verdict, compare, is_finished, is_settled};
-use nftracer_tests::lab::{Family, Lab, Spread, addresses};
+use nftracer_tests::lab::{Family, Lab, Place, Spread, addresses};
 use nftracer_tests::nft_rules::{
-    BRIDGES, DEVICES, HANDWRITTEN, generate, generate_with_bridges, generate_with_devices,
+    ARP, BRIDGES, DEVICES, HANDWRITTEN, generate, generate_with_bridges, generate_with_devices,
 };
 use nftracer_tests::nftrace::{self, MARKER};
+use nftracer_tests::packet::{Packet as Sent, Transport};
 use nftracer_tests::ruleset::TABLES;
 use nftracer_tests::tracer::{Certainty, Packet, Step, Trace, Tracer};
-use nftracer_tests::traffic::{OPEN, Planner, Senders, Server, Shot, connection};
+use nftracer_tests::traffic::{OPEN, Planner, Senders, Server, Shot, connection, questions};
 use nftracer_tests::{monitored, netns, wait};
 use rustix::process::Signal;
 
@@ -29,7 +30,11 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_oracle_iptables", run: iptables },
     Test { name: "nft_oracle_edited", run: edited },
     Test { name: "nft_oracle_netlink", run: netlink },
+    Test { name: "nft_oracle_netlink_devices", run: netlink_devices },
+    Test { name: "nft_oracle_netlink_bridge", run: netlink_bridge },
+    Test { name: "nft_oracle_netlink_arp", run: netlink_arp },
     Test { name: "nft_oracle_nat", run: nat },
+    Test { name: "nft_mark_none", run: mark_none },
 ];
 
 /// What iptables-nft loads, with compat matches and targets.
@@ -82,6 +87,14 @@ table bridge marker {
 }
 ";
 
+/// Marks packets of ARP, beside [`BRIDGE_MARKER`].
+const ARP_MARKER: &str = "\
+table arp marker {
+    chain in { type filter hook input priority -500; meta nftrace set 1; }
+    chain out { type filter hook output priority -500; meta nftrace set 1; }
+}
+";
+
 /// Generated rulesets with chains of devices, and with chains of a bridge.
 const DEVICE_RULESETS: u64 = 8;
 const BRIDGE_RULESETS: u64 = 4;
@@ -89,6 +102,8 @@ const BRIDGE_RULESETS: u64 = 4;
 const RULESETS_PER_RUN: usize = 20;
 /// Generated rulesets that are traced without probes.
 const NETLINK_RULESETS: u64 = 4;
+/// The same with chains of devices, and with those of a bridge.
+const NETLINK_FAMILY_RULESETS: u64 = 1;
 const SETTLES_WITHIN: Duration = Duration::from_secs(180);
 /// Looks without a change: enough when both sides agree, and enough for what never comes.
 const SILENCE: [u32; 2] = [60, 200];
@@ -351,8 +366,33 @@ fn bridge(options: &Options) -> Result<Outcome> {
     conclude(&total)
 }
 
-/// A request and the answer to it, at the hooks of ARP, of a device and of a bridge.
-fn arp(_: &Options) -> Result<Outcome> {
+/// Requests and answers at the hooks of ARP, of a device and of a bridge: as the kernel tells of them, and those that are
+/// known.
+fn arp(options: &Options) -> Result<Outcome> {
+    let mut total = Verdict::default();
+    let mut session = Session::without_legacy()?;
+    for ruleset in ARP {
+        if ruleset.text.contains("bridge") {
+            session.lab.bridge()?;
+        }
+        session.load(&format!("{BRIDGE_MARKER}{ARP_MARKER}{}", ruleset.text))?;
+        session.trace()?;
+        let verdict = session.judge(|session| questions(&session.lab).collect())?;
+        session.end()?;
+        if options.verbose {
+            println!("  {}: {} {:?}", ruleset.name, verdict.figures, verdict.reasons);
+        }
+        examine(&verdict, ruleset.name, ruleset.text)?;
+        total.add(verdict);
+    }
+    let figures = total.figures;
+    check(figures.traversals > 10 && figures.unseen == 0, format!("{figures}"))?;
+    check(figures.inexact * 20 <= figures.packets, format!("{figures}: {:?}", total.reasons))?;
+    known_arp()?;
+    Ok(Outcome::Passed(format!("{figures}; known requests and replies at a device and at a bridge")))
+}
+
+fn known_arp() -> Result<()> {
     let session = Session::without_legacy()?;
     let name = session.lab.r.name().to_owned();
     let at = addresses(Family::Ipv4);
@@ -402,8 +442,7 @@ fn arp(_: &Options) -> Result<Outcome> {
             check(found == 1, format!("{device}, {filter:?}: {found} of {way:?}: {:#?}", ended.trace))?;
         }
     }
-    tool_texts(&session)?;
-    Ok(Outcome::Passed("requests and replies at a device and at a bridge".to_owned()))
+    tool_texts(&session)
 }
 
 /// The rules of ebtables-nft and arptables-nft are shown as their save programs print them.
@@ -532,6 +571,21 @@ fn netlink(_: &Options) -> Result<Outcome> {
     Ok(Outcome::Passed(monitored::generated(NETLINK_RULESETS, true)?))
 }
 
+fn netlink_devices(_: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    Ok(Outcome::Passed(monitored::devices(NETLINK_FAMILY_RULESETS)?))
+}
+
+fn netlink_bridge(_: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    Ok(Outcome::Passed(monitored::bridge(NETLINK_FAMILY_RULESETS)?))
+}
+
+fn netlink_arp(_: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    Ok(Outcome::Passed(monitored::arp()?))
+}
+
 /// The first packet of a connection has its address translated; those after it say so, in both directions.
 fn nat(_: &Options) -> Result<Outcome> {
     let mut session = Session::without_legacy()?;
@@ -560,6 +614,65 @@ fn nat(_: &Options) -> Result<Outcome> {
     check(later.iter().all(|packet| packet.note.as_ref() == Some(&note)), format!("{later:?}"))?;
     check(first.len() == 1 && later.len() > 2, format!("{} and {}", first.len(), later.len()))?;
     Ok(Outcome::Passed(format!("{} packets after the first: {note}", later.len())))
+}
+
+/// With `--mark none` nothing is changed, and only what a packet met and how that ended is told, at a device, a bridge, at
+/// ARP and IP; that rules are not told is.
+fn mark_none(options: &Options) -> Result<Outcome> {
+    let session = Session::without_legacy()?;
+    session.lab.bridge()?;
+    let router = &session.lab.r;
+    let chain = |kind: &str, rest: &str| format!("chain {kind} {{ type filter hook {rest} counter; }}\n");
+    router.command("nft", &["flush", "ruleset"], "")?;
+    let rules = [
+        ("netdev d", chain("in", "ingress device ra priority 0;")),
+        ("bridge b", chain("pre", "prerouting priority 0;") + &chain("in", "input priority 0;")),
+        ("arp a", chain("in", "input priority 0;") + &chain("out", "output priority 0;")),
+        ("inet t", chain("in", &format!("input priority 0; policy drop; udp dport {OPEN} accept;"))),
+    ];
+    let rules: String =
+        rules.iter().map(|(table, chains)| format!("table {table} {{\n{chains}}}\n")).collect();
+    router.command("nft", &["-f", "-"], &rules)?;
+    let before = router.command("nft", &["-s", "list", "ruleset"], "")?;
+    let (datagram, dropped) = (format!("udp dst port {OPEN}"), "udp dst port 53".to_owned());
+    let up = ["netdev d:in", "bridge b:pre", "bridge b:in"];
+    let cases: [(&str, u16, &[&str], &str); 4] = [
+        ("arp", 0, &[up[0], up[1], up[2], "arp a:in"], "accept"),
+        ("arp", 0, &["arp a:out"], "accept"),
+        (&datagram, OPEN, &[up[0], up[1], up[2], "inet t:in"], "accept"),
+        (&dropped, 53, &[up[0], up[1], up[2], "inet t:in"], "drop"),
+    ];
+    let mut planner = Planner::new(options.seed, 0, 1);
+    for (filter, port, chains, verdict) in cases {
+        let arguments =
+            ["--backend", "ebpf", "--mark", "none", "--netns", router.name(), "-o", "json", filter];
+        let tracer = Tracer::start(&arguments, &[])?;
+        let said = tracer.errors().join("\n");
+        check(said.contains("footprint: none"), said)?;
+        let after = router.command("nft", &["-s", "list", "ruleset"], "")?;
+        check(before == after, format!("the rules were changed: {after}"))?;
+        if filter == "arp" {
+            questions(&session.lab).next().context("a question")??;
+        } else {
+            let at = addresses(Family::Ipv4);
+            let mut shot = planner.shots(Family::Ipv4, 1).remove(0);
+            let transport = Transport::Udp { sport: 20_000, dport: port };
+            shot.from = Place::A;
+            shot.packet = Sent { src: at.a, dst: at.r, transport, fragment: None, ..shot.packet };
+            session.senders.fire(&shot);
+        }
+        let why = chains.iter().map(|chain| format!("the rules of {chain} are not visible"));
+        let why = why.collect::<Vec<_>>().join("; ");
+        let found = wait::until(SETTLES_WITHIN, || {
+            tracer.look(|trace| trace.packets.values().find(|packet| packet.why == why).cloned())
+        });
+        let ended = tracer.stop(Signal::TERM)?;
+        let found = found.with_context(|| format!("{filter}: {why}: {:#?}", ended.trace))?;
+        check(ended.trace.steps.is_empty(), format!("{filter}: {:?}", ended.trace.steps))?;
+        let is_right = found.verdict == verdict && found.certainty == Certainty::Inexact;
+        check(is_right, format!("{filter}: {found:?}"))?;
+    }
+    Ok(Outcome::Passed(format!("{} packets", cases.len())))
 }
 
 /// Adds the rule, replaces it under its handle, and takes it away, twenty times a second.

@@ -7,6 +7,9 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_handwritten", run: monitored::handwritten },
     Test { name: "nft_generated", run: || monitored::generated(rulesets(), false) },
+    Test { name: "nft_devices", run: || monitored::devices(rulesets() / 4) },
+    Test { name: "nft_bridge", run: || monitored::bridge(rulesets() / 4) },
+    Test { name: "nft_arp", run: monitored::arp },
 ];
 
 /// Generated rulesets, unless `NFTRACER_RULESETS` says otherwise.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::netns::{Netns, move_here};
+use crate::packet::{Identity, identity};
 use crate::tracer::Trace;
 use crate::wait;
 
@@ -179,8 +180,52 @@ fn of_nft(lines: &[String]) -> Option<Vec<Traversal>> {
     Some(all)
 }
 
+/// What is asked for by a packet of ARP.
+fn arp_of_nft(packet: &str) -> Option<u16> {
+    let (_, operation) = packet.split_once("arp operation ")?;
+    match operation.split(' ').next()? {
+        "request" => Some(1),
+        "reply" => Some(2),
+        other => other.parse().ok(),
+    }
+}
+
+/// Where nft does not know what a packet is, at egress and on a loopback device, it prints headers as numbers.
+fn unknown_to_nft(packet: &str) -> Option<Identity> {
+    // `@nh,0,160 0x4500…`, `@th,0,64 0x…`, without zeros at the beginning.
+    let header = |name: &str| {
+        let mut words = packet.split_once(name)?.1.split(' ');
+        let width = words.next()?.parse::<usize>().ok()? / 4;
+        let digits = format!("{:0>width$}", words.next()?.strip_prefix("0x")?);
+        let byte = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+        (0..digits.len()).step_by(2).map(byte).collect::<Option<Vec<u8>>>()
+    };
+    let mut bytes = header("@nh,0,")?;
+    bytes.extend(header("@th,0,").unwrap_or_default());
+    identity(&bytes)
+}
+
+fn key_of(identity: &Identity) -> String {
+    let (src, dst) = (identity.src.to_string(), identity.dst.to_string());
+    let [sport, dport] = identity.ports.map(|port| Some(u32::from(port)));
+    match identity.ports {
+        [operation, 0] if identity.protocol == 0 && operation > 0 => arp_key(operation),
+        _ => key((Some(&src), Some(&dst)), identity.length, identity.id.map(u32::from), (sport, dport)),
+    }
+}
+
+fn arp_key(operation: u16) -> String {
+    format!("arp {operation}")
+}
+
 /// The values after these words, of those that come first: what follows may be the packet that an error quotes.
 fn packet_of_nft(packet: &str) -> String {
+    if let Some(operation) = arp_of_nft(packet) {
+        return arp_key(operation);
+    }
+    if let Some(identity) = unknown_to_nft(packet) {
+        return key_of(&identity);
+    }
     let value = |names: &[&str]| {
         let found = names.iter().filter_map(|name| Some((packet.find(name)?, name)));
         let (at, name) = found.min()?;
@@ -299,11 +344,7 @@ pub fn of_nftracer(program: Program, trace: &Trace, returns: bool) -> Vec<(u64, 
         let [table, chain, kind, _] = parts[..] else { continue };
         let table = format!("{} {table}", nft.family);
         let at = *open.entry(step.packet).or_insert_with(|| {
-            let identity = &step.identity;
-            let (src, dst) = (identity.src.to_string(), identity.dst.to_string());
-            let [sport, dport] = identity.ports.map(|port| Some(u32::from(port)));
-            let packet =
-                key((Some(&src), Some(&dst)), identity.length, identity.id.map(u32::from), (sport, dport));
+            let packet = key_of(&step.identity);
             all.push((step.packet, Traversal { packet, table: table.clone(), steps: Vec::new() }));
             all.len() - 1
         });

@@ -1,5 +1,10 @@
 //! The netlink backend against `nft monitor trace` and `xtables-monitor --trace`, base chain by base chain.
 
+mod families;
+
+use families::doubts;
+pub use families::{arp, bridge, devices};
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
@@ -15,8 +20,8 @@ use crate::lab::{Family, Lab, Spread, addresses};
 use crate::monitor::{self, Monitor, Program, Told, Traversal, of_nftracer};
 use crate::netns::Netns;
 use crate::nft_rules::{HANDWRITTEN, generate};
-use crate::tracer::{Certainty, Step, Totals, Trace, Tracer};
-use crate::traffic::{OPEN, Planner, Senders, Server, connection};
+use crate::tracer::{Certainty, Step, Trace, Tracer};
+use crate::traffic::{OPEN, Planner, Senders, Server, connection, questions};
 use crate::{check, ruleset, wait};
 
 /// Packets of each family for one ruleset: the monitors have small buffers.
@@ -31,7 +36,7 @@ const ATTEMPTS: usize = 20;
 /// As a user would mark, before everything else, at a device as well.
 const MARKER: &str = "\
 table netdev marker {
-    chain ra { type filter hook ingress device ra priority -500; meta nftrace set 1; }
+    chain in { type filter hook ingress devices = { ra, rb, lo } priority -500; meta nftrace set 1; }
 }
 table inet marker {
     chain pre { type filter hook prerouting priority -500; meta nftrace set 1; }
@@ -74,6 +79,17 @@ struct Rules {
     iptables: bool,
     legacy: bool,
     mark: &'static str,
+    sent: Sent,
+}
+
+/// What is sent through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Shots,
+    /// And these.
+    Connections,
+    /// What somebody does not know who has an address.
+    Questions,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -116,7 +132,10 @@ pub fn handwritten() -> Result<String> {
     let mut session = session(1, BOTH)?;
     let mut total = Figures::default();
     let only = |name: &str, nft: String, iptables: bool| -> Vec<Rules> {
-        let of = |(legacy, mark)| Rules { name: name.to_owned(), nft: nft.clone(), iptables, legacy, mark };
+        let of = |(legacy, mark)| {
+            let (name, nft) = (name.to_owned(), nft.clone());
+            Rules { name, nft, iptables, legacy, mark, sent: Sent::Connections }
+        };
         [(false, "nft"), (true, "nft"), (false, "none"), (true, "none")].map(of).into()
     };
     let mut all: Vec<Rules> =
@@ -126,7 +145,7 @@ pub fn handwritten() -> Result<String> {
     let with_device = only("a device", NETDEV.to_owned() + HANDWRITTEN[0].text, true);
     all.extend(with_device.into_iter().filter(|rules| rules.mark == "none"));
     for rules in &all {
-        let figures = session.judge(rules, true).with_context(|| format!("{rules:?}"))?;
+        let figures = session.judge(rules).with_context(|| format!("{rules:?}"))?;
         total.add(figures);
     }
     conclude(all.len(), total)
@@ -144,9 +163,9 @@ pub fn generated(seeds: u64, only_nft: bool) -> Result<String> {
             nft += NETDEV;
         }
         let name = format!("seed {seed}");
-        let rules = Rules { name, nft, iptables: seed % 4 == 3, legacy: seed % 3 != 0, mark };
-        let figures =
-            session.judge(&rules, false).with_context(|| format!("{}\n{}", rules.name, rules.nft))?;
+        let (iptables, legacy) = (seed % 4 == 3, seed % 3 != 0);
+        let rules = Rules { name, nft, iptables, legacy, mark, sent: Sent::Shots };
+        let figures = session.judge(&rules).with_context(|| format!("{}\n{}", rules.name, rules.nft))?;
         total.add(figures);
     }
     conclude(usize::try_from(seeds)?, total)
@@ -189,7 +208,7 @@ impl Session {
     }
 
     /// Sends packets through the rules and compares, again where a monitor lost something.
-    fn judge(&mut self, rules: &Rules, connect: bool) -> Result<Figures> {
+    fn judge(&mut self, rules: &Rules) -> Result<Figures> {
         let ruleset = self.load(rules)?;
         for _ in 0..ATTEMPTS {
             let name = self.lab.r.name().to_owned();
@@ -207,7 +226,7 @@ impl Session {
                 let steady = wait::until_steady(SETTLES_WITHIN, looks, said);
                 check(read && steady, format!("not settled within {SETTLES_WITHIN:?}"))
             };
-            self.send(connect, |netns| settle(netns, FEW_LOOKS))?;
+            self.send(rules.sent, |netns| settle(netns, FEW_LOOKS))?;
             settle(&self.lab.r, LOOKS)?;
             let ended = tracer.stop(Signal::INT)?;
             let errors = ended.errors.join("\n");
@@ -230,14 +249,18 @@ impl Session {
                 compared = compared.map(|sum| sum + count);
             }
             if let Some(traversals) = compared {
-                return examine(&trace, &ruleset, totals, traversals);
+                doubts(&trace, rules).with_context(|| reasons(&trace))?;
+                return examine(&trace, &ruleset, traversals);
             }
         }
         bail!("the monitors lost something {ATTEMPTS} times")
     }
 
     /// Sends, and gives the monitors time for each packet.
-    fn send(&mut self, connect: bool, pause: impl Fn(&Netns) -> Result<()>) -> Result<()> {
+    fn send(&mut self, sent: Sent, pause: impl Fn(&Netns) -> Result<()>) -> Result<()> {
+        if sent == Sent::Questions {
+            return questions(&self.lab).try_for_each(|asked| asked.and_then(|()| pause(&self.lab.r)));
+        }
         for family in Family::ALL {
             for shot in self.planner.shots(family, SHOTS) {
                 // The monitors take what is in a later fragment for ports.
@@ -247,7 +270,7 @@ impl Session {
                 }
             }
         }
-        if connect {
+        if sent == Sent::Connections {
             for at in Family::ALL.map(addresses) {
                 connection(&self.lab.a, at.b, OPEN)?;
                 pause(&self.lab.r)?;
@@ -307,7 +330,7 @@ fn compare(program: Program, trace: &Trace, told: Vec<Traversal>) -> Result<usiz
 }
 
 /// The steps of a complete path are all of one packet, in the order of the priorities.
-fn examine(trace: &Trace, ruleset: &Ruleset, totals: Totals, traversals: usize) -> Result<Figures> {
+fn examine(trace: &Trace, ruleset: &Ruleset, traversals: usize) -> Result<Figures> {
     let mut steps: HashMap<u64, Vec<&Step>> = HashMap::new();
     trace.steps.iter().for_each(|step| steps.entry(step.packet).or_default().push(step));
     let (mut seen, mut mixed) = (HashSet::new(), 0);
@@ -331,8 +354,24 @@ fn examine(trace: &Trace, ruleset: &Ruleset, totals: Totals, traversals: usize) 
         check(!is_shot || seen.insert(key), format!("two paths of one packet: {first:?} {:?}", packet.path))?;
         in_order(steps, ruleset).with_context(|| format!("{:?}", packet.path))?;
     }
-    let inexact = usize::try_from(totals.inexact)?;
+    let to_many = |number: &u64| {
+        let first = steps.get(number).and_then(|steps| steps.first());
+        first.is_some_and(|step| step.identity.dst.is_multicast())
+    };
+    let inexact = trace.packets.iter().filter(|(number, packet)| {
+        // Nobody may be there to take it.
+        packet.certainty == Certainty::Inexact && !to_many(number)
+    });
+    let inexact = inexact.count();
     Ok(Figures { packets: trace.packets.len(), steps: trace.steps.len(), inexact, traversals, mixed })
+}
+
+/// Why paths are not complete, with one of each kind.
+fn reasons(trace: &Trace) -> String {
+    let inexact = trace.packets.values().filter(|packet| packet.certainty == Certainty::Inexact);
+    let all: HashMap<&str, String> =
+        inexact.map(|packet| (packet.why.as_str(), packet.path.join(" "))).collect();
+    format!("{all:#?}")
 }
 
 fn in_order(steps: &[&Step], ruleset: &Ruleset) -> Result<()> {

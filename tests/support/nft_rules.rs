@@ -216,6 +216,50 @@ table inet t {
     },
 ];
 
+/// Chains of ARP, and those that see it besides. The last one is for a router whose devices are ports of `br0`.
+pub const ARP: &[Handwritten] = &[
+    Handwritten {
+        name: "asked and answered",
+        text: "
+table arp a {
+    chain in { type filter hook input priority 0; policy accept; arp operation vmap { request : jump asked, reply : goto told }; counter; }
+    chain late { type filter hook input priority 10; policy accept; arp operation request return; meta mark set 4; }
+    chain out { type filter hook output priority 0; policy accept; arp operation request counter; meta mark set 3; }
+    chain asked { arp saddr ip 10.0.1.2 counter; return; counter; }
+    chain told { meta mark set 5; }
+}",
+    },
+    Handwritten {
+        name: "dropped",
+        text: "
+table arp a {
+    chain in { type filter hook input priority 0; policy drop; arp operation reply accept; counter; }
+    chain out { type filter hook output priority -5; policy accept; arp operation request arp daddr ip 10.0.1.3 drop; }
+}
+table netdev d {
+    chain in { type filter hook ingress device ra priority 0; policy accept; meta protocol arp counter; }
+}",
+    },
+    Handwritten {
+        name: "through a bridge",
+        text: "
+table arp a {
+    chain in { type filter hook input priority 0; policy accept; counter; }
+    chain out { type filter hook output priority 0; policy accept; counter; }
+}
+table bridge b {
+    chain pre { type filter hook prerouting priority 0; policy accept; meta protocol arp counter; }
+    chain in { type filter hook input priority 0; policy accept; ether type arp counter; }
+    chain pass { type filter hook forward priority 0; policy accept; counter; }
+    chain out { type filter hook output priority 0; policy accept; counter; }
+    chain post { type filter hook postrouting priority 0; policy accept; counter; }
+}
+table netdev d {
+    chain in { type filter hook ingress devices = { ra, br0 } priority 0; policy accept; counter; }
+}",
+    },
+];
+
 /// What a rule asks, of IPv4, IPv6 or both.
 const CONDITIONS: &[&str] = &[
     "meta l4proto udp",

@@ -67,7 +67,11 @@ impl Reader {
             let hook = chain.base.as_ref()?.hook? as u8;
             let mut bytes = packet.network?.to_vec();
             let first = *bytes.first()?;
-            bytes.truncate(if first >> 4 == 6 { 40 } else { usize::from(first & 15) * 4 });
+            match first >> 4 {
+                4 => bytes.truncate(usize::from(first & 15) * 4),
+                6 => bytes.truncate(40),
+                _ => {}
+            }
             bytes.extend(packet.transport.unwrap_or_default());
             self.packets.insert(event.id, (identity(&bytes)?, hook, event.chain.to_string()));
         }

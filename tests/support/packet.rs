@@ -205,7 +205,7 @@ pub struct Identity {
     pub dst: IpAddr,
     /// Protocol above IP.
     pub protocol: u8,
-    /// Source and destination port; zero where it has none.
+    /// Source and destination port; zero where it has none. Of ARP, what is asked for, and zero.
     pub ports: [u16; 2],
     /// Length with the IP header.
     pub length: u32,
@@ -228,8 +228,23 @@ pub fn identity(bytes: &[u8]) -> Option<Identity> {
     match bytes.first()? >> 4 {
         4 => ipv4(bytes),
         6 => ipv6(bytes),
-        _ => None,
+        _ => arp(bytes),
     }
+}
+
+/// Of IPv4 over Ethernet.
+fn arp(bytes: &[u8]) -> Option<Identity> {
+    let header: &[u8; 28] = bytes.first_chunk()?;
+    let address = |at: usize| IpAddr::from([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    (header[..6] == [0, 1, 8, 0, 6, 4]).then(|| Identity {
+        src: address(14),
+        dst: address(24),
+        protocol: 0,
+        ports: [u16::from_be_bytes([header[6], header[7]]), 0],
+        length: 28,
+        id: None,
+        echo: None,
+    })
 }
 
 fn ipv4(bytes: &[u8]) -> Option<Identity> {

@@ -430,6 +430,7 @@ struct StepRow<'a> {
     id: Option<u16>,
     icmp_id: Option<u16>,
     icmp_seq: Option<u16>,
+    arp_op: Option<u16>,
     #[serde(default)]
     mark: u32,
     #[serde(default)]
@@ -446,9 +447,12 @@ struct StepRow<'a> {
 impl StepRow<'_> {
     fn read(&self) -> Option<Step> {
         let hooks = ["prerouting", "input", "forward", "output", "postrouting", "ingress", "egress"];
+        let of_arp = ["input", "output", "forward"];
         let hook = match self.hook {
             // Those of a bridge are counted from there on.
             Some(name) if self.family == "bridge" => 7 + hooks.iter().position(|hook| *hook == name)?,
+            // And those of ARP behind them.
+            Some(name) if self.family == "arp" => 12 + of_arp.iter().position(|hook| *hook == name)?,
             Some(name) => hooks.iter().position(|hook| *hook == name)?,
             None => usize::from(u8::MAX),
         };
@@ -463,7 +467,7 @@ impl StepRow<'_> {
                 dst: self.dst?,
                 // What follows extension headers is not told of all packets.
                 protocol: self.proto.as_deref().map_or(Some(0), number)?,
-                ports: [self.sport.unwrap_or(0), self.dport.unwrap_or(0)],
+                ports: [self.sport.or(self.arp_op).unwrap_or(0), self.dport.unwrap_or(0)],
                 length: self.length?,
                 id: self.id,
                 echo: self.icmp_id.zip(self.icmp_seq).map(|(id, sequence)| [id, sequence]),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto};
 use rustix::net::{sendto, socket_with, sockopt};
@@ -237,4 +237,18 @@ mod tests {
             assert!(all.len() * 100 >= bytes.len() * 98, "{} of {}", all.len(), bytes.len());
         }
     }
+}
+
+/// Has the client ask who has the router's address, then the router who has the client's, each when it is called for.
+pub fn questions(lab: &Lab) -> impl Iterator<Item = Result<()>> {
+    let at = addresses(Family::Ipv4);
+    [(&lab.a, at.r), (&lab.r, at.a)].into_iter().map(|(netns, peer)| {
+        let route = netns.command("ip", &["route", "get", &peer.to_string()], "")?;
+        let device = route.split_once(" dev ").and_then(|(_, rest)| rest.split(' ').next());
+        let device = device.with_context(|| format!("there is no way to {peer}"))?;
+        netns.command("ip", &["neigh", "del", &peer.to_string(), "dev", device], "")?;
+        // Where rules drop the question it fails.
+        let _ = connection(netns, peer, OPEN);
+        Ok(())
+    })
 }

@@ -197,6 +197,14 @@ impl Hook {
         matches!(self, BridgePrerouting | BridgeInput | BridgeForward | BridgeOutput | BridgePostrouting)
     }
 
+    /// The hook of IP that a bridge asks at one of its own, with br_netfilter.
+    pub fn asks(self) -> Option<Self> {
+        match self {
+            Self::BridgePrerouting | Self::BridgeForward => Some(self.named()),
+            _ => None,
+        }
+    }
+
     /// The hook of IP that has the same name, if there is one.
     fn named(self) -> Self {
         match self {

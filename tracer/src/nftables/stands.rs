@@ -9,13 +9,26 @@ use std::sync::Arc;
 /// A base chain: the family and name of its table, and its own name.
 pub type BaseName = (TableFamily, Arc<str>, Arc<str>);
 
+/// A base chain that a packet met; of those of devices, at which.
+pub type Met = (BaseName, Option<Vec<u8>>);
+
 /// All base chains of a namespace.
 #[derive(Debug)]
 pub struct Stands {
     generation: u32,
     stands: Vec<Stand>,
-    /// The names of the bridges, and of what is on top of them.
-    bridges: Vec<Vec<u8>>,
+    layers: Vec<Layer>,
+}
+
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Whether it is a bridge.
+    pub is_bridge: bool,
+    /// The names of the devices by which packets come to it.
+    pub below: Vec<Vec<u8>>,
 }
 
 /// The devices that a packet came in by and leaves by, as far as they are known.
@@ -46,17 +59,12 @@ impl Stands {
             nat: base.is_nat(),
             devices: base.devices.clone(),
         });
-        Self { generation: ruleset.generation, stands: stands.collect(), bridges: Vec::new() }
+        Self { generation: ruleset.generation, stands: stands.collect(), layers: Vec::new() }
     }
 
-    /// Whether some of them are those of bridges.
-    pub fn have_bridges(&self) -> bool {
-        self.stands.iter().any(|stand| stand.at.hook.is_of_bridge())
-    }
-
-    /// The same where these devices are bridges, or on top of one.
-    pub fn with_bridges(self, bridges: Vec<Vec<u8>>) -> Self {
-        Self { bridges, ..self }
+    /// The same among these devices.
+    pub fn with_layers(self, layers: Vec<Layer>) -> Self {
+        Self { layers, ..self }
     }
 
     /// Whether there are none.
@@ -69,49 +77,86 @@ impl Stands {
         self.generation == other.generation
     }
 
-    /// In words, which base chains must have seen a packet that was at these places, in this order, and told nothing.
+    /// Devices below one, and below those.
+    fn below(&self, device: &[u8]) -> Vec<&Layer> {
+        let mut found: Vec<&Layer> = self.layers.iter().filter(|layer| layer.name == device).collect();
+        let mut next = 0;
+        while let Some(layer) = found.get(next) {
+            let below = self.layers.iter().filter(|other| layer.below.contains(&other.name));
+            let new: Vec<&Layer> = below.filter(|other| !found.contains(other)).collect();
+            found.extend(new);
+            next += 1;
+        }
+        found
+    }
+
+    /// Whether packets come to a device, or leave it, by way of a bridge.
+    pub fn is_behind_bridge(&self, device: Option<&[u8]>) -> bool {
+        device.is_some_and(|device| self.below(device).iter().any(|layer| layer.is_bridge))
+    }
+
+    /// In words, which base chains must have seen a packet that was at these places, in this order, and told nothing; and
+    /// which may have.
     pub fn silent(
         &self,
         family: Family,
         places: &[At],
         gone: bool,
-        met: &HashSet<BaseName>,
+        met: &HashSet<Met>,
         Devices { indev, outdev }: Devices<'_>,
     ) -> Vec<String> {
         let Some((first, last)) = places.first().zip(places.last()) else { return Vec::new() };
         let passed: HashSet<Hook> = places.iter().map(|at| at.hook).chain(between(places)).collect();
         let has = |device: Option<&[u8]>, devices: &[String]| device.is_some_and(|it| is_one_of(it, devices));
-        let is_bridge = |device: Option<&[u8]>| self.bridges.iter().any(|bridge| Some(&**bridge) == device);
         let went_out = !gone && matches!(last.hook, Hook::Postrouting | Hook::ArpOutput | Hook::Egress);
-        let came_in = matches!(first.hook, Hook::Prerouting | Hook::Input | Hook::Forward | Hook::ArpInput);
+        let came_in = indev.is_some() && !first.leaves();
+        let from_bridge = came_in && !first.hook.is_of_bridge() && self.is_behind_bridge(indev);
+        // IP may have been asked by the bridge, which sends it on.
+        let is_bridged =
+            [Hook::BridgeForward, Hook::BridgePostrouting].iter().any(|hook| passed.contains(hook));
         let mut silent = Vec::new();
         for Stand { name, at, nat, devices } in &self.stands {
             let (of, table, chain) = name;
-            if *nat || met.contains(name) || !of.sees(family, at.hook) {
+            if *nat || !of.sees(family, at.hook) {
                 continue;
             }
+            let is_met = |device: Option<&[u8]>| met.contains(&(name.clone(), device.map(<[u8]>::to_vec)));
+            let below = || {
+                let other = indev.map(|device| self.below(device)).unwrap_or_default();
+                other.iter().any(|layer| Some(&*layer.name) != indev && is_one_of(&layer.name, devices))
+            };
+            let has_met =
+                if at.hook == Hook::Ingress { is_met(indev) } else { met.iter().any(|it| it.0 == *name) };
             let why = match at.hook {
-                Hook::Ingress if came_in && has(indev, devices) => "the mark comes after it",
-                Hook::Ingress if first.hook != Hook::Ingress || !has(indev, devices) => continue,
-                Hook::Egress if went_out && has(outdev, devices) => "it told nothing",
+                Hook::Ingress if came_in && below() => MAY_BE_LATE,
+                _ if has_met => continue,
+                Hook::Ingress if !came_in || !has(indev, devices) => continue,
+                Hook::Ingress if first.hook != Hook::Ingress && is_bridged && from_bridge => continue,
+                Hook::Ingress if first.hook != Hook::Ingress => LATE,
+                Hook::Egress if went_out && has(outdev, devices) => SILENT,
                 Hook::Egress => continue,
-                Hook::BridgePrerouting | Hook::BridgeInput if came_in && is_bridge(indev) => {
-                    "the mark comes after it"
-                }
-                Hook::BridgeOutput | Hook::BridgePostrouting if went_out && is_bridge(outdev) => {
-                    "it told nothing"
-                }
+                Hook::BridgePrerouting if from_bridge => LATE,
+                Hook::BridgeInput if from_bridge && !is_bridged && !passed.contains(&at.hook) => MAY_BE_LATE,
+                Hook::BridgePostrouting if went_out && self.is_behind_bridge(outdev) => SILENT,
+                Hook::BridgeOutput if went_out && self.is_behind_bridge(outdev) && first.leaves() => SILENT,
                 hook if !passed.contains(&hook) => continue,
-                hook if hook == first.hook && at.priority < first.priority => "the mark comes after it",
+                // IP was asked by the bridge, and there it ended.
+                hook if gone && hook.asks() == Some(last.hook) && at.priority >= 0 => continue,
+                hook if hook == first.hook && at.priority < first.priority => LATE,
                 hook if hook == first.hook && at.priority == first.priority => continue,
                 hook if hook == last.hook && gone && at.priority >= last.priority => continue,
-                _ => "it told nothing",
+                _ => SILENT,
             };
-            silent.push(format!("{} {table}:{chain} is not there: {why}", of.name()));
+            silent.push(format!("{} {table}:{chain} {why}", of.name()));
         }
         silent
     }
 }
+
+/// Why a base chain is not there.
+const LATE: &str = "is not there: the mark comes after it";
+const MAY_BE_LATE: &str = "may have to be there: the mark comes after it";
+const SILENT: &str = "is not there: it told nothing";
 
 /// Whether a device is one of a chain's, whose names may end with a `*`.
 pub(crate) fn is_one_of(device: &[u8], devices: &[String]) -> bool {
@@ -123,8 +168,9 @@ pub(crate) fn is_one_of(device: &[u8], devices: &[String]) -> bool {
 
 /// Hooks that were passed between two others without a word.
 fn between(places: &[At]) -> impl Iterator<Item = Hook> {
-    let forwarded = |pair: &&[At]| {
-        pair[0].hook == Hook::Prerouting && matches!(pair[1].hook, Hook::Postrouting | Hook::Egress)
-    };
-    places.windows(2).filter(forwarded).map(|_| Hook::Forward)
+    places.windows(2).filter_map(|pair| match (pair[0].hook, pair[1].hook) {
+        (Hook::Prerouting, Hook::Postrouting | Hook::Egress) => Some(Hook::Forward),
+        (Hook::BridgePrerouting, Hook::BridgePostrouting) => Some(Hook::BridgeForward),
+        _ => None,
+    })
 }

@@ -152,7 +152,8 @@ fn policy(code: u32) -> RuleVerdict<'static> {
     RuleVerdict::Final(Verdict::from_return(code))
 }
 
-/// A hook of a bridge or of a device does not tell the family, but the Ethernet header does.
+/// A hook of a bridge or of a device does not tell the family, but the Ethernet header does. At egress there is none, and
+/// the kernel shows what follows the network header of IP alone, after it has looked at it.
 fn packet_family(nfproto: u32, packet: Option<&TracedPacket<'_>>) -> Option<Family> {
     /// `ETH_P_8021Q` and `ETH_P_8021AD`
     const VLAN: [[u8; 2]; 2] = [[0x81, 0], [0x88, 0xa8]];
@@ -162,6 +163,11 @@ fn packet_family(nfproto: u32, packet: Option<&TracedPacket<'_>>) -> Option<Fami
         return Family::of_packets(u8::try_from(nfproto).ok()?);
     }
     let packet = packet?;
+    match (packet.network.and_then(<[u8]>::first), packet.transport) {
+        (Some(0x40..=0x4f), Some(_)) => return Some(Family::Ipv4),
+        (Some(0x60..=0x6f), Some(_)) => return Some(Family::Ipv6),
+        _ => {}
+    }
     packet.indev.or(packet.outdev).filter(|device| ETHERNET.contains(&device.dev_type))?;
     let mut types = packet.link?.get(12..)?.chunks_exact(2);
     let mut ethertype = types.next()?;

@@ -109,7 +109,10 @@ impl Assembler {
         open.seen_ns = time_ns;
         open.enter(event, located.as_ref());
         if let Some(packet) = &event.packet {
-            open.packet = Packet::of(event, packet, device);
+            // Not every message tells the family, and it does not change on the way.
+            let family =
+                event.packet_family.or_else(|| open.packet.family.filter(|family| is_of(*family, packet)));
+            open.packet = Packet::of(family, packet, device);
             open.path.family = open.packet.family.unwrap_or(open.path.family);
         }
         open.follow(event, located.as_ref());
@@ -359,8 +362,7 @@ impl Inside {
 }
 
 impl Packet {
-    fn of(event: &TraceEvent<'_>, packet: &TracedPacket<'_>, name: DeviceName<'_>) -> Self {
-        let family = event.packet_family;
+    fn of(family: Option<Family>, packet: &TracedPacket<'_>, name: DeviceName<'_>) -> Self {
         let network = packet.network.unwrap_or_default();
         let (whole, length) = match family {
             Some(Family::Ipv4) => ipv4(network),
@@ -397,6 +399,18 @@ impl Packet {
             mark,
             owner: None,
         }
+    }
+}
+
+/// Whether the network header begins as those of a family do.
+fn is_of(family: Family, packet: &TracedPacket<'_>) -> bool {
+    /// Ethernet, IPv4, and the lengths of their addresses.
+    const ARP: [u8; 6] = [0, 1, 8, 0, 6, 4];
+    match (family, packet.network.unwrap_or_default()) {
+        (Family::Ipv4, [first, ..]) => first >> 4 == 4,
+        (Family::Ipv6, [first, ..]) => first >> 4 == 6,
+        (Family::Arp, header) => header.starts_with(&ARP),
+        _ => false,
     }
 }
 

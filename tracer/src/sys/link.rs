@@ -1,4 +1,4 @@
-//! Network devices of namespaces: a pair of virtual ones that joins two of them, and which are bridges.
+//! Network devices of namespaces: a pair of virtual ones that joins two of them, and which are on top of which.
 
 use super::netlink::{Error, Socket};
 use crate::netlink::{Builder, find};
@@ -18,6 +18,7 @@ const PREFIX: u8 = 30;
 mod attribute {
     pub(super) const IFNAME: u16 = 3;
     pub(super) const LINK: u16 = 5;
+    pub(super) const MASTER: u16 = 10;
     pub(super) const LINKINFO: u16 = 18;
     pub(super) const NET_NS_FD: u16 = 28;
     pub(super) const INFO_KIND: u16 = 1;
@@ -77,40 +78,59 @@ fn device(flags: u32) -> Vec<u8> {
     [[0; 4], INDEX.to_ne_bytes(), flags.to_ne_bytes(), flags.to_ne_bytes()].concat()
 }
 
-/// The names of a namespace's bridges, and of devices that are on top of one, as a VLAN is.
-pub fn bridges(namespace: &File) -> Result<Vec<Vec<u8>>, Error> {
+/// A network device and those below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Whether it is a bridge.
+    pub is_bridge: bool,
+    /// The names of the devices by which packets come to it: ports of a bridge, what a VLAN is on.
+    pub below: Vec<Vec<u8>>,
+}
+
+/// All devices of a namespace.
+pub fn devices(namespace: &File) -> Result<Vec<Device>, Error> {
     const DUMP: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
     /// `struct ifinfomsg`
     const HEADER: usize = 16;
-    struct Device {
+    /// Of other kinds the link is the other end of a pair, or what carries a tunnel.
+    const ON_TOP: [&str; 6] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"];
+    struct Found {
         index: u32,
-        below: Option<u32>,
+        kind: Option<String>,
+        link: Option<u32>,
+        master: Option<u32>,
         name: Vec<u8>,
-        is_bridge: bool,
     }
     let any = [0; HEADER];
     let request = |sequence| Builder::new().message(libc::RTM_GETLINK, DUMP, sequence, &any, |_| ());
-    let mut devices = Socket::open_route(namespace)?.dump(request, |message| {
+    let found = Socket::open_route(namespace)?.dump(request, |message| {
         let (header, attributes) = message.payload.split_at_checked(HEADER)?;
         let number = |bytes: &[u8]| Some(u32::from_ne_bytes(*bytes.first_chunk()?));
         let kind = find(attributes, attribute::LINKINFO)
             .and_then(|info| info.nested().find(|part| part.kind == attribute::INFO_KIND));
-        Some(Device {
+        Some(Found {
             index: number(&header[4..])?,
-            below: find(attributes, attribute::LINK).and_then(|below| number(below.value)),
+            kind: kind.map(|kind| kind.text().into_owned()),
+            link: find(attributes, attribute::LINK).and_then(|link| number(link.value)),
+            master: find(attributes, attribute::MASTER).and_then(|master| number(master.value)),
             name: find(attributes, attribute::IFNAME)?.value.strip_suffix(&[0])?.to_vec(),
-            is_bridge: kind.is_some_and(|kind| kind.text() == "bridge"),
         })
     })?;
-    // One on top of another on top of a bridge: no further.
-    for _ in 0..2 {
-        let bridges: Vec<u32> =
-            devices.iter().filter(|device| device.is_bridge).map(|device| device.index).collect();
-        for device in &mut devices {
-            device.is_bridge |= device.below.is_some_and(|below| bridges.contains(&below));
+    let of = |device: &Found| {
+        let kind = device.kind.as_deref().unwrap_or_default();
+        let is_below = |other: &&Found| {
+            let carries = ON_TOP.contains(&kind) && device.link == Some(other.index);
+            other.master == Some(device.index) || carries
+        };
+        Device {
+            name: device.name.clone(),
+            is_bridge: kind == "bridge",
+            below: found.iter().filter(is_below).map(|other| other.name.clone()).collect(),
         }
-    }
-    Ok(devices.into_iter().filter(|device| device.is_bridge).map(|device| device.name).collect())
+    };
+    Ok(found.iter().map(of).collect())
 }
 
 fn ask(mut socket: Socket, request: impl FnOnce(Builder, u32) -> Builder) -> Result<(), Error> {

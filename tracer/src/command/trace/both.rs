@@ -184,10 +184,8 @@ fn seen<'a>(
 ) -> Seen<'a> {
     let beginning = located.filter(|_| event.packet.is_some());
     let base = beginning.and_then(|located| Some((located, located.base()?)));
-    // The hooks of these are others of the same name.
-    let elsewhere = matches!(event.family, TableFamily::Bridge | TableFamily::Arp);
     Seen {
-        at: base.and_then(|(_, base)| base.at()).filter(|_| !elsewhere),
+        at: base.and_then(|(_, base)| base.at()),
         view: added.view,
         clock_ns,
         begins: base.map(|(located, _)| {

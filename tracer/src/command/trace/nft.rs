@@ -3,7 +3,7 @@
 use crate::fetch::nft::{self, Fetched, Nftables};
 use crate::footprint;
 use crate::netfilter::TableFamily;
-use crate::nftables::stands::Stands;
+use crate::nftables::stands::{Layer, Stands};
 use crate::nftables::trace::TraceEvent;
 use crate::nftables::{Located, Ruleset, inherit_texts, lacks_text};
 use crate::sys::link;
@@ -169,9 +169,11 @@ impl Live {
     }
 }
 
-/// Where bridges have chains, it matters which devices are bridges.
+/// What stands at the hooks, and which device is on top of which.
 fn stands(ruleset: &Ruleset, namespace: Option<&File>) -> Rc<Stands> {
     let stands = Stands::of(ruleset, footprint::is_table_of_ours);
-    let bridges = namespace.filter(|_| stands.have_bridges()).and_then(|it| link::bridges(it).ok());
-    Rc::new(stands.with_bridges(bridges.unwrap_or_default()))
+    let devices = namespace.and_then(|it| link::devices(it).ok());
+    let layer =
+        |device: link::Device| Layer { name: device.name, is_bridge: device.is_bridge, below: device.below };
+    Rc::new(stands.with_layers(devices.unwrap_or_default().into_iter().map(layer).collect()))
 }

@@ -31,23 +31,24 @@ impl At {
         Some(Self { hook, priority })
     }
 
-    /// Whether a packet can come from here to another place, or stays.
-    pub(super) fn leads_to(self, to: Self, loopback: bool) -> bool {
+    /// Whether a packet can come from here to another place, or stays. `device` says that it is at another device there.
+    pub(super) fn leads_to(self, to: Self, loopback: bool, device: bool) -> bool {
         use Hook::*;
         // With br_netfilter a packet meets the hooks of IP within those of a bridge.
         if self.hook.is_of_bridge() || to.hook.is_of_bridge() {
             return self.hook != to.hook || to.priority >= self.priority;
         }
         let later: &[Hook] = match self.hook {
-            Ingress => &[Prerouting, Input, Forward, Postrouting, Egress],
+            Ingress => &[Prerouting, Input, Forward, Postrouting, Egress, ArpInput],
             Prerouting => &[Input, Forward, Postrouting, Egress],
             Input => &[],
             Forward | Output => &[Postrouting, Egress],
-            Postrouting => &[Egress],
+            Postrouting | ArpOutput => &[Egress],
             _ => &[],
         };
         if self.hook == to.hook {
-            return to.priority >= self.priority;
+            // One device may be on top of another.
+            return to.priority >= self.priority || self.hook.is_of_device() && device;
         }
         later.contains(&to.hook) || loopback && self.leaves() && to.comes_in()
     }
@@ -59,7 +60,7 @@ impl At {
     }
 
     /// Whether the packet may be on its way out.
-    pub(super) fn leaves(self) -> bool {
+    pub fn leaves(self) -> bool {
         matches!(self.hook, Hook::Output | Hook::Postrouting | Hook::Egress)
     }
 
@@ -68,21 +69,45 @@ impl At {
         matches!(self.hook, Hook::Ingress | Hook::Prerouting | Hook::Input)
     }
 
+    /// Whether packets are here on their way in.
+    pub(super) fn is_for_incoming(self) -> bool {
+        use Hook::{
+            ArpInput, BridgeForward, BridgeInput, BridgePrerouting, Forward, Ingress, Input, Prerouting,
+        };
+        let before = matches!(self.hook, Ingress | BridgePrerouting | BridgeInput | Prerouting);
+        before || matches!(self.hook, Input | Forward | BridgeForward | ArpInput)
+    }
+
     /// Whether NAT may change where the packet goes on the way from here to another place.
     pub(super) fn crosses_destination_nat(self, to: Self) -> bool {
-        self.crosses(to, [Hook::Prerouting, Hook::Output])
+        use Hook::*;
+        let before = |at: Self| match at.hook {
+            Ingress | BridgePrerouting | BridgeInput => true,
+            Prerouting | Output => at.priority <= nat_priority(Prerouting),
+            _ => false,
+        };
+        let after = |at: Self| match at.hook {
+            Ingress => false,
+            Prerouting | Output => at.priority >= nat_priority(Prerouting),
+            _ => true,
+        };
+        before(self) && after(to)
     }
 
     /// Whether NAT may change where the packet says that it comes from.
     pub(super) fn crosses_source_nat(self, to: Self) -> bool {
-        let leaves = self.leaves() && (to.comes_in() || to.hook == Hook::Egress);
-        leaves || self.crosses(to, [Hook::Postrouting, Hook::Input])
-    }
-
-    fn crosses(self, to: Self, hooks: [Hook; 2]) -> bool {
-        let priority = nat_priority(hooks[0]);
-        let before = hooks.contains(&self.hook) && self.priority <= priority;
-        before && (to.hook != self.hook || to.priority >= priority)
+        use Hook::*;
+        let before = |at: Self| match at.hook {
+            Postrouting | Input => at.priority <= nat_priority(Postrouting),
+            hook => hook != Egress,
+        };
+        let after = |at: Self| match at.hook {
+            Postrouting | Input => at.priority >= nat_priority(Postrouting),
+            Egress | BridgeOutput | BridgePostrouting => true,
+            _ => false,
+        };
+        let leaves = self.leaves() && (to.comes_in() || to.hook == Egress);
+        leaves || before(self) && after(to)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{At, Half, Joined, Seen};
 use crate::netfilter::{Family, Hook};
-use crate::nftables::stands::{BaseName, Devices, Stands};
+use crate::nftables::stands::{Devices, Met, Stands};
 use crate::packet::{Headers, Packet};
 use crate::path::group::identity::Facts;
 use crate::path::{Certainty, Path};
@@ -18,12 +18,19 @@ pub(super) struct Open<S> {
     first: Option<Rc<Packet>>,
     pub(super) legacy: Option<u64>,
     pub(super) nft: Option<u64>,
+    /// Where the half of nftables began, and where it was last.
+    nft_way: Option<[(At, Option<Vec<u8>>); 2]>,
+    /// The half that it is the way of.
+    nft_began: Option<u64>,
     /// Halves that are not over.
     pub(super) halves: usize,
     at: Option<At>,
     /// It leaves by the loopback device.
     loopback: bool,
+    /// By which it came in when it was seen first.
     indev: Option<Vec<u8>>,
+    /// By which it comes in, as it was said last: first the port, then the bridge.
+    last_indev: Option<Vec<u8>>,
     /// By which it leaves, as it was said last.
     outdev: Option<Vec<u8>>,
     inside: bool,
@@ -32,7 +39,7 @@ pub(super) struct Open<S> {
     pub(super) moved_ns: u64,
     /// Where it has been, in order.
     places: Vec<At>,
-    met: HashSet<BaseName>,
+    met: HashSet<Met>,
     stands: Rc<Stands>,
     pub(super) steps: Vec<(u64, S)>,
     pub(super) path: Path,
@@ -62,10 +69,13 @@ impl<S> Open<S> {
             first: None,
             legacy: None,
             nft: None,
+            nft_way: None,
+            nft_began: None,
             halves: 0,
             at: None,
             loopback: false,
             indev: None,
+            last_indev: None,
             outdev: None,
             inside: false,
             gone: false,
@@ -92,14 +102,39 @@ impl<S> Open<S> {
         let comes_in = || seen.at.is_some_and(At::comes_in) && self.at.is_some_and(At::leaves);
         let free = match half {
             Half::Legacy(_) => self.legacy.is_none(),
-            // The id changes when a packet comes in again by the loopback device, and not otherwise.
-            Half::Nft(_) => self.nft.is_none() || self.loopback && comes_in(),
+            // The id changes when a packet comes in by another device: again, or by one on top of the first.
+            Half::Nft(_) => self.nft.is_none() || self.loopback && comes_in() || self.goes_up(seen),
         };
-        free && !self.gone && !self.inside && self.leads_to(seen.at) && self.ends_fit(seen.at, facts)
+        free && !self.gone && !self.inside && self.leads_to(seen) && self.ends_fit(seen.at, facts)
     }
 
-    fn leads_to(&self, to: Option<At>) -> bool {
-        self.at.zip(to).is_none_or(|(from, to)| from.leads_to(to, self.loopback))
+    fn leads_to(&self, seen: &Seen<'_>) -> bool {
+        let leads = |(from, to): (At, At)| from.leads_to(to, self.loopback, self.is_elsewhere(seen));
+        self.at.zip(seen.at).is_none_or(leads)
+    }
+
+    /// Whether it may have gone on to a device on top of the one by which it came.
+    fn goes_up(&self, seen: &Seen<'_>) -> bool {
+        let indev = seen.view.as_ref().and_then(|view| view.indev);
+        let Some([(_, first), (last, device)]) = &self.nft_way else { return false };
+        let Some((at, indev)) = seen.at.zip(indev).filter(|(at, _)| at.is_for_incoming()) else {
+            return false;
+        };
+        if first.as_deref().is_some_and(|first| first != indev) {
+            return last.is_for_incoming();
+        }
+        // A bridge asked IP with br_netfilter, as if it were the device already.
+        let asked = last.hook == Hook::Prerouting && device.as_deref() == Some(indev);
+        asked && at.hook != Hook::Prerouting && self.stands.is_behind_bridge(Some(indev))
+    }
+
+    /// Whether the packet is at another device than before.
+    fn is_elsewhere(&self, seen: &Seen<'_>) -> bool {
+        let differs = |before: &Option<Vec<u8>>, now: Option<&[u8]>| {
+            before.as_deref().zip(now).is_some_and(|(before, now)| before != now)
+        };
+        let view = seen.view.as_ref();
+        view.is_some_and(|view| differs(&self.last_indev, view.indev) || differs(&self.outdev, view.outdev))
     }
 
     /// Whether addresses and ports are the same, or NAT may have changed them on the way.
@@ -121,7 +156,7 @@ impl<S> Open<S> {
         if self.gone
             || self.inside && elsewhere
             || !same
-            || !self.leads_to(seen.at)
+            || !self.leads_to(&seen)
             || !self.ends_fit(seen.at, facts.as_ref())
         {
             self.doubt(other());
@@ -137,21 +172,33 @@ impl<S> Open<S> {
             if self.indev.is_none() {
                 self.indev = view.indev.map(<[u8]>::to_vec);
             }
+            self.last_indev = view.indev.map(<[u8]>::to_vec);
             self.outdev = view.outdev.map(<[u8]>::to_vec);
         }
         self.facts = facts.or(self.facts);
         if let Some(at) = seen.at {
+            if let Half::Nft(of) = half {
+                let now = (at, self.last_indev.clone());
+                let began = self.nft_way.take().filter(|_| self.nft_began == Some(of));
+                self.nft_way = Some([began.map_or_else(|| now.clone(), |[began, _]| began), now]);
+                self.nft_began = Some(of);
+            }
             self.places.push(at);
             self.at = Some(at);
         }
-        self.met.extend(seen.begins);
+        let at_device = seen.at.filter(|at| at.hook.is_of_device()).and(seen.view);
+        let device = at_device.and_then(|view| view.indev.or(view.outdev)).map(<[u8]>::to_vec);
+        self.met.extend(seen.begins.map(|base| (base, device)));
         (self.inside, self.gone, self.queued) = (seen.inside, seen.gone, seen.queued);
         self.moved_ns = seen.clock_ns;
     }
 
     /// Whether nothing more can come of it.
     pub(super) fn is_over(&self) -> bool {
-        let is_last = |at: At| matches!(at.hook, Hook::Input | Hook::Postrouting | Hook::Egress);
+        use Hook::{ArpInput, ArpOutput, BridgePostrouting, Egress, Input, Postrouting};
+        let is_last = |at: At| {
+            matches!(at.hook, Input | Postrouting | Egress | BridgePostrouting | ArpInput | ArpOutput)
+        };
         self.gone || self.at.is_some_and(is_last) && !self.inside && !self.loopback
     }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::netfilter::{Hook, TableFamily, Verdict};
+use crate::nftables::stands::Layer;
 use crate::packet::Link;
 use expect_test::{Expect, expect};
 use std::fmt::Write as _;
@@ -22,13 +23,15 @@ struct Fixture {
     join: Join<&'static str>,
     stands: Rc<Stands>,
     clock_ns: u64,
+    /// By which packets come in.
+    indev: &'static [u8],
     text: String,
 }
 
 impl Fixture {
     fn new() -> Self {
         let stands = Rc::new(Stands::of(&crate::nftables::Ruleset::default(), |_| false));
-        Self { join: Join::new(None, false), stands, clock_ns: 0, text: String::new() }
+        Self { join: Join::new(None, false), stands, clock_ns: 0, indev: b"lo", text: String::new() }
     }
 
     /// `gone` says that this was its last step.
@@ -44,7 +47,7 @@ impl Fixture {
         let outdev = matches!(hook, Hook::Output | Hook::Postrouting).then_some(&b"lo"[..]);
         let view = PacketView {
             family: Family::Ipv4,
-            indev: outdev.is_none().then_some(&b"lo"[..]),
+            indev: outdev.is_none().then_some(self.indev),
             outdev,
             link: Link::default(),
             len: 29,
@@ -154,6 +157,55 @@ fn the_id_changes_on_loopback() {
 }
 
 #[test]
+fn the_id_changes_on_the_way_up_to_a_bridge() {
+    let mut fixture = Fixture::new();
+    let bytes = packet(7, [1, 2], 53);
+    fixture.indev = b"port";
+    fixture.meet(Half::Nft(1), (Hook::Ingress, 10), &bytes, "port", false);
+    fixture.meet(Half::Nft(1), (Hook::BridgeInput, 0), &bytes, "bridge", false);
+    fixture.indev = b"br0";
+    fixture.meet(Half::Nft(2), (Hook::Ingress, 0), &bytes, "up", false);
+    fixture.meet(Half::Legacy(1), (Hook::Input, -150), &bytes, "mangle", false);
+    fixture.meet(Half::Nft(2), (Hook::Input, 0), &bytes, "in", false);
+    // The same headers again, from where it went.
+    fixture.meet(Half::Nft(3), (Hook::Input, 0), &bytes, "next", false);
+    (1..=3).for_each(|half| fixture.close(Half::Nft(half), Verdict::Accept));
+    fixture.close(Half::Legacy(1), Verdict::Accept);
+    fixture.check(expect![[r#"
+        2 accept complete next: 
+        1 accept complete port bridge up mangle in: 
+    "#]]);
+}
+
+/// With br_netfilter a bridge asks IP as if the packet had come by the bridge already.
+#[test]
+fn the_id_changes_where_a_bridge_asks_first() {
+    let mut fixture = Fixture::new();
+    let layer = |name: &[u8], is_bridge, below: &[&[u8]]| Layer {
+        name: name.to_vec(),
+        is_bridge,
+        below: below.iter().map(|name| name.to_vec()).collect(),
+    };
+    let layers =
+        vec![layer(b"br0", true, &[b"port"]), layer(b"port", false, &[]), layer(b"eth0", false, &[])];
+    let stands = Stands::of(&crate::nftables::Ruleset::default(), |_| false).with_layers(layers);
+    fixture.stands = Rc::new(stands);
+    for (indev, id) in [(&b"br0"[..], 7), (b"eth0", 8)] {
+        fixture.indev = indev;
+        let bytes = packet(id, [1, 2], 53);
+        let half = u64::from(id) * 10;
+        fixture.meet(Half::Nft(half), (PRE, MARK), &bytes, "pre", false);
+        fixture.meet(Half::Nft(half + 1), (Hook::Input, 0), &bytes, "in", false);
+        [half, half + 1].into_iter().for_each(|half| fixture.close(Half::Nft(half), Verdict::Accept));
+    }
+    fixture.check(expect![[r#"
+        1 accept complete pre in: 
+        2 accept complete pre: 
+        3 accept complete in: 
+    "#]]);
+}
+
+#[test]
 fn who_did_not_come_by_the_mark_is_in_doubt() {
     let mut fixture = Fixture::new();
     fixture.join = Join::new(None, true);
@@ -205,7 +257,9 @@ fn silent_base_chains_are_told() {
     let stands = Stands::of(&parts.finish(7), |_| false);
     let at = |hook, priority| At { hook, priority };
     let silent = |family, places: &[At], met: &[(TableFamily, &str, &str)]| {
-        let met = met.iter().map(|(family, table, chain)| (*family, (*table).into(), (*chain).into()));
+        let met = met.iter().map(|(family, table, chain)| {
+            ((*family, (*table).into(), (*chain).into()), (*chain == "both").then(|| b"left".to_vec()))
+        });
         stands
             .silent(
                 family,
@@ -227,4 +281,23 @@ fn silent_base_chains_are_told() {
         (TableFamily::Netdev, "edge", "both"),
     ];
     expect![""].assert_eq(&silent(Family::Ipv4, &[at(PRE, -350), at(Hook::Input, 0)], &told));
+    // A bridge that is seen by none of its ports' chains, because the mark comes later.
+    let layer = |name: &[u8], is_bridge, below: &[&[u8]]| Layer {
+        name: name.to_vec(),
+        is_bridge,
+        below: below.iter().map(|name| name.to_vec()).collect(),
+    };
+    let stands = stands.with_layers(vec![
+        layer(b"vlan", false, &[b"br0"]),
+        layer(b"br0", true, &[b"left", b"other"]),
+        layer(b"left", false, &[]),
+        layer(b"other", false, &[]),
+    ]);
+    let met =
+        told[..2].iter().map(|(family, table, chain)| ((*family, (*table).into(), (*chain).into()), None));
+    let met = met.collect();
+    let devices = crate::nftables::stands::Devices { indev: Some(b"vlan"), outdev: None };
+    let places = [at(PRE, -350), at(Hook::Input, 0)];
+    expect!["netdev edge:both may have to be there: the mark comes after it"]
+        .assert_eq(&stands.silent(Family::Ipv4, &places, false, &met, devices).join("\n"));
 }
