@@ -581,8 +581,12 @@ fn ended(identity: u64, verdict: Option<i32>) {
 }
 
 /// A packet leaves a base chain, where nothing else tells. `key` is where the function's frame lies.
+///
+/// Newer kernels free what they drop at once, for a reason, and return an error number with `NF_STOLEN` (`NF_DROP_REASON`).
 #[inline(always)]
 pub fn leave(key: u64, code: u32) {
+    let freed = code & 0xff == NF_STOLEN as u32 && code >> 16 != 0;
+    let code = if freed { NF_DROP as u32 } else { code };
     if let Some(_alone) = cpu().claim() {
         drop_none(end(key, code));
     }

@@ -274,7 +274,7 @@ impl Interpreter {
                 }
             }
             Record::Freed(freed) => {
-                self.leave(freed.packet);
+                self.leave_freed(freed);
                 self.freed(freed);
             }
             Record::Reinjected(reinjected) => {
@@ -393,6 +393,16 @@ impl Interpreter {
     fn leave(&mut self, packet: u64) {
         if let Some(ended) = self.runs.of_packet(packet) {
             self.run(&ended);
+        }
+    }
+
+    /// A packet has been freed. A base chain can do that itself, before it is seen that the packet leaves it.
+    fn leave_freed(&mut self, freed: &Freed) {
+        let place = self.endings.as_mut().and_then(|endings| endings.place(freed.location));
+        let by_chain = place.is_some_and(|place| place.name == "nft_do_chain");
+        match by_chain.then(|| self.runs.dropped(freed.packet)).flatten() {
+            Some(ended) => self.run(&ended),
+            None => self.leave(freed.packet),
         }
     }
 

@@ -81,6 +81,30 @@ impl Runs {
         self.end(run)
     }
 
+    /// The packet was dropped by the base chain that it was in: a run that is open has ended so.
+    pub(super) fn dropped(&mut self, packet: u64) -> Option<Ended> {
+        const NF_DROP: i32 = 0;
+        let run = *self.by_packet.get(&packet)?;
+        let open = self.open.get_mut(&run)?;
+        let (index, commits) = open
+            .events
+            .last()
+            .map_or((0, open.run.commits), |event| (event.index.wrapping_add(1), event.commits));
+        let none = Event {
+            kind: 0,
+            index,
+            run,
+            rule: 0,
+            target: 0,
+            what: what::LEFT,
+            code: NF_DROP,
+            commits,
+            mark: 0,
+        };
+        open.events.push(none);
+        self.end(run)
+    }
+
     /// A run that has been silent for too long.
     pub(super) fn silent(&mut self, now_ns: u64) -> Option<Ended> {
         while let Some((_, run)) = self.begun.pop_front_if(|(begun_ns, _)| *begun_ns + SILENT_NS <= now_ns) {
