@@ -1,5 +1,6 @@
 //! How packets end, and what is said of it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -7,11 +8,11 @@ use anyhow::{Context, Result};
 use nftracer_tests::lab::{Family, Lab, Place, Spread};
 use nftracer_tests::netns::{self, Netns};
 use nftracer_tests::nfqueue::Queue;
-use nftracer_tests::packet::{Packet, SYN, Transport};
+use nftracer_tests::packet::{Packet, SYN, Transport, protocol};
 use nftracer_tests::ruleset;
 use nftracer_tests::tracer::{self, Tracer};
 use nftracer_tests::traffic::{CLOSED, OPEN, Senders, Server, Shot};
-use nftracer_tests::{check, wait};
+use nftracer_tests::{check, faults, wait};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -19,6 +20,8 @@ use crate::{Options, Outcome, Test};
 
 pub(crate) const TESTS: &[Test] = &[Test { name: "endings", run: endings }];
 
+/// Source ports of packets come behind it.
+const FIRST: u16 = 20_000;
 const SHOWN_WITHIN: Duration = Duration::from_secs(60);
 
 /// Tables at every hook, so that a packet is seen wherever it comes; in filter what some of the packets need.
@@ -29,13 +32,25 @@ const RULES: &str = "*raw\nCOMMIT\n*mangle\n-A PREROUTING -p udp -m udp --dport 
     -A FORWARD -p udp -m udp --dport 5005 -j NFQUEUE --queue-num 5\n\
     -A FORWARD -p udp -m udp --dport 5006 -j NFQUEUE --queue-num 6\n\
     -A FORWARD -p udp -m conntrack --ctstate INVALID\nCOMMIT\n";
-/// Without a nat table here, and with a base chain behind the table.
-const BASE_CHAIN: &str = "table inet fw { chain forward { type filter hook forward priority 10; policy accept; \
-    udp dport 5002 drop; }\n}";
+/// The same for IPv6, as far as its packets need it.
+const RULES_6: &str = "*raw\nCOMMIT\n*mangle\n-A PREROUTING -p udp -m udp --dport 5003 -j HL --hl-set 1\nCOMMIT\n\
+    *filter\n:INPUT DROP\n-A INPUT -p udp -m udp --dport 4000:4001 -j ACCEPT\n\
+    -A FORWARD -p udp -m udp --dport 5001 -j DROP\n\
+    -A FORWARD -p udp -m udp --dport 5005 -j NFQUEUE --queue-num 5\n\
+    -A FORWARD -p udp -m udp --dport 5006 -j NFQUEUE --queue-num 6\nCOMMIT\n";
+/// Without a nat table here, with a base chain behind the table, and one at a device.
+const BASE_CHAINS: &str = "table inet fw { chain forward { type filter hook forward priority 10; policy accept; \
+    udp dport 5002 drop; }\n}\n\
+    table netdev d { chain in { type filter hook ingress device ra priority 0; policy accept; udp dport 5008 drop; }\n}\n";
+/// One more at a device, which kernels before 5.16 do not know.
+const EGRESS: &str = "table netdev d { chain out { type filter hook egress device rb priority 0; policy accept; \
+    udp dport 5009 drop; }\n}";
 
 /// What becomes of a datagram.
+#[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
+    at: Place,
     to: &'static str,
     from: &'static str,
     port: u16,
@@ -50,6 +65,7 @@ struct Case {
 
 const USUAL: Case = Case {
     name: "",
+    at: Place::A,
     to: "10.0.2.2",
     from: "10.0.1.2",
     port: OPEN,
@@ -58,6 +74,9 @@ const USUAL: Case = Case {
     reasons: &[],
     freed_in: &[],
 };
+
+/// The same with IPv6.
+const USUAL_6: Case = Case { to: "fd00:2::2", from: "fd00:1::2", ..USUAL };
 
 const CASES: &[Case] = &[
     Case { name: "forwarded", ending: || json!({"kind": "forwarded", "device": "rb"}), ..USUAL },
@@ -131,6 +150,113 @@ const CASES: &[Case] = &[
         freed_in: &["nf_queue", "nf_hook_slow"],
         ..USUAL
     },
+    Case {
+        name: "sent",
+        at: Place::R,
+        from: "10.0.2.1",
+        ending: || json!({"kind": "sent", "device": "rb"}),
+        ..USUAL
+    },
+    Case {
+        name: "a rule at the device drops it",
+        port: 5008,
+        verdict: "drop",
+        ending: || json!({"kind": "dropped", "step": "d:in:rule:1"}),
+        ..USUAL
+    },
+    Case { name: "forwarded, IPv6", ending: || json!({"kind": "forwarded", "device": "rb"}), ..USUAL_6 },
+    Case {
+        name: "sent, IPv6",
+        at: Place::R,
+        from: "fd00:2::1",
+        ending: || json!({"kind": "sent", "device": "rb"}),
+        ..USUAL_6
+    },
+    Case {
+        name: "taken in, IPv6",
+        to: "fd00:1::1",
+        ending: || json!({"kind": "accepted", "hook": "input"}),
+        ..USUAL_6
+    },
+    Case {
+        name: "a rule drops it, IPv6",
+        port: 5001,
+        verdict: "drop",
+        ending: || json!({"kind": "dropped", "step": "filter:FORWARD:rule:1"}),
+        ..USUAL_6
+    },
+    Case {
+        name: "a rule of nftables drops it, IPv6",
+        port: 5002,
+        verdict: "drop",
+        ending: || json!({"kind": "dropped", "step": "fw:forward:rule:1"}),
+        ..USUAL_6
+    },
+    Case {
+        name: "a rule at the device drops it, IPv6",
+        port: 5008,
+        verdict: "drop",
+        ending: || json!({"kind": "dropped", "step": "d:in:rule:1"}),
+        ..USUAL_6
+    },
+    Case {
+        name: "the policy drops it, IPv6",
+        to: "fd00:1::1",
+        port: 5001,
+        verdict: "drop",
+        ending: || json!({"kind": "dropped", "step": "filter:INPUT:policy:2"}),
+        ..USUAL_6
+    },
+    Case {
+        name: "nobody listens, IPv6",
+        to: "fd00:1::1",
+        port: CLOSED,
+        ending: || json!({"kind": "freed"}),
+        reasons: &["NO_SOCKET"],
+        freed_in: &["__udp6_lib_rcv", "udpv6_rcv"],
+        ..USUAL_6
+    },
+    Case {
+        name: "it has lived too long, IPv6",
+        port: 5003,
+        ending: || json!({"kind": "freed"}),
+        reasons: &["IP_INHDR", "NOT_SPECIFIED"],
+        freed_in: &["ip6_forward"],
+        ..USUAL_6
+    },
+    Case {
+        name: "there is no route, IPv6",
+        to: "fd00:99::1",
+        ending: || json!({"kind": "freed"}),
+        reasons: &["IP_INNOROUTES", "NOT_SPECIFIED"],
+        freed_in: &["ip6_pkt_drop", "ip6_pkt_discard"],
+        ..USUAL_6
+    },
+    Case {
+        name: "nobody takes it out of the queue, IPv6",
+        port: 5006,
+        verdict: "queue",
+        ending: || json!({"kind": "freed"}),
+        freed_in: &["nf_queue", "nf_hook_slow"],
+        ..USUAL_6
+    },
+];
+
+const AT_EGRESS: [Case; 2] = [
+    Case {
+        name: "a rule at the device that it leaves by drops it",
+        port: 5009,
+        verdict: "drop",
+        ending: || json!({"kind": "dropped", "step": "d:out:rule:1"}),
+        ..USUAL
+    },
+    Case {
+        name: "a rule at the device that it leaves by drops it, IPv6",
+        port: 5009,
+        verdict: "drop",
+        ending: || json!({"kind": "dropped", "step": "d:out:rule:1"}),
+        ..USUAL_6
+    },
 ];
 
 fn endings(options: &Options) -> Result<Outcome> {
@@ -143,12 +269,35 @@ fn endings(options: &Options) -> Result<Outcome> {
     let senders = Senders::open(&lab)?;
     lab.all().into_iter().try_for_each(Netns::clear_rules)?;
     ruleset::load(&lab.r, Family::Ipv4, RULES)?;
-    lab.r.command("nft", &["-f", "-"], BASE_CHAIN)?;
+    ruleset::load(&lab.r, Family::Ipv6, RULES_6)?;
+    lab.r.command("nft", &["-f", "-"], BASE_CHAINS)?;
+    let egress = lab.r.command("nft", &["-f", "-"], EGRESS).is_ok();
     lab.r.sysctl("net/ipv4/conf/ra/rp_filter", "1")?;
-    let tracer = Tracer::start(&["--netns", lab.r.name(), "-o", "json", "src net 10.0.0.0/16"], &[])?;
-    let mut seen = Watch { tracer, senders, said: tracer::Trace::default(), freed: Vec::new(), number: 0 };
-    for case in CASES {
-        let packet = seen.send(case).with_context(|| case.name)?;
+    let filter = "src net 10.0.0.0/16 or src net fd00::/16";
+    let tracer = Tracer::start(&["--netns", lab.r.name(), "-o", "json", filter], &[])?;
+    // The same packets again, but only those that are dropped.
+    let arguments = ["--backend", "ebpf", "--netns", lab.r.name(), "-o", "json", "--verdict", "drop", filter];
+    let dropped = Tracer::start(&arguments, &[])?;
+    let has_reasons = faults::kernel_has_reasons()?;
+    let mut seen = Watch {
+        tracer,
+        senders,
+        said: tracer::Trace::default(),
+        freed: Vec::new(),
+        number: 0,
+        dropped: BTreeSet::new(),
+    };
+    let cases = CASES.iter().chain(AT_EGRESS.iter().filter(|_| egress));
+    let count = cases.clone().count();
+    let mut fired = Vec::new();
+    for case in cases {
+        fired.push((case, seen.fire(case)?));
+        if case.verdict == "drop" {
+            seen.dropped.insert(seen.number);
+        }
+    }
+    for (case, number) in fired {
+        let packet = seen.packet(number).with_context(|| case.name)?;
         let said = || format!("{}: {packet:?}", case.name);
         if options.verbose {
             println!("  {}: {} {}", case.name, packet.ending, packet.why);
@@ -163,32 +312,40 @@ fn endings(options: &Options) -> Result<Outcome> {
             let function = symbol.split(['+', '.']).next().unwrap_or_default();
             check(case.freed_in.contains(&function), said())?;
         }
-        if let Some(reason) = packet.ending["reason"].as_str()
-            && !case.reasons.is_empty()
-        {
+        let reason = packet.ending["reason"].as_str();
+        check(packet.ending["kind"] != "freed" || reason.is_some() == has_reasons, said())?;
+        if let Some(reason) = reason.filter(|_| !case.reasons.is_empty()) {
             check(case.reasons.contains(&reason), said())?;
         }
     }
-    queued(&lab, &mut seen)?;
+    for usual in [USUAL, USUAL_6] {
+        queued(&lab, &mut seen, usual)?;
+    }
     left(&lab, &mut seen)?;
     stolen(&mut seen)?;
     by_function(&mut seen)?;
+    only_dropped(dropped, &seen.dropped)?;
     let ended = seen.tracer.stop(Signal::INT)?;
     let totals = ended.trace.end.context("the last row is missing")?;
     check(totals.missed == 0 && totals.lost == 0, format!("{totals:?}"))?;
-    Ok(Outcome::Passed(format!("{} packets", CASES.len() + 5)))
+    let egress = if egress { "with" } else { "without" };
+    let reasons = if has_reasons { "with" } else { "without" };
+    Ok(Outcome::Passed(format!("{} packets, {egress} egress, {reasons} reasons", count + 7)))
 }
 
 /// User space lets one packet go on, and drops one.
-fn queued(lab: &Lab, seen: &mut Watch) -> Result<()> {
+fn queued(lab: &Lab, seen: &mut Watch, usual: Case) -> Result<()> {
     let queue = lab.r.enter(|| Queue::open(5))?;
     let cases = [
         (1, "accept", json!({"kind": "forwarded", "device": "rb"})),
         (0, "drop", json!({"kind": "dropped", "queue": 5, "by": "user"})),
     ];
     for (verdict, word, ending) in cases {
-        let number = seen.fire(&Case { port: 5005, ..USUAL })?;
+        let number = seen.fire(&Case { port: 5005, ..usual })?;
         queue.decide(verdict)?;
+        if word == "drop" {
+            seen.dropped.insert(seen.number);
+        }
         let packet = seen.packet(number)?;
         let said = || format!("{word} out of the queue: {packet:?}");
         check(packet.ending == ending, said())?;
@@ -241,6 +398,7 @@ fn by_function(seen: &mut Watch) -> Result<()> {
     let packet = seen.send(&USUAL);
     std::fs::write(most, before)?;
     let packet = packet?;
+    seen.dropped.insert(seen.number);
     let said = || format!("conntrack has no room: {packet:?}");
     check(packet.verdict == "accept" && packet.certainty == tracer::Certainty::Complete, said())?;
     check(packet.path.last().is_some_and(|step| step.starts_with("raw:PREROUTING")), said())?;
@@ -250,6 +408,20 @@ fn by_function(seen: &mut Watch) -> Result<()> {
     check(ending["hooks"] == json!(["prerouting"]), said())
 }
 
+/// `--verdict drop` shows what was dropped by a rule, a policy, another function of a hook or user space, and nothing else.
+fn only_dropped(tracer: Tracer, dropped: &BTreeSet<u16>) -> Result<()> {
+    let ports = |trace: &tracer::Trace| {
+        let done = trace.steps.iter().filter(|step| trace.packets.contains_key(&step.packet));
+        // What answers a datagram or a SYN is another packet.
+        let sent = done.filter(|step| step.identity.protocol == protocol::UDP);
+        sent.map(|step| step.identity.ports[0]).filter(|port| *port > FIRST).collect::<BTreeSet<u16>>()
+    };
+    let expected: BTreeSet<u16> = dropped.iter().map(|number| FIRST + number).collect();
+    wait::until(SHOWN_WITHIN, || tracer.look(|trace| (ports(trace) == expected).then_some(())));
+    let shown = ports(&tracer.stop(Signal::INT)?.trace);
+    check(shown == expected, format!("--verdict drop: {shown:?} instead of {expected:?}"))
+}
+
 /// The tracer, and what it has told.
 struct Watch {
     tracer: Tracer,
@@ -257,14 +429,17 @@ struct Watch {
     said: tracer::Trace,
     /// Rows about packets that were shown before.
     freed: Vec<Value>,
+    /// The last number, without what makes a port of it.
     number: u16,
+    /// Those of packets that were dropped by anybody who may.
+    dropped: BTreeSet<u16>,
 }
 
 impl Watch {
     /// A number that no packet had.
     fn next(&mut self) -> u16 {
         self.number += 1;
-        20_000 + self.number
+        FIRST + self.number
     }
 
     fn fire(&mut self, case: &Case) -> Result<u16> {
@@ -272,7 +447,7 @@ impl Watch {
         let (src, dst): (IpAddr, IpAddr) = (case.from.parse()?, case.to.parse()?);
         let transport = Transport::Udp { sport: number, dport: case.port };
         let packet = Packet { src, dst, transport, payload: 32, id: number, tos: 0, fragment: None };
-        self.senders.fire(&Shot { from: Place::A, packet });
+        self.senders.fire(&Shot { from: case.at, packet });
         Ok(number)
     }
 

@@ -53,8 +53,8 @@ pub(crate) struct Options {
     /// How long tests under load go on
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// How many of the faults to put to `why`, spread evenly; the native tests take them all
-    #[arg(long, default_value_t = 6)]
+    /// How many of the faults to put to `why`, spread evenly, beside those that are no rule's; the native tests take them all
+    #[arg(long, default_value_t = 4)]
     faults: usize,
     /// How long to make a faulty ruleset smaller
     #[arg(long, default_value_t = 60)]

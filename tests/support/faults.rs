@@ -1,5 +1,6 @@
 //! Rulesets that keep a packet from getting through, as people make them, and what `nftracer why` has to say of each.
 
+use std::fs;
 use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
@@ -40,6 +41,8 @@ pub struct Fault {
     close: Option<(&'static str, &'static str, &'static str)>,
     /// How the command begins that shows more, without the namespace.
     look: &'static str,
+    /// Reasons of which the kernel gives one, where it throws the packet away and has reasons.
+    reasons: &'static [&'static str],
 }
 
 #[derive(Clone, Copy)]
@@ -71,6 +74,7 @@ const USUAL: Fault = Fault {
     step: ("legacy", ""),
     close: None,
     look: "iptables-legacy -t filter -nvL FORWARD --line-numbers",
+    reasons: &[],
 };
 
 /// All of them.
@@ -131,6 +135,7 @@ pub const FAULTS: &[Fault] = &[
         fate: "last seen",
         step: ("legacy", "mangle:PREROUTING:policy:1"),
         look: "ip route get 10.0.2.2 from 10.0.9.9 iif ra",
+        reasons: &["IP_RPFILTER"],
         ..USUAL
     },
     Fault {
@@ -139,6 +144,7 @@ pub const FAULTS: &[Fault] = &[
         fate: "last seen",
         step: ("legacy", "mangle:PREROUTING:policy:1"),
         look: "ip route get 10.99.0.1 from 10.0.1.2 iif ra",
+        reasons: &["IP_INNOROUTES", "NOT_SPECIFIED"],
         ..USUAL
     },
     Fault {
@@ -147,6 +153,7 @@ pub const FAULTS: &[Fault] = &[
         fate: "last seen",
         step: ("legacy", "mangle:PREROUTING:policy:1"),
         look: "ip route get 10.0.2.2 from 10.0.1.2 iif ra",
+        reasons: &["IP_INNOROUTES", "IP_INADDRERRORS", "NOT_SPECIFIED"],
         ..USUAL
     },
     Fault {
@@ -305,6 +312,13 @@ pub const FAULTS: &[Fault] = &[
     },
 ];
 
+/// Whether the kernel says why it throws a packet away: since 5.17.
+pub fn kernel_has_reasons() -> Result<bool> {
+    let format = "/sys/kernel/tracing/events/skb/kfree_skb/format";
+    let format = fs::read_to_string(format).with_context(|| format.to_owned())?;
+    Ok(format.contains("reason"))
+}
+
 impl Fault {
     /// In a lab without rules: makes the fault, has `nftracer why` watch with these arguments while the packet
     /// comes, undoes it, and holds what was said against what is wrong.
@@ -324,8 +338,30 @@ impl Fault {
             netns.command("nft", &["flush", "ruleset"], "")?;
         }
         netns.clear_rules()?;
-        said.and_then(|row| self.check(&row, netns.name()).with_context(|| row.to_string()))
-            .with_context(|| self.name)
+        let probes = arguments.contains(&"ebpf");
+        said.and_then(|row| {
+            let checked = self.check(&row, netns.name());
+            let checked = checked.and_then(|()| if probes { self.check_reason(&row) } else { Ok(()) });
+            checked.with_context(|| row.to_string())
+        })
+        .with_context(|| self.name)
+    }
+
+    /// Whether it is no rule that drops the packet.
+    pub fn is_last_seen(&self) -> bool {
+        self.fate == "last seen"
+    }
+
+    /// The kernel threw it away: where it has reasons for that, one has to be said.
+    fn check_reason(&self, row: &Value) -> Result<()> {
+        let ending = &row["ending"];
+        let reason = ending["reason"].as_str();
+        if ending["kind"] != "freed" {
+            return check(self.fate != "last seen", "it was freed");
+        }
+        check(reason.is_some() == kernel_has_reasons()?, "the kernel has reasons, or it has none")?;
+        let fits = reason.is_none_or(|reason| self.reasons.is_empty() || self.reasons.contains(&reason));
+        check(fits, format!("the reason is one of {:?}", self.reasons))
     }
 
     fn watch(&self, lab: &Lab, senders: &Senders, number: u16, arguments: &[&str]) -> Result<Value> {

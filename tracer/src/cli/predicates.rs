@@ -50,7 +50,7 @@ pub(super) struct CgroupArgs {
 /// How packets ended.
 #[derive(Args, Debug)]
 pub(super) struct VerdictArgs {
-    /// That ended so: drop, accept, stolen or queue; several separated by commas
+    /// That ended so: drop, accept, stolen or queue; several separated by commas. With eBPF, what another function of a hook drops, or user space, is a drop
     #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = verdict, help_heading = HEADING)]
     verdict: Vec<Verdict>,
 }

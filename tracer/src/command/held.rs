@@ -117,7 +117,7 @@ impl Held {
         let Open { met, pieces, style, took_ns, is_cut } = self.open.remove(&path.packet).unwrap_or_default();
         self.steps -= pieces.len();
         Done {
-            choice: match self.predicates.choose(met, path.verdict) {
+            choice: match self.predicates.choose(met, path.verdict, path.ending.as_ref()) {
                 _ if self.slow_ns > 0 && took_ns <= self.slow_ns => Choice::Unwanted,
                 choice => choice,
             },

@@ -9,6 +9,7 @@ mod tests;
 use crate::netfilter::{Hook, StepKind, Verdict};
 use crate::packet::PacketView;
 use crate::path::Step;
+use crate::path::ending::Ending;
 use std::fmt;
 use std::str::FromStr;
 
@@ -290,9 +291,16 @@ impl Predicates {
         Met(answers.iter().filter(|(_, holds)| *holds).fold(0, |met, (bit, _)| met | bit))
     }
 
-    /// Whether a packet is wanted whose steps met this and which ended so.
-    pub fn choose(&self, met: Met, verdict: Option<Verdict>) -> Choice {
+    /// Whether a packet is wanted whose steps met this, whose last table decided so, and which ended so, where that is known.
+    /// What another function of a hook dropped, or user space, was dropped, whatever the table said; what the kernel freed
+    /// elsewhere may have come to its end.
+    pub fn choose(&self, met: Met, verdict: Option<Verdict>, ending: Option<&Ending>) -> Choice {
         const ALL: u8 = Met::INDEV | Met::OUTDEV | Met::MARK | Met::UID | Met::CHAIN | Met::RULE;
+        let verdict = match ending {
+            Some(Ending::ByFunction { .. }) => Some(Verdict::Drop),
+            Some(Ending::ByUser { .. }) if self.verdicts.contains(&Verdict::Drop) => Some(Verdict::Drop),
+            _ => verdict,
+        };
         match verdict {
             _ if met.0 != ALL => Choice::Unwanted,
             _ if self.verdicts.is_empty() => Choice::Wanted,

@@ -3,6 +3,7 @@
 use super::*;
 use crate::netfilter::{Engine, Family, TableFamily};
 use crate::packet::{Link, Owner};
+use crate::path::ending;
 use crate::ruleset::Rule;
 use expect_test::{Expect, expect};
 
@@ -142,7 +143,7 @@ fn view() -> PacketView<'static> {
 fn choice(predicates: &Predicates, step: &Step<'_>, verdict: Option<Verdict>) -> Choice {
     let mut met = Met::default();
     met.add(predicates.met(step));
-    predicates.choose(met, verdict)
+    predicates.choose(met, verdict, None)
 }
 
 #[test]
@@ -183,16 +184,16 @@ fn several_steps_together_meet_what_is_asked() {
     let predicates =
         Predicates { indev: "eth0".parse().ok(), mark: "0x20".parse().ok(), ..Predicates::default() };
     let mut met = predicates.met(&step(Hook::Prerouting, view()));
-    assert_eq!(predicates.choose(met, None), Choice::Unwanted);
+    assert_eq!(predicates.choose(met, None, None), Choice::Unwanted);
     met.add(predicates.met(&step(Hook::Output, PacketView { indev: None, mark: 0x20, ..view() })));
-    assert_eq!(predicates.choose(met, None), Choice::Wanted);
+    assert_eq!(predicates.choose(met, None, None), Choice::Wanted);
     // A chain of this name in another table does not do.
     let chain = Predicates {
         table: Some("nat".to_owned()),
         chain: Some("FORWARD".to_owned()),
         ..Predicates::default()
     };
-    assert_eq!(chain.choose(chain.met(&step(Hook::Forward, view())), None), Choice::Unwanted);
+    assert_eq!(chain.choose(chain.met(&step(Hook::Forward, view())), None, None), Choice::Unwanted);
 }
 
 #[test]
@@ -204,6 +205,26 @@ fn packets_are_chosen_by_their_verdict() {
     assert_eq!(choose(Some(Verdict::Queue)), Choice::Wanted);
     assert_eq!(choose(Some(Verdict::Accept)), Choice::Unwanted);
     assert_eq!(choose(None), Choice::Unknown);
+}
+
+#[test]
+fn packets_are_chosen_by_their_ending() {
+    let met = Predicates::default().met(&step(Hook::Forward, view()));
+    let wanted = |asked: Verdict, verdict, ending: &Ending| {
+        let predicates = Predicates { verdicts: vec![asked], ..Predicates::default() };
+        predicates.choose(met, Some(verdict), Some(ending)) == Choice::Wanted
+    };
+    let function =
+        Ending::ByFunction { hooks: Vec::new(), functions: Vec::new(), freed: ending::Freed::default() };
+    assert!(wanted(Verdict::Drop, Verdict::Accept, &function));
+    assert!(!wanted(Verdict::Accept, Verdict::Accept, &function));
+    let user = Ending::ByUser { queue: Some(5) };
+    assert!(wanted(Verdict::Drop, Verdict::Queue, &user));
+    assert!(wanted(Verdict::Queue, Verdict::Queue, &user));
+    // Nothing tells whether it had come to its end.
+    let freed = Ending::Freed(ending::Freed::default());
+    assert!(!wanted(Verdict::Drop, Verdict::Accept, &freed));
+    assert!(wanted(Verdict::Accept, Verdict::Accept, &freed));
 }
 
 #[track_caller]

@@ -332,6 +332,8 @@ impl Placed {
         };
         // Where a packet may be seen by several devices, the first one does not decide.
         let one_device = nftables == ebpf::Nftables::Absent || !kernel::has_bridge_netfilter();
+        // What else drops packets is told only so.
+        let asks_verdict = !wish.predicates.verdicts.is_empty();
         let options = ebpf::Options {
             nftables,
             filter: wish.filter,
@@ -349,7 +351,8 @@ impl Placed {
                 follow: config.follow,
             },
             throttle: gate::throttle(config),
-            endings: counts.is_none() && (config.output != Output::Trace || config.write.is_some()),
+            endings: counts.is_none()
+                && (config.output != Output::Trace || config.write.is_some() || asks_verdict),
             counts,
             timed: config.latency.is_asked() && counts.is_none(),
             who: config.who && counts.is_none(),
