@@ -8,21 +8,25 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nftracer_tests::compare::{Verdict, compare, is_finished, is_settled};
 use nftracer_tests::lab::{Family, Lab, Place, Spread, addresses};
+use nftracer_tests::netns::{self, Netns};
 use nftracer_tests::nft_rules::{
-    ARP, BRIDGES, DEVICES, HANDWRITTEN, generate, generate_with_bridges, generate_with_devices,
+    ARP, BRIDGES, DEVICES, FLOWTABLE, HANDWRITTEN, STATEMENTS, generate, generate_with_bridges,
+    generate_with_devices,
 };
 use nftracer_tests::nftrace::{self, MARKER};
 use nftracer_tests::packet::{Packet as Sent, Transport};
+use nftracer_tests::reload::{self, Least};
 use nftracer_tests::ruleset::TABLES;
 use nftracer_tests::tracer::{Certainty, Packet, Step, Trace, Tracer};
 use nftracer_tests::traffic::{OPEN, Planner, Senders, Server, Shot, connection, questions};
-use nftracer_tests::{monitored, netns, wait};
+use nftracer_tests::{corpus, monitored, wait};
 use rustix::process::Signal;
 
 use crate::{Options, Outcome, Test, check};
 
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_oracle_handwritten", run: handwritten },
+    Test { name: "nft_oracle_statements", run: statements },
     Test { name: "nft_oracle_generated", run: generated },
     Test { name: "nft_oracle_devices", run: devices },
     Test { name: "nft_oracle_bridge", run: bridge },
@@ -35,10 +39,17 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_oracle_netlink_arp", run: netlink_arp },
     Test { name: "nft_oracle_nat", run: nat },
     Test { name: "nft_mark_none", run: mark_none },
+    Test { name: "nft_reloaded", run: reloaded },
+    Test { name: "nft_corpus", run: corpus },
 ];
 
 /// What iptables-nft loads, with compat matches and targets.
 const IPTABLES: &str = "\
+*raw
+:PREROUTING ACCEPT
+:OUTPUT ACCEPT
+-A OUTPUT -p udp -m udp --dport 443 -j TRACE
+COMMIT
 *mangle
 :PREROUTING ACCEPT
 :INPUT ACCEPT
@@ -131,6 +142,12 @@ impl Session {
         let lab = Lab::build("nft", Spread::SameCpu)?;
         let (senders, servers) = (Senders::open(&lab)?, Server::everywhere(&lab)?);
         Ok(Self { senders, _servers: servers, lab, tracer: None, legacy: false })
+    }
+
+    /// Whether the kernel has the hook where packets leave a device.
+    fn has_egress(&self) -> bool {
+        let chain = "table netdev d {\n chain e { type filter hook egress device ra priority 0; }\n}\n";
+        self.lab.r.command("nft", &["-f", "-"], chain).is_ok()
     }
 
     /// Replaces all rules of the router but those of a running tracer.
@@ -246,6 +263,7 @@ fn handwritten(options: &Options) -> Result<Outcome> {
 
 fn generated(options: &Options) -> Result<Outcome> {
     let mut session = Session::new()?;
+    let egress = session.has_egress();
     let mut planner = Planner::new(options.seed, 0, 1);
     let (mut total, mut refused) = (Verdict::default(), 0);
     // They take longer to load than legacy ones.
@@ -253,7 +271,12 @@ fn generated(options: &Options) -> Result<Outcome> {
     let each = options.packets.div_ceil(4 * rulesets.max(1));
     for number in 0..rulesets {
         let seed = options.seed.wrapping_mul(1_000_003).wrapping_add(u64::try_from(number)?);
-        let text = generate(seed);
+        // Tables of inet, ip and ip6, and of devices with them.
+        let with_devices = number % 3 == 2;
+        let text = match with_devices {
+            true => format!("{DEVICE_MARKER}{}", generate_with_devices(seed, egress)),
+            false => generate(seed),
+        };
         session.load(&text)?;
         if number % RULESETS_PER_RUN == 0 {
             session.trace()?;
@@ -278,15 +301,63 @@ fn generated(options: &Options) -> Result<Outcome> {
     Ok(Outcome::Passed(format!("{rulesets} rulesets, {refused} without packets; {figures}")))
 }
 
+/// Statements after which a packet is somebody else's, and connections that a flowtable takes past all hooks: that they do is
+/// said, when the trace begins and of the packets that make them.
+fn statements(options: &Options) -> Result<Outcome> {
+    for module in ["nfnetlink_queue", "nft_queue", "nft_synproxy", "nft_flow_offload", "nf_flow_table_inet"] {
+        let _ = netns::run("modprobe", &["-q", module], "");
+    }
+    let mut session = Session::new()?;
+    let mut planner = Planner::new(options.seed, 0, 1);
+    let mut total = Verdict::default();
+    for ruleset in STATEMENTS {
+        session.load(ruleset.text)?;
+        session.trace()?;
+        let shots = Session::shots(&mut planner, 2 * SHOTS);
+        let (mut verdict, trace) = session.judge_traced(|session| {
+            session.fire(&shots);
+            Ok(())
+        })?;
+        session.end()?;
+        if options.verbose {
+            println!("  {}: {} {:?}", ruleset.name, verdict.figures, verdict.reasons);
+        }
+        // Linux 5.10 asks a packet that it no longer has whether to tell of it.
+        let stolen = |step: &str| {
+            let is = |other: &&Step| other.step == step && other.verdict.as_deref() == Some("stolen");
+            trace.steps.iter().any(|other| is(&other))
+        };
+        verdict.wrong.retain(|wrong| {
+            let last = wrong.tracer.strip_prefix(&wrong.kernel[..]);
+            !matches!(last, Some([last]) if stolen(last))
+        });
+        examine(&verdict, ruleset.name, ruleset.text)?;
+        total.add(verdict);
+    }
+    session.load(FLOWTABLE.text)?;
+    session.trace()?;
+    let (verdict, trace) = session.judge_traced(|session| {
+        Family::ALL.map(addresses).iter().try_for_each(|at| connection(&session.lab.a, at.b, OPEN))
+    })?;
+    examine(&verdict, FLOWTABLE.name, FLOWTABLE.text)?;
+    total.add(verdict);
+    let said = session.tracer.as_ref().context("a tracer runs")?.errors().join("\n");
+    check(said.contains("packets that flowtable inet t:f forwards"), said)?;
+    session.end()?;
+    let note = "a flowtable forwards its connection, past all hooks";
+    let notes = trace.packets.values().filter_map(|packet| packet.note.as_deref());
+    let offloaded = notes.filter(|said| said.contains(note)).count();
+    check(offloaded > 0, format!("no packet says that {note}: {:#?}", trace.packets))?;
+    let Outcome::Passed(figures) = conclude(&total)? else { bail!("concluded otherwise") };
+    Ok(Outcome::Passed(format!("{figures}; {offloaded} packets whose connections go past all hooks")))
+}
+
 /// Chains at ingress and egress, among those of IP. Kernels before 5.16 have no egress.
 fn devices(options: &Options) -> Result<Outcome> {
     let mut session = Session::new()?;
     let mut planner = Planner::new(options.seed, 0, 1);
     let mut total = Verdict::default();
-    let egress = {
-        let chain = "table netdev d {\n chain e { type filter hook egress device ra priority 0; }\n}\n";
-        session.lab.r.command("nft", &["-f", "-"], chain).is_ok()
-    };
+    let egress = session.has_egress();
     let written = DEVICES.iter().filter(|ruleset| egress || !ruleset.text.contains("egress"));
     let mut rulesets: Vec<_> =
         written.map(|ruleset| (ruleset.name.to_owned(), ruleset.text.to_owned())).collect();
@@ -371,23 +442,26 @@ fn bridge(options: &Options) -> Result<Outcome> {
 fn arp(options: &Options) -> Result<Outcome> {
     let mut total = Verdict::default();
     let mut session = Session::without_legacy()?;
-    for ruleset in ARP {
+    for (number, ruleset) in ARP.iter().enumerate() {
         if ruleset.text.contains("bridge") {
             session.lab.bridge()?;
         }
         session.load(&format!("{BRIDGE_MARKER}{ARP_MARKER}{}", ruleset.text))?;
-        session.trace()?;
+        if number == 0 {
+            session.trace()?;
+        }
         let verdict = session.judge(|session| questions(&session.lab).collect())?;
-        session.end()?;
         if options.verbose {
             println!("  {}: {} {:?}", ruleset.name, verdict.figures, verdict.reasons);
         }
         examine(&verdict, ruleset.name, ruleset.text)?;
         total.add(verdict);
     }
+    session.end()?;
     let figures = total.figures;
     check(figures.traversals > 10 && figures.unseen == 0, format!("{figures}"))?;
-    check(figures.inexact * 20 <= figures.packets, format!("{figures}: {:?}", total.reasons))?;
+    // What a new bridge sends by itself comes from nowhere.
+    check(figures.inexact * 8 <= figures.packets, format!("{figures}: {:?}", total.reasons))?;
     known_arp()?;
     Ok(Outcome::Passed(format!("{figures}; known requests and replies at a device and at a bridge")))
 }
@@ -634,45 +708,52 @@ fn mark_none(options: &Options) -> Result<Outcome> {
         rules.iter().map(|(table, chains)| format!("table {table} {{\n{chains}}}\n")).collect();
     router.command("nft", &["-f", "-"], &rules)?;
     let before = router.command("nft", &["-s", "list", "ruleset"], "")?;
-    let (datagram, dropped) = (format!("udp dst port {OPEN}"), "udp dst port 53".to_owned());
     let up = ["netdev d:in", "bridge b:pre", "bridge b:in"];
-    let cases: [(&str, u16, &[&str], &str); 4] = [
-        ("arp", 0, &[up[0], up[1], up[2], "arp a:in"], "accept"),
-        ("arp", 0, &["arp a:out"], "accept"),
-        (&datagram, OPEN, &[up[0], up[1], up[2], "inet t:in"], "accept"),
-        (&dropped, 53, &[up[0], up[1], up[2], "inet t:in"], "drop"),
+    let cases: [(&[&str], &str); 4] = [
+        (&[up[0], up[1], up[2], "arp a:in"], "accept"),
+        (&["arp a:out"], "accept"),
+        (&[up[0], up[1], up[2], "inet t:in"], "accept"),
+        (&[up[0], up[1], up[2], "inet t:in"], "drop"),
     ];
-    let mut planner = Planner::new(options.seed, 0, 1);
-    for (filter, port, chains, verdict) in cases {
-        let arguments =
-            ["--backend", "ebpf", "--mark", "none", "--netns", router.name(), "-o", "json", filter];
-        let tracer = Tracer::start(&arguments, &[])?;
-        let said = tracer.errors().join("\n");
-        check(said.contains("footprint: none"), said)?;
-        let after = router.command("nft", &["-s", "list", "ruleset"], "")?;
-        check(before == after, format!("the rules were changed: {after}"))?;
-        if filter == "arp" {
-            questions(&session.lab).next().context("a question")??;
-        } else {
-            let at = addresses(Family::Ipv4);
-            let mut shot = planner.shots(Family::Ipv4, 1).remove(0);
-            let transport = Transport::Udp { sport: 20_000, dport: port };
-            shot.from = Place::A;
-            shot.packet = Sent { src: at.a, dst: at.r, transport, fragment: None, ..shot.packet };
-            session.senders.fire(&shot);
-        }
-        let why = chains.iter().map(|chain| format!("the rules of {chain} are not visible"));
-        let why = why.collect::<Vec<_>>().join("; ");
-        let found = wait::until(SETTLES_WITHIN, || {
-            tracer.look(|trace| trace.packets.values().find(|packet| packet.why == why).cloned())
-        });
-        let ended = tracer.stop(Signal::TERM)?;
-        let found = found.with_context(|| format!("{filter}: {why}: {:#?}", ended.trace))?;
-        check(ended.trace.steps.is_empty(), format!("{filter}: {:?}", ended.trace.steps))?;
-        let is_right = found.verdict == verdict && found.certainty == Certainty::Inexact;
-        check(is_right, format!("{filter}: {found:?}"))?;
+    let arguments = ["--backend", "ebpf", "--mark", "none", "--netns", router.name(), "-o", "json"];
+    let tracer = Tracer::start(&arguments, &[])?;
+    let said = tracer.errors().join("\n");
+    check(said.contains("footprint: ") && !said.contains("table "), said)?;
+    let after = router.command("nft", &["-s", "list", "ruleset"], "")?;
+    check(before == after, format!("the rules were changed: {after}"))?;
+    questions(&session.lab).next().context("a question")??;
+    let shot = Planner::new(options.seed, 0, 1).shots(Family::Ipv4, 1).remove(0);
+    for port in [OPEN, 53] {
+        let (at, transport) = (addresses(Family::Ipv4), Transport::Udp { sport: 20_000, dport: port });
+        let packet = Sent { src: at.a, dst: at.r, transport, fragment: None, ..shot.packet.clone() };
+        session.senders.fire(&Shot { from: Place::A, packet });
     }
+    let is = |packet: &Packet, (chains, verdict): &(&[&str], &str)| {
+        let why = chains.iter().map(|chain| format!("the rules of {chain} are not visible"));
+        packet.why == why.collect::<Vec<_>>().join("; ")
+            && packet.verdict == *verdict
+            && packet.certainty == Certainty::Inexact
+    };
+    let all = |trace: &Trace| cases.iter().all(|case| trace.packets.values().any(|packet| is(packet, case)));
+    let found = wait::until(SETTLES_WITHIN, || tracer.look(all).then_some(()));
+    let ended = tracer.stop(Signal::TERM)?;
+    check(found.is_some() && ended.trace.steps.is_empty(), format!("{:#?}", ended.trace))?;
     Ok(Outcome::Passed(format!("{} packets", cases.len())))
+}
+
+/// All rules are replaced at once, as often as this machine can, up to twenty times a second.
+fn reloaded(options: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    let lasts = Duration::from_secs(options.seconds / 2);
+    let least = Least { reloads: 5, complete: 20, texts: 20 };
+    let figures = reload::reloaded(&Netns::create("nftl")?, &["--backend", "ebpf"], lasts, &least)?;
+    Ok(Outcome::Passed(figures))
+}
+
+/// Rules as programs make them, with this kernel's extensions.
+fn corpus(_: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    Ok(Outcome::Passed(corpus::corpus(&Netns::create("nftk")?)?))
 }
 
 /// Adds the rule, replaces it under its handle, and takes it away, twenty times a second.

@@ -13,6 +13,7 @@
 pub mod agree;
 pub mod bpf;
 pub mod compare;
+pub mod corpus;
 pub mod doctor;
 pub mod faults;
 pub mod generate;
@@ -30,6 +31,7 @@ pub mod packet;
 pub mod paths;
 pub mod predicates;
 pub mod random;
+pub mod reload;
 pub mod ruleset;
 pub mod state;
 pub mod tracer;

@@ -118,6 +118,48 @@ table inet t {
     },
 ];
 
+/// Statements that take packets out of the way of the others, and those that not every kernel has.
+pub const STATEMENTS: &[Handwritten] = &[
+    Handwritten {
+        name: "queues, logs and translations",
+        text: "
+table inet t {
+    chain raw { type filter hook prerouting priority -300; policy accept; udp dport 7001 notrack; }
+    chain in { type filter hook input priority 0; policy accept; udp dport 53 log prefix \"in \" counter; udp dport 443 queue num 77 bypass; counter; }
+    chain in2 { type filter hook input priority 10; policy accept; ct state untracked counter; udp dport 5001 queue num 78; }
+    chain pass { type filter hook forward priority 0; policy accept; udp dport 443 queue num 77; th dport 80 reject; quota over 1 bytes counter; }
+}
+table ip n {
+    chain pre { type nat hook prerouting priority -100; policy accept; udp dport 6001 redirect to :4000; ip daddr 10.0.1.100 dnat to 10.0.2.2; }
+    chain post { type nat hook postrouting priority 100; policy accept; oifname rb ip saddr 10.0.1.3 snat to 10.0.2.1; oifname rb masquerade; }
+}
+table ip6 n {
+    chain pre { type nat hook prerouting priority -100; policy accept; udp dport 6001 redirect to :4000; }
+    chain post { type nat hook postrouting priority 100; policy accept; oifname rb masquerade; }
+}",
+    },
+    Handwritten {
+        name: "synproxy",
+        text: "
+table inet t {
+    chain raw { type filter hook prerouting priority -300; policy accept; tcp dport 80 tcp flags syn notrack; }
+    chain in { type filter hook input priority 0; policy accept; tcp dport 80 ct state invalid,untracked synproxy mss 1460 wscale 7 timestamp sack-perm; counter; }
+    chain pass { type filter hook forward priority 0; policy accept; tcp dport 80 ct state invalid,untracked synproxy mss 1460 wscale 7 timestamp sack-perm; ct state invalid drop; }
+}",
+    },
+];
+
+/// Connections that are forwarded go past all hooks after their first packets.
+pub const FLOWTABLE: Handwritten = Handwritten {
+    name: "a flowtable",
+    text: "
+table inet t {
+    flowtable f { hook ingress priority 0; devices = { ra, rb }; }
+    chain pass { type filter hook forward priority 0; policy accept; meta l4proto { tcp, udp } flow add @f; counter; }
+    chain post { type filter hook postrouting priority 0; policy accept; counter; }
+}",
+};
+
 /// The same, with chains at devices of the router. The last ones have chains at egress, which kernels before 5.16 do not
 /// know.
 pub const DEVICES: &[Handwritten] = &[

@@ -75,7 +75,15 @@ impl Reader {
             bytes.extend(packet.transport.unwrap_or_default());
             self.packets.insert(event.id, (identity(&bytes)?, hook, event.chain.to_string()));
         }
-        let (packet, hook, base) = self.packets.get(&event.id)?.clone();
+        let known = self.packets.get_mut(&event.id)?;
+        // A packet that is stolen by the first rule of a base chain is not shown again; nothing jumps to a base chain.
+        let chain = self.ruleset.table(event.family, &event.table)?.chain(&event.chain);
+        if let Some(hook) = chain.and_then(|chain| chain.base.as_ref()?.hook)
+            && *known.2 != *event.chain
+        {
+            (known.1, known.2) = (hook as u8, event.chain.to_string());
+        }
+        let (packet, hook, base) = known.clone();
         // Its policy follows.
         if event.kind == TraceKind::Return && event.chain == base {
             return None;

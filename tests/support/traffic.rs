@@ -220,6 +220,21 @@ fn talk(mut stream: TcpStream, words: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Has the client ask who has the router's address, then the router who has the client's, each when it is called for.
+pub fn questions(lab: &Lab) -> impl Iterator<Item = Result<()>> {
+    let at = addresses(Family::Ipv4);
+    [(&lab.a, at.r), (&lab.r, at.a)].into_iter().map(|(netns, peer)| {
+        let route = netns.command("ip", &["route", "get", &peer.to_string()], "")?;
+        let device = route.split_once(" dev ").and_then(|(_, rest)| rest.split(' ').next());
+        let device = device.with_context(|| format!("there is no way to {peer}"))?;
+        // Where rules drop the question nobody waits long for the answer.
+        netns.sysctl(&format!("net/ipv4/neigh/{device}/retrans_time_ms"), "50")?;
+        netns.command("ip", &["neigh", "del", &peer.to_string(), "dev", device], "")?;
+        let _ = connection(netns, peer, OPEN);
+        Ok(())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,18 +252,4 @@ mod tests {
             assert!(all.len() * 100 >= bytes.len() * 98, "{} of {}", all.len(), bytes.len());
         }
     }
-}
-
-/// Has the client ask who has the router's address, then the router who has the client's, each when it is called for.
-pub fn questions(lab: &Lab) -> impl Iterator<Item = Result<()>> {
-    let at = addresses(Family::Ipv4);
-    [(&lab.a, at.r), (&lab.r, at.a)].into_iter().map(|(netns, peer)| {
-        let route = netns.command("ip", &["route", "get", &peer.to_string()], "")?;
-        let device = route.split_once(" dev ").and_then(|(_, rest)| rest.split(' ').next());
-        let device = device.with_context(|| format!("there is no way to {peer}"))?;
-        netns.command("ip", &["neigh", "del", &peer.to_string(), "dev", device], "")?;
-        // Where rules drop the question it fails.
-        let _ = connection(netns, peer, OPEN);
-        Ok(())
-    })
 }

@@ -22,6 +22,8 @@ table arp marker {
     chain out { type filter hook output priority -500; meta nftrace set 1; }
 }
 ";
+/// Packets of each family for one ruleset.
+const SHOTS: usize = 6;
 /// What a path says where the mark came too late.
 const LATE: &str = "the mark comes after it";
 /// Paths that are in doubt for other reasons, such as the end of the trace.
@@ -36,6 +38,7 @@ fn rules(name: &str, nft: String, mark: &'static str, sent: Sent) -> Rules {
 /// Chains at ingress, and at egress where the kernel has it; so many generated rulesets besides.
 pub fn devices(seeds: u64) -> Result<String> {
     let mut session = session(3, &BOTH[..1])?;
+    session.shots = SHOTS;
     let egress = {
         let chain = "table netdev d {\n chain e { type filter hook egress device ra priority 0; }\n}\n";
         session.lab.r.command("nft", &["-f", "-"], chain).is_ok()
@@ -58,6 +61,7 @@ pub fn devices(seeds: u64) -> Result<String> {
 /// Chains of a bridge, without br_netfilter and with it.
 pub fn bridge(seeds: u64) -> Result<String> {
     let mut session = session(4, &BOTH[..1])?;
+    session.shots = SHOTS;
     session.lab.bridge()?;
     let mut all: Vec<Rules> = Vec::new();
     for (number, ruleset) in BRIDGES.iter().enumerate() {

@@ -117,13 +117,16 @@ struct Session {
     senders: Senders,
     planner: Planner,
     programs: &'static [Program],
+    /// Packets of each family for one ruleset.
+    shots: usize,
     _servers: Vec<Server>,
 }
 
 fn session(seed: u64, programs: &'static [Program]) -> Result<Session> {
     let lab = Lab::build(&format!("nftn{}", std::process::id()), Spread::SameCpu)?;
     let (senders, servers) = (Senders::open(&lab)?, Server::everywhere(&lab)?);
-    Ok(Session { lab, senders, planner: Planner::new(seed, 0, 1), programs, _servers: servers })
+    let planner = Planner::new(seed, 0, 1);
+    Ok(Session { lab, senders, planner, programs, shots: SHOTS, _servers: servers })
 }
 
 /// All hand-written rulesets, alone and beside legacy tables, marked by nftracer and by rules that are there. Says what was
@@ -262,7 +265,7 @@ impl Session {
             return questions(&self.lab).try_for_each(|asked| asked.and_then(|()| pause(&self.lab.r)));
         }
         for family in Family::ALL {
-            for shot in self.planner.shots(family, SHOTS) {
+            for shot in self.planner.shots(family, self.shots) {
                 // The monitors take what is in a later fragment for ports.
                 if shot.packet.fragment.is_none() {
                     self.senders.fire(&shot);
