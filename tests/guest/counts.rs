@@ -15,6 +15,7 @@ use crate::{Options, Outcome, Test, check, load_modules};
 
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "sample_and_limit", run: sample_and_limit },
+    Test { name: "max_cost", run: max_cost },
     Test { name: "counts_by_rule", run: counts_by_rule },
     Test { name: "counts_by_packet", run: counts_by_packet },
 ];
@@ -117,6 +118,32 @@ fn sample_and_limit(_: &Options) -> Result<Outcome> {
         figures.push(format!("{} {}", options.join(" "), totals.packets));
     }
     Ok(Outcome::Passed(format!("of {PACKETS} packets shown: {}", figures.join(", "))))
+}
+
+/// What costs too much is sampled, and at last ended; what does not is left alone.
+fn max_cost(_: &Options) -> Result<Outcome> {
+    const PACKETS: usize = 200;
+    let netns = netns()?;
+    let ended = trace(&netns, &["--max-cost", "100%"], PACKETS)?;
+    let totals = ended.trace.end.context("the last row is missing")?;
+    check(
+        totals.packets == PACKETS as u64 && totals.sampled_out == Some(0),
+        format!("--max-cost 100%: {totals:?}: {:?}", ended.errors),
+    )?;
+    // Looking whether something waits is more than that.
+    let arguments = ["--netns", netns.name(), "-o", "json", "--max-cost", "0.0001%", "udp"];
+    let mut tracer = Tracer::start(&arguments, &[])?;
+    let has_ended = wait::until(Duration::from_secs(60), || tracer.has_ended().then_some(()));
+    let errors = tracer.errors();
+    check(has_ended.is_some(), format!("it did not end: {errors:?}"))?;
+    let ended = tracer.finish(Duration::from_secs(10))?;
+    let says =
+        |word: &str| ended.errors.iter().find(|line| line.contains("--max-cost") && line.contains(word));
+    let (Some(sampled), Some(last)) = (says("one in 1024 packets"), says("the trace ends")) else {
+        anyhow::bail!("{:?}", ended.errors);
+    };
+    check(ended.status.success(), format!("{}: {:?}", ended.status, ended.errors))?;
+    Ok(Outcome::Passed(format!("{sampled}; {last}")))
 }
 
 /// The same for nftables; each rule counts.

@@ -107,6 +107,7 @@ fn options() {
             limit: None,
             counting: None,
             latency: Latency::default(),
+            max_cost_ppm: None,
             who: false,
             explain: None,
             output: Output::Json,
@@ -294,6 +295,17 @@ fn latency() {
     );
     check_refused("nftracer trace --summary --count-by rule", ErrorKind::ArgumentConflict);
     check_trace("nftracer trace --who", TraceConfig { who: true, ..config(nothing) });
+    for (share, ppm) in [("1%", 10_000), ("0.25", 2_500), ("100%", 1_000_000)] {
+        let expected = TraceConfig { max_cost_ppm: NonZeroU32::new(ppm), ..config(nothing) };
+        check_trace(&format!("nftracer trace --max-cost {share}"), expected);
+    }
+    for share in ["0", "101%", "-1%", "nan", "much"] {
+        check_refused(&format!("nftracer trace --max-cost={share}"), ErrorKind::ValueValidation);
+    }
+    check_usage_error(
+        "nftracer trace --max-cost 1% --backend log",
+        expect!["--backend log: only of ebpf it is known what it costs"],
+    );
     check_usage_error(
         "nftracer trace --who --backend netlink",
         expect!["--backend netlink: only ebpf knows who sends packets"],

@@ -67,6 +67,11 @@ pub(super) struct TraceArgs {
     #[arg(long, value_name = "N/s", value_parser = parse_limit)]
     limit: Option<NonZeroU32>,
 
+    /// Take at most this share of all processors' time, programs in the kernel included: 1%, 0.5%. Where it is more, fewer
+    /// packets are traced, and at last none
+    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
+    max_cost: Option<NonZeroU32>,
+
     /// Say which process sends a packet that is made here: its name, number, user and cgroup
     #[arg(long)]
     who: bool,
@@ -84,7 +89,7 @@ pub(super) struct TraceArgs {
     summary: bool,
 
     /// Count packets in the kernel instead of showing them, by what they met or by what they are
-    #[arg(long, value_name = "WHAT", conflicts_with_all = ["sample", "limit", "explain", "count", "write", "latency", "slow", "summary", "who"])]
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["sample", "limit", "explain", "count", "write", "latency", "slow", "summary", "who", "max_cost"])]
     count_by: Option<CountByArg>,
 
     /// How often counts are shown, with --count-by
@@ -304,6 +309,8 @@ pub struct TraceConfig {
     pub counting: Option<Counting>,
     /// What is asked about the time that packets take.
     pub latency: Latency,
+    /// The largest share of all processors' time, in millionths.
+    pub max_cost_ppm: Option<NonZeroU32>,
     /// Whether it is told which process sends a packet.
     pub who: bool,
     /// The rule that is explained.
@@ -371,19 +378,24 @@ impl TraceArgs {
             }
         }
         let latency = Latency { shown: self.latency, slow: self.slow, summary: self.summary };
-        let asks_more = latency.is_asked() || self.who;
+        let asks_more = latency.is_asked() || self.who || self.max_cost.is_some();
         if asks_more
             && let Some((option, reason)) = match (&self.source.backend, &self.output) {
                 (BackendArg::Netlink | BackendArg::Log, _) if latency.is_asked() => {
                     Some(("--backend", "only ebpf knows how long packets take"))
                 }
-                (BackendArg::Netlink | BackendArg::Log, _) => {
+                (BackendArg::Netlink | BackendArg::Log, _) if self.who => {
                     Some(("--backend", "only ebpf knows who sends packets"))
+                }
+                (BackendArg::Netlink | BackendArg::Log, _) => {
+                    Some(("--backend", "only of ebpf it is known what it costs"))
                 }
                 (_, OutputArg::Trace) if latency.is_asked() => {
                     Some(("--output", "lines of TRACE do not say how long packets take"))
                 }
-                (_, OutputArg::Trace) => Some(("--output", "lines of TRACE do not say who sends packets")),
+                (_, OutputArg::Trace) if self.who => {
+                    Some(("--output", "lines of TRACE do not say who sends packets"))
+                }
                 _ => None,
             }
         {
@@ -416,6 +428,7 @@ impl TraceArgs {
             filter: self.filter.join(" ").trim().to_owned(),
             predicates,
             latency,
+            max_cost_ppm: self.max_cost,
             who: self.who,
             explain: self.explain,
             count: self.count.map(checked_count).transpose()?,
@@ -544,6 +557,14 @@ fn parse_size(text: &str) -> Result<u32, &'static str> {
 fn parse_sample(text: &str) -> Result<NonZeroU32, &'static str> {
     let number = text.strip_prefix("1/").and_then(|number| number.parse().ok());
     number.ok_or("not a share; write one packet in a hundred as 1/100")
+}
+
+/// `1%`; a plain number is the same. In millionths.
+fn parse_share(text: &str) -> Result<NonZeroU32, &'static str> {
+    let percent: Option<f64> = text.strip_suffix('%').unwrap_or(text).parse().ok();
+    let share = percent.filter(|percent| (0.0..=100.0).contains(percent)).map(|percent| percent * 1e4);
+    let share = share.and_then(|share| NonZeroU32::new(share.round() as u32));
+    share.ok_or("not a share of all processors; write one in a hundred as 1%")
 }
 
 /// `100/s`; a plain number is the same.

@@ -5,6 +5,7 @@
 use aya_obj::generated::bpf_prog_info;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::time::Duration;
 
 const PROG_LOAD: libc::c_int = 5;
 const PROG_TEST_RUN: libc::c_int = 10;
@@ -13,6 +14,7 @@ const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BTF_LOAD: libc::c_int = 18;
 const BTF_GET_FD_BY_ID: libc::c_int = 19;
 const BTF_GET_NEXT_ID: libc::c_int = 23;
+const ENABLE_STATS: libc::c_int = 32;
 
 const PROG_TYPE_TRACING: u32 = 26;
 /// Bytes for the verifier's words.
@@ -212,9 +214,26 @@ pub fn attach_tracing(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     descriptor(RAW_TRACEPOINT_OPEN, &mut Attributes { name: 0, program: program.as_raw_fd(), reserved: 0 })
 }
 
+/// Makes the kernel measure how long programs run, those of others as well, until this is dropped. Kernels can do that
+/// since 5.8.
+pub fn measure_programs() -> io::Result<OwnedFd> {
+    /// `BPF_STATS_RUN_TIME`
+    const RUN_TIME: u32 = 0;
+    descriptor(ENABLE_STATS, &mut [RUN_TIME, 0])
+}
+
+/// How long a program has run in all while the kernel measured it.
+pub fn run_time(program: BorrowedFd<'_>) -> io::Result<Duration> {
+    Ok(Duration::from_nanos(info(program)?.run_time_ns))
+}
+
 /// How often the kernel left a program out because the same one, or for kprobes any other one, was at work on that CPU.
 /// 0 on kernels that do not count it, from before 5.12.
 pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(info(program)?.recursion_misses)
+}
+
+fn info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     #[repr(C)]
     struct Attributes {
         fd: i32,
@@ -230,7 +249,7 @@ pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
         info: (&raw mut info) as u64,
     };
     call(OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    Ok(info.recursion_misses)
+    Ok(info)
 }
 
 /// Where a program for raw tracepoints runs when it is called.

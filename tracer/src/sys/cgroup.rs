@@ -35,12 +35,16 @@ pub enum Error {
 /// The root directory has this inode number.
 const ROOT: u64 = 1;
 
-/// Finds a cgroup by its path, with or without that of the file system.
-pub fn find(path: &Path) -> Result<Cgroup, Error> {
+/// Where the file system of all cgroups is mounted.
+pub fn root() -> Result<PathBuf, Error> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|_| Error::NotMounted)?;
     let is_root = |mount: &PathBuf| fs::metadata(mount).is_ok_and(|file| file.ino() == ROOT);
-    let root = mounts.lines().filter_map(mounted).find(is_root).ok_or(Error::NotMounted)?;
-    find_in(&root, path)
+    mounts.lines().filter_map(mounted).find(is_root).ok_or(Error::NotMounted)
+}
+
+/// Finds a cgroup by its path, with or without that of the file system.
+pub fn find(path: &Path) -> Result<Cgroup, Error> {
+    find_in(&root()?, path)
 }
 
 fn find_in(root: &Path, path: &Path) -> Result<Cgroup, Error> {

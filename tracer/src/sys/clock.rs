@@ -1,6 +1,7 @@
 //! Clocks.
 
 use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
 
 /// CLOCK_MONOTONIC in nanoseconds, the clock of the kernel programs.
 pub fn monotonic_ns() -> u64 {
@@ -10,6 +11,11 @@ pub fn monotonic_ns() -> u64 {
 /// What to add to [`monotonic_ns`] to get nanoseconds since the epoch, by the system's clock as it is set now.
 pub fn epoch_ns() -> u64 {
     nanoseconds(ClockId::Realtime).wrapping_sub(monotonic_ns())
+}
+
+/// The processor time of this process, in the kernel as well.
+pub fn spent() -> Duration {
+    Duration::from_nanos(nanoseconds(ClockId::ProcessCPUTime))
 }
 
 fn nanoseconds(clock: ClockId) -> u64 {

@@ -20,7 +20,7 @@ use crate::sys::process::Process;
 use crate::sys::tracefs::{self, Event, Tracefs};
 use aya::programs::{KProbe, ProgramError, RawTracePoint};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use thiserror::Error;
 use tracer_common::nft::Witness;
 use tracer_common::offsets::ABSENT;
@@ -120,8 +120,8 @@ pub enum Method {
 pub struct Probes {
     without: Vec<String>,
     returns: Option<Returns>,
-    /// Links of programs that are not kprobes.
-    typed: Vec<OwnedFd>,
+    /// Programs that are not kprobes.
+    typed: Vec<typed::Running>,
     /// Why there are none, if there could be.
     reason: Option<typed::Error>,
     /// The programs that see something begin.
@@ -165,9 +165,10 @@ impl Probes {
             }
             entries = kprobe_entries(programs, &present);
         }
-        for (probe, typed::Running { link, program }) in placed {
-            typed.push(link);
-            entries.extend(probe.begins().map(|begins| (begins, program)));
+        for (probe, running) in placed {
+            let begins = probe.begins().and_then(|begins| Some((begins, running.program.try_clone().ok()?)));
+            entries.extend(begins);
+            typed.push(running);
         }
         Ok(Self { without, returns: returns.made, typed, reason, entries })
     }
@@ -206,6 +207,11 @@ impl Probes {
     pub fn left_out(&self, begins: Begins) -> io::Result<u64> {
         let programs = self.entries.iter().filter(|(it, _)| *it == begins);
         programs.map(|(_, program)| bpf::recursion_misses(program.as_fd())).sum()
+    }
+
+    /// The programs that packets meet and that are not kprobes.
+    pub fn typed(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.typed.iter().map(|running| running.program.as_fd())
     }
 
     /// How the table functions are probed, in words.

@@ -27,6 +27,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 use thiserror::Error;
 use tracer_common::choice::{ChoiceConfig, ask};
 use tracer_common::config::Config;
@@ -215,6 +216,7 @@ pub struct Ebpf {
     sweep: Option<OwnedFd>,
     endings: Option<Endings>,
     tells_senders: bool,
+    throttle: Array<MapData, PodThrottle>,
     without: Vec<String>,
     traces_nftables: bool,
     log_style: LogStyle,
@@ -490,6 +492,7 @@ impl Ebpf {
             without.extend(unknown.map(|reason| format!("who sends packets: {reason}")));
             unknown.is_none()
         };
+        let throttle = take(&mut programs, "THROTTLE", Array::try_from)?;
         let ring = take(&mut programs, "EVENTS", RingBuf::try_from)?;
         let counters = take(&mut programs, "COUNTERS", PerCpuArray::try_from)?;
         let counts = take(&mut programs, "COUNTS", PerCpuHashMap::try_from)?;
@@ -509,6 +512,7 @@ impl Ebpf {
             sweep,
             endings,
             tells_senders,
+            throttle,
             log_style: kernel.log_style,
             #[cfg(feature = "debug-log")]
             messages,
@@ -602,6 +606,20 @@ impl Ebpf {
     pub fn throttled(&self) -> Result<Throttled, Error> {
         let (by_chance, by_limit) = (self.counter(Counter::SampledOut)?, self.counter(Counter::LimitedOut)?);
         Ok(Throttled { by_chance, by_limit })
+    }
+
+    /// From now on, one packet in so many is traced. Only where a part of them was asked for from the start.
+    pub fn sample(&mut self, one_in: u32) -> Result<(), Error> {
+        let refused = |source| Error::Map { map: "THROTTLE", source };
+        let PodThrottle(before) = self.throttle.get(&0, 0).map_err(refused)?;
+        let threshold = Throttle::new(one_in, None).threshold;
+        self.throttle.set(0, PodThrottle(Throttle { threshold, ..before }), 0).map_err(refused)
+    }
+
+    /// How long all programs have run, while the kernel measured that.
+    pub fn run_time(&self) -> io::Result<Duration> {
+        let others = self._programs.programs().filter_map(|(_, program)| program.fd().ok());
+        self.probes.typed().chain(others.map(AsFd::as_fd)).map(bpf::run_time).sum()
     }
 
     /// Gives all that was counted.

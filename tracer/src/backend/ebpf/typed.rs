@@ -56,6 +56,7 @@ pub enum Error {
 }
 
 /// A program at its function.
+#[derive(Debug)]
 pub struct Running {
     /// It runs until this is dropped.
     pub link: OwnedFd,

@@ -9,8 +9,8 @@ use tracer_common::throttle::{Admission, Throttle};
 
 /// What of the packets that match is asked for; `None` for all of it.
 pub(super) fn throttle(config: &TraceConfig) -> Option<Throttle> {
-    let TraceConfig { sample, limit, .. } = config;
-    let asked = sample.is_some() || limit.is_some();
+    let TraceConfig { sample, limit, max_cost_ppm, .. } = config;
+    let asked = sample.is_some() || limit.is_some() || max_cost_ppm.is_some();
     asked.then(|| Throttle::new(sample.map_or(1, NonZeroU32::get), limit.map(NonZeroU32::get)))
 }
 

@@ -8,6 +8,7 @@ mod gate;
 pub mod interpreter;
 mod known;
 mod links;
+mod cost;
 pub(super) mod listen;
 mod nft;
 pub(super) mod plan;

@@ -1,5 +1,6 @@
 //! Tracing with probes: the ring, the namespaces and the interpreter between them.
 
+use super::cost::{Governor, Order, Percent};
 use super::interpreter::{Interpreter, NotRead, Reading};
 use super::runs::{Heard, NftReading};
 use super::{Next, Session, Wish, buffer, gate, say};
@@ -16,13 +17,15 @@ use crate::predicate::{Predicates, User};
 use crate::sink::{Output, Sink, Start};
 use crate::sys::netlink::{NETFILTER, Received, Socket};
 use crate::sys::privilege::{Capability, Privileges};
-use crate::sys::{cgroup, clock, kernel, netns};
+use crate::sys::{bpf, cgroup, clock, kernel, netns};
 use anyhow::Context as _;
 use std::fs::File;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracer_common::count::by;
@@ -286,6 +289,8 @@ pub(super) struct Probing {
     follows: Option<u32>,
     /// Whether only one packet in so many was asked for, and whether only so many in a second.
     asked: (bool, bool),
+    /// What it may cost.
+    budget: Option<Budget>,
     /// Goes after the probes.
     _key: Option<Key>,
 }
@@ -376,10 +381,18 @@ impl Probing {
     /// Places the probes.
     pub(super) fn start(wish: &Wish<'_>) -> Result<(Self, Start), Failure> {
         let config = wish.config;
-        let Placed { ebpf, namespaces, key, start } = Placed::new(wish, None)?;
-        let asked = (config.sample.is_some(), config.limit.is_some());
+        let Placed { ebpf, namespaces, key, mut start } = Placed::new(wish, None)?;
+        let asked = (config.sample.is_some() || config.max_cost_ppm.is_some(), config.limit.is_some());
+        let budget = config.max_cost_ppm.map(|most_ppm| Budget::new(most_ppm, config.sample));
+        if budget.as_ref().is_some_and(|budget| budget.measured.is_some()) {
+            const MEASURES: &str = "the time of BPF programs measured";
+            start.footprint = match start.footprint.as_str() {
+                "none" => MEASURES.to_owned(),
+                others => format!("{others}, {MEASURES}"),
+            };
+        }
         let mut session =
-            Self { _key: key, asked, ..Self::new(ebpf, namespaces, wish.sink()?, config.count)? };
+            Self { _key: key, asked, budget, ..Self::new(ebpf, namespaces, wish.sink()?, config.count)? };
         // Packets that are followed need not meet what others were chosen by.
         let predicates = match config.follow {
             true => &Predicates { indev: None, uid: None, ..wish.predicates.clone() },
@@ -467,7 +480,59 @@ impl Probing {
             watch,
             follows,
             asked: (false, false),
+            budget: None,
             _key: None,
+        })
+    }
+}
+
+/// A share of all processors' time that must be enough.
+struct Budget {
+    governor: Governor,
+    /// While it is there, the kernel measures how long programs run.
+    measured: Option<OwnedFd>,
+}
+
+impl Budget {
+    fn new(most_ppm: NonZeroU32, sample: Option<NonZeroU32>) -> Self {
+        let measured = bpf::measure_programs();
+        if measured.is_err() {
+            say("--max-cost: only this process is measured, this kernel does not measure its programs");
+        }
+        let cpus = kernel::online_cpus().map_or(1, |cpus| cpus as usize);
+        Self {
+            governor: Governor::new(most_ppm, cpus, sample.map_or(1, NonZeroU32::get)),
+            measured: measured.ok(),
+        }
+    }
+
+    /// Whether the trace may go on.
+    fn keep(&mut self, ebpf: &mut Ebpf) -> Result<bool, Failure> {
+        let now = Duration::from_nanos(clock::monotonic_ns());
+        if !self.governor.is_due(now) {
+            return Ok(true);
+        }
+        let in_kernel = match &self.measured {
+            Some(_) => ebpf.run_time().context("cannot ask how long programs run")?,
+            None => Duration::ZERO,
+        };
+        Ok(match self.governor.judge(now, clock::spent() + in_kernel) {
+            Order::GoOn => true,
+            Order::Sample(one_in, share) => {
+                ebpf.sample(one_in).map_err(Failure::running)?;
+                say(&format!(
+                    "--max-cost: {} of all processors, now one in {one_in} packets is traced",
+                    Percent(share)
+                ));
+                true
+            }
+            Order::End(share) => {
+                say(&format!(
+                    "--max-cost: {} of all processors, and fewer packets cannot be traced: the trace ends",
+                    Percent(share)
+                ));
+                false
+            }
         })
     }
 }
@@ -523,8 +588,12 @@ impl Session for Probing {
         // While records wait, what a packet met next may be among them: it is as late as the last one taken.
         interpreter.expire(if records < BATCH { now_ns } else { interpreter.seen_ns() });
         interpreter.flush().context("cannot write")?;
+        let is_within = match &mut self.budget {
+            Some(budget) => budget.keep(self.ebpf.get_mut())?,
+            None => true,
+        };
         Ok(match records {
-            _ if self.interpreter.enough() => Next::End,
+            _ if !is_within || self.interpreter.enough() => Next::End,
             BATCH => Next::LookAgain,
             _ => Next::Wait,
         })

@@ -2,6 +2,7 @@
 
 use crate::hash::KernelMap;
 use crate::packet;
+use crate::sys::cgroup;
 use crate::text;
 use std::collections::HashMap;
 use std::fs;
@@ -45,8 +46,6 @@ impl Senders {
 
 /// Folders are looked through again at most this often.
 const READ_AGAIN: Duration = Duration::from_secs(1);
-/// Where the hierarchy of version 2 is; below the other when that of version 1 is in use, too.
-const ROOTS: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
 
 /// The cgroups of version 2 by the inode numbers of their folders, which are not used again.
 #[derive(Debug, Default)]
@@ -66,13 +65,11 @@ impl Cgroups {
     }
 
     fn look(&mut self) {
-        let Some(root) = ROOTS.iter().map(Path::new).find(|root| root.join("cgroup.procs").exists()) else {
-            return;
-        };
-        let mut folders = vec![root.to_owned()];
+        let Ok(root) = cgroup::root() else { return };
+        let mut folders = vec![root.clone()];
         while let Some(folder) = folders.pop() {
             let Ok(about) = fs::metadata(&folder) else { continue };
-            let path = folder.strip_prefix(root).unwrap_or(&folder);
+            let path = folder.strip_prefix(&root).unwrap_or(&folder);
             self.paths.insert(about.ino(), Path::new("/").join(path).to_string_lossy().into_owned());
             folders.extend(children(&folder));
         }
