@@ -52,11 +52,21 @@ struct Stand {
 #[derive(Clone, Debug, Default)]
 struct AtHook {
     stands: Vec<Stand>,
+    /// Where the legacy tables are among them, by rank, with what [`Stands::place`] says of them.
+    legacy: [Option<Legacy>; 8],
     all: u64,
     sure: u64,
     nat: u64,
     /// Something stands at a hook that can come after this one; then the same for what goes out through loopback.
     goes_on: [bool; 2],
+}
+
+/// A legacy table at a hook.
+#[derive(Clone, Copy, Debug)]
+struct Legacy {
+    priority: i32,
+    before: u64,
+    bit: u64,
 }
 
 /// Hooks by the number that [`Hook::from_record`] takes.
@@ -171,6 +181,13 @@ impl Stands {
             };
             (at.sure, at.nat) = (bits(|stand| stand.sure), bits(|stand| stand.nat));
             at.all = lowest(at.stands.len());
+            for (place, stand) in at.stands.iter().enumerate() {
+                if let Key::Legacy { rank } = stand.key {
+                    let priority = stand.priority;
+                    let before = lowest(at.stands.partition_point(|other| other.priority < priority));
+                    at.legacy[usize::from(rank & 7)] = Some(Legacy { priority, before, bit: 1 << place });
+                }
+            }
         }
         self.bridges = Hook::BRIDGE.iter().any(|hook| self.all(*hook as u8) != 0);
         for hook in &HOOKS {
@@ -186,7 +203,14 @@ impl Stands {
     /// Those that see a packet before something of this priority, and its own bit; 0 for one that is not known.
     #[inline]
     pub(super) fn place(&self, hook: u8, priority: i32, key: Key) -> (u64, u64) {
-        let stands = &self.at(hook).stands;
+        let at = self.at(hook);
+        if let Key::Legacy { rank } = key
+            && let Some(legacy) = at.legacy[usize::from(rank & 7)]
+            && legacy.priority == priority
+        {
+            return (legacy.before, legacy.bit);
+        }
+        let stands = &at.stands;
         let count = stands.iter().take_while(|stand| stand.priority < priority).count();
         let found = stands[count..].iter().position(|stand| stand.key == key);
         (lowest(count), found.map_or_else(|| self.bit(hook, key), |at| 1 << (count + at)))

@@ -307,7 +307,10 @@ impl Interpreter {
             return;
         };
         self.tracker.notice(traversal);
-        let visit = Visit::of_traversal(traversal, family);
+        let mut visit = Visit::of_traversal(traversal, family);
+        if self.endings.is_some() {
+            visit = visit.with_token(traversal.entry.copied, &traversal.entry_bytes);
+        }
         let found = self.tracker.find(&visit);
         let number = found.number;
         self.links.number(traversal.packet, number);
@@ -354,8 +357,11 @@ impl Interpreter {
     }
 
     /// Gives out who sends a packet, where that is known. It has been to a table or base chain.
+    #[inline]
     fn sender(&mut self, number: u64, packet: u64, has_socket: bool) {
-        if let Some(sender) = self.senders.as_mut().and_then(|senders| senders.of(packet, has_socket)) {
+        if let Some(senders) = &mut self.senders
+            && let Some(sender) = senders.of(packet, has_socket)
+        {
             self.outlet.sender(number, sender);
         }
     }
@@ -412,7 +418,10 @@ impl Interpreter {
         let (Some(family), Some(hook)) = (Family::of_packets(run.family), Hook::from_record(run.hook)) else {
             return;
         };
-        let visit = Visit::of_run(run, family);
+        let mut visit = Visit::of_run(run, family);
+        if self.endings.is_some() {
+            visit = visit.with_token(run.copied, &run.bytes);
+        }
         let found = self.tracker.find(&visit);
         let number = found.number;
         self.links.number(run.packet, number);

@@ -61,7 +61,7 @@ fn stands(names: &str) -> Rc<Stands> {
 }
 
 fn visit(traversal: &Traversal) -> Visit {
-    Visit::of_traversal(traversal, Family::Ipv4)
+    Visit::of_traversal(traversal, Family::Ipv4).with_token(traversal.entry.copied, &traversal.entry_bytes)
 }
 
 fn loaded(names: &str) -> Loaded {

@@ -24,8 +24,6 @@ pub(super) struct Header {
     pub(super) len: u32,
     pub(super) protocol: u8,
     pub(super) piece: Piece,
-    /// Some of what follows that nobody changes on the way; 0 where there is nothing of that kind.
-    token: u64,
     /// Source and destination; mixed to a number where they are longer than that.
     pub(super) addresses: u64,
 }
@@ -48,8 +46,7 @@ impl Header {
                 let addresses = addresses | u64::from(u32::from_ne_bytes(ip.dst()));
                 let piece = Piece::of(ip.frag_off() & IP_MORE != 0, ip.fragment());
                 let (id, len) = (ip.id().into(), ip.total_len().into());
-                let token = token(ip.protocol(), bytes, usize::from(bytes[0] & 15) * 4, len);
-                Self { id, len, protocol: ip.protocol(), piece, token, addresses }
+                Self { id, len, protocol: ip.protocol(), piece, addresses }
             }
             Family::Ipv6 => {
                 let ip = Ipv6(bytes.first_chunk()?);
@@ -62,8 +59,7 @@ impl Header {
                     }
                     protocol => (protocol, Piece::Whole),
                 };
-                let token = token(ip.next_header(), bytes, 40, ip.total_len());
-                Self { id: ip.flow_label(), len: ip.total_len(), protocol, piece, token, addresses }
+                Self { id: ip.flow_label(), len: ip.total_len(), protocol, piece, addresses }
             }
             // Nothing of it is ever translated.
             Family::Arp => {
@@ -72,7 +68,7 @@ impl Header {
                 let addresses = mixed(rest);
                 let id = rest.iter().fold(0, |id: u32, byte| id.rotate_left(5) ^ u32::from(*byte));
                 let len = u16::from_be_bytes([*hardware, *network]);
-                Self { id, len: len.into(), protocol: *operation, piece: Piece::Whole, token: 0, addresses }
+                Self { id, len: len.into(), protocol: *operation, piece: Piece::Whole, addresses }
             }
         })
     }
@@ -92,11 +88,6 @@ impl Header {
         let what = |header: &Self| (header.id, header.len, header.protocol, header.piece);
         what(self) == what(later)
     }
-
-    /// Whether this certainly is the same packet some time later, or one that is a copy of it.
-    pub(super) fn is(&self, later: &Self) -> bool {
-        self.stays(later) && self.token == later.token
-    }
 }
 
 /// A number for bytes, a different one for others in all likelihood.
@@ -107,20 +98,36 @@ fn mixed(bytes: &[u8]) -> u64 {
 }
 
 /// Eight bytes of what follows the IP header: numbers of TCP, the first bytes of a datagram, what is behind the
-/// identifier of an ICMP message. Neither translation nor checksums that devices fill in change them.
-fn token(protocol: u8, bytes: &[u8], header: usize, len: u32) -> u64 {
+/// identifier of an ICMP message. Neither translation nor checksums that devices fill in change them. 0 where there is
+/// nothing of that kind.
+pub(super) fn token(family: Family, copied: u32, bytes: &[u8]) -> u64 {
     const TCP: u8 = 6;
     const UDP: u8 = 17;
-    let at = header
-        + match protocol {
-            TCP => 4,
-            UDP => 8,
-            IPPROTO_ICMP | IPPROTO_ICMPV6 => 6,
-            _ => return 0,
+    let token = || {
+        let bytes = bytes.get(..usize::try_from(copied).ok()?.min(bytes.len()))?;
+        let (protocol, header, len) = match family {
+            Family::Ipv4 => {
+                let ip = Ipv4(bytes.first_chunk()?);
+                (ip.protocol(), usize::from(bytes[0] & 15) * 4, ip.total_len().into())
+            }
+            Family::Ipv6 => {
+                let ip = Ipv6(bytes.first_chunk()?);
+                (ip.next_header(), 40, ip.total_len())
+            }
+            Family::Arp => return None,
         };
-    let is_within = usize::try_from(len).is_ok_and(|len| at + 8 <= len);
-    let token = bytes.get(at..).and_then(|rest| rest.first_chunk()).filter(|_| is_within);
-    token.map_or(0, |token| u64::from_ne_bytes(*token))
+        let at = header
+            + match protocol {
+                TCP => 4,
+                UDP => 8,
+                IPPROTO_ICMP | IPPROTO_ICMPV6 => 6,
+                _ => return None,
+            };
+        let is_within = at + 8 <= usize::try_from(len).ok()?;
+        let token = bytes.get(at..)?.first_chunk().filter(|_| is_within)?;
+        Some(u64::from_ne_bytes(*token))
+    };
+    token().unwrap_or(0)
 }
 
 impl Piece {

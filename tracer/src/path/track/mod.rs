@@ -71,6 +71,7 @@ struct Left {
     family: Family,
     netns: Option<u32>,
     header: Header,
+    token: u64,
 }
 
 /// A stretch of time with traversals that no probe saw, or whose records were lost.
@@ -108,6 +109,12 @@ pub struct Released {
     pub netns: Option<u32>,
     /// Where functions can have seen it since, without a table seeing it: hooks, each with the priorities from and to.
     pub unseen: Vec<(Hook, i32, i32)>,
+}
+
+/// Whether what was freed certainly is the packet that had this header, or one that is a copy of it.
+fn is_of(freed: &Freed, family: Family, header: &Header, token: u64) -> bool {
+    let now = Header::of(family, freed.copied, &freed.bytes);
+    now.is_some_and(|now| header.stays(&now)) && header::token(family, freed.copied, &freed.bytes) == token
 }
 
 /// Whether this function takes packets in, before this hook sees them: what was seen there or behind it is not freed so.
@@ -279,7 +286,7 @@ impl Tracker {
 
     fn give_held(&mut self, packet: u64, give: &mut impl FnMut(&Path)) {
         let Some(room) = self.held.remove(&packet) else { return };
-        let Open { path, header, .. } = &self.rooms[room];
+        let Open { path, header, token, .. } = &self.rooms[room];
         if let (Some(Ending::Sent(_) | Ending::Forwarded(_)), Some(header)) = (&path.ending, *header) {
             if self.leaving.len() == LEFT
                 && let Some(oldest) = self.leaving.pop_front()
@@ -287,8 +294,8 @@ impl Tracker {
                 self.left.remove(&oldest);
             }
             self.leaving.push_back(packet);
-            self.left
-                .insert(packet, Left { number: path.packet, family: path.family, netns: path.netns, header });
+            let Path { packet: number, family, netns, .. } = *path;
+            self.left.insert(packet, Left { number, family, netns, header, token: *token });
         }
         give(path);
         self.rooms.leave(room);
@@ -298,8 +305,7 @@ impl Tracker {
     /// trace, and the namespace where it was seen.
     pub fn freed_later(&mut self, freed: &Freed, function: &str) -> Option<(u64, Option<u32>)> {
         let left = self.left.get(&freed.packet)?;
-        let now = Header::of(left.family, freed.copied, &freed.bytes)?;
-        if !left.header.is(&now) || is_receiving(function, Hook::Postrouting) {
+        if !is_of(freed, left.family, &left.header, left.token) || is_receiving(function, Hook::Postrouting) {
             return None;
         }
         self.left.remove(&freed.packet).map(|left| (left.number, left.netns))
@@ -311,12 +317,13 @@ impl Tracker {
         let on_its_way = self.rooms.of(freed.packet);
         let open = &self.rooms[on_its_way.or_else(|| self.held.get(&freed.packet).copied())?];
         let (path, last) = (&open.path, open.last);
-        let now = Header::of(path.family, freed.copied, &freed.bytes)?;
         // What left may be taken in by another namespace, or come back through loopback.
         let is_outside = last.loopback || (freed.netns != 0 && Some(freed.netns) != path.netns);
         let hook = hook_of(last.hook);
         let has_left = !matches!(hook, Hook::Ingress | Hook::Prerouting | Hook::Input);
-        if !open.header?.is(&now) || (is_receiving(function, hook) && !(has_left && is_outside)) {
+        if !is_of(freed, path.family, &open.header?, open.token)
+            || (is_receiving(function, hook) && !(has_left && is_outside))
+        {
             return None;
         }
         let unseen = if on_its_way.is_some() { open.unseen() } else { unseen(last, None, |_| None) };

@@ -27,6 +27,8 @@ pub(super) struct Open {
     pub(super) exit_ns: u64,
     /// As it was seen last.
     pub(super) header: Option<Header>,
+    /// See [`Visit::with_token`].
+    pub(super) token: u64,
     /// The hooks where it was, by bits.
     hooks: u16,
     /// The queue that it was sent to.
@@ -149,6 +151,7 @@ impl Open {
             entry_ns: visit.entry_ns,
             exit_ns: visit.entry_ns,
             header: None,
+            token: 0,
             hooks: 0,
             queue: None,
             is_decided: false,
@@ -434,6 +437,7 @@ impl Open {
             self.path.ending = None;
         }
         self.header = visit.exit;
+        self.token = visit.token;
         if !on_bridge {
             self.devices = visit.devices;
             self.hooks |= 1 << place.hook;

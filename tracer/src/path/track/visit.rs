@@ -1,7 +1,7 @@
 //! Where a packet was seen, and what a record tells of it there.
 #![forbid(unsafe_code)]
 
-use super::header::{Header, IPPROTO_ICMP, IPPROTO_ICMPV6};
+use super::header::{Header, IPPROTO_ICMP, IPPROTO_ICMPV6, token};
 use crate::netfilter::{Family, Hook};
 use crate::packet::{Link, PacketView};
 use crate::path::established::Established;
@@ -47,6 +47,8 @@ pub struct Visit {
     pub(super) entry: Option<Header>,
     pub(super) exit: Option<Header>,
     pub(super) established: Option<Established>,
+    /// Of what follows its header; 0 where there is nothing, or it was not asked for.
+    pub(super) token: u64,
 }
 
 /// Where a packet was, and what conntrack said then.
@@ -99,6 +101,7 @@ impl Visit {
             established: has(fact::CONNTRACK)
                 .then(|| Established::of(conntrack, (hook, priority), view))
                 .flatten(),
+            token: 0,
         }
     }
 
@@ -129,7 +132,13 @@ impl Visit {
             established: (has(fact::CONNTRACK) && run.hook < Hook::Ingress as u8)
                 .then(|| Established::of(conntrack, (run.hook, run.priority), view))
                 .flatten(),
+            token: 0,
         }
+    }
+
+    /// With what tells its packet from others where it is freed, from the bytes of the same record.
+    pub fn with_token(self, copied: u32, bytes: &[u8]) -> Self {
+        Self { token: token(self.family, copied, bytes), ..self }
     }
 
     /// The device whose chains stand at a hook that the packet passes here, or has passed before.
