@@ -227,7 +227,7 @@ fn cluster(_: &Options) -> Result<Outcome> {
     let cluster = Cluster::build()?;
     cluster.load()?;
     cluster.warm_up()?;
-    let words = ["--all-netns", "--follow", FILTER];
+    let words = ["--all-netns", "--follow", "--conntrack", FILTER];
     let (told, errors) = told(&cluster, &words, PACKETS, || talk(&cluster))?;
     check(told == STORIES, format!("told was\n{told}\n{}", errors.join("\n")))?;
     check_method(&errors)?;
@@ -241,7 +241,7 @@ fn cluster_nft(_: &Options) -> Result<Outcome> {
     cluster.clear()?;
     cluster.node.command("nft", &["-f", "-"], NFT)?;
     cluster.warm_up()?;
-    let words = ["--all-netns", "--follow", FILTER];
+    let words = ["--all-netns", "--follow", "--conntrack", FILTER];
     let (told, errors) = told(&cluster, &words, PACKETS, || talk(&cluster))?;
     let (is, expected) = (without_steps(&told), without_steps(STORIES));
     check(is == expected, format!("told was\n{told}\n{}", errors.join("\n")))?;

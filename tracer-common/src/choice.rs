@@ -11,6 +11,10 @@ offsets! {
     ct_tuples: "nf_conn" "tuplehash",
     /// Its namespace.
     ct_net: "nf_conn" "ct_net.net",
+    /// u32; not in every kernel.
+    ct_mark: "nf_conn" "mark",
+    /// u16, likewise.
+    ct_zone: "nf_conn" "zone.id",
     /// The tuple in one of them.
     hash_tuple: "nf_conntrack_tuple_hash" "tuple",
     /// 16 bytes, in network byte order.
@@ -53,6 +57,8 @@ pub mod ask {
     pub const FOLLOW: u32 = 1 << 4;
     /// Packets are followed into other namespaces.
     pub const ACROSS: u32 = 1 << 5;
+    /// What conntrack knows of packets' connections is told.
+    pub const TELL: u32 = 1 << 6;
 }
 
 /// What user space tells the programs about choices before they are loaded.
@@ -113,5 +119,56 @@ pub struct Link {
     pub before: u64,
 }
 
+/// One direction of a connection in a namespace; addresses and ports as the filter's key has them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Tuple {
+    /// Inode number of the namespace.
+    pub netns: u32,
+    /// 4 or 6, and the protocol in the low byte.
+    pub protocol: u32,
+    /// Source port and destination port; of echoes, the identifier, twice.
+    pub ports: u32,
+    /// Fills to eight.
+    pub reserved: u32,
+    /// Source address; IPv4 has the first word.
+    pub src: [u32; 4],
+    /// Destination address.
+    pub dst: [u32; 4],
+}
+
+/// [`Tracked::kind`].
+pub const TRACKED: u32 = 40;
+
+/// What conntrack knows of a packet's connection, once the entry is confirmed. Comes before or after the record of the
+/// traversal that it was learned at; more than once for most packets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Tracked {
+    /// [`TRACKED`].
+    pub kind: u32,
+    /// Which of the next two the kernel has: bits of [`has`].
+    pub has: u32,
+    /// The entry's mark.
+    pub mark: u32,
+    /// The entry's zone.
+    pub zone: u32,
+    /// The packet, as in its other records.
+    pub packet: u64,
+    /// The direction of the first packet.
+    pub original: Tuple,
+    /// What answers look like when they come.
+    pub reply: Tuple,
+}
+
+/// Bits of [`Tracked::has`].
+pub mod has {
+    /// Connections have marks.
+    pub const MARK: u32 = 1 << 0;
+    /// They are of a zone.
+    pub const ZONE: u32 = 1 << 1;
+}
+
+const _: () = assert!(size_of::<Tracked>().is_multiple_of(8));
 const _: () = assert!(size_of::<Link>().is_multiple_of(8));
 const _: () = assert!(size_of::<ChoiceConfig>().is_multiple_of(8));

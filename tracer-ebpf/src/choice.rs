@@ -10,13 +10,13 @@
 //! what no rule changes of it is the same.
 
 use crate::config::{config, field, offset};
-use crate::emit::{count, wake};
+use crate::emit::{count, send, wake};
 use crate::frame::{cpu, cpu_number, state};
 use crate::kernel::{Access, copy, now_ns, read};
 use crate::legacy::{Call, drop_none, owner};
 use crate::maps::{CONNECTIONS, EVENTS, FILTER, PASSED, TUPLES};
-use crate::select::{Layout, packet};
-use tracer_common::choice::{ChoiceConfig, LINK, Link, ask};
+use crate::select::{Layout, packet, traced_at};
+use tracer_common::choice::{ChoiceConfig, LINK, Link, TRACKED, Tracked, Tuple, ask, has};
 use tracer_common::counter::Counter;
 use tracer_common::filter::word;
 use tracer_common::offsets::ABSENT;
@@ -57,21 +57,6 @@ const TEMPLATE: u32 = 1 << 11;
 /// A packet that goes to another namespace is there by then.
 const UNDER_WAY_NS: u64 = 1_000_000_000;
 
-/// One direction of a connection in a namespace; all numbers as [`word`] has them.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Tuple {
-    pub netns: u32,
-    /// 4 or 6, and the protocol in the low byte.
-    pub protocol: u32,
-    /// Source port and destination port; of echoes, the identifier.
-    pub ports: u32,
-    /// Fills to eight.
-    pub reserved: u32,
-    pub src: [u32; 4],
-    pub dst: [u32; 4],
-}
-
 /// A connection that is followed, as found by one of its tuples.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -92,6 +77,8 @@ pub struct Tuples {
     /// What the packet that is being asked about belongs to.
     connection: u64,
     before: u64,
+    /// What is told of an entry.
+    tracked: Tracked,
 }
 
 /// A traced packet that may go on in another namespace.
@@ -109,6 +96,12 @@ pub struct Passed {
 #[inline(always)]
 pub fn follows() -> bool {
     choice!(asks) & ask::FOLLOW != 0
+}
+
+/// Whether it is told what conntrack knows.
+#[inline(always)]
+pub fn tells() -> bool {
+    choice!(asks) & ask::TELL != 0
 }
 
 /// Whether a packet that is seen for the first time, at this hook, is chosen, as far as this hook can tell: user space asks
@@ -392,16 +385,17 @@ fn echo(header: &[u8; 64], version: u32) -> Option<u32> {
     if is_echo { Some((u32::from(header[at]) << 8) | u32::from(header[at | 1])) } else { None }
 }
 
-/// An entry of conntrack is about to be confirmed: its tuples are what they will be. `skb` is that of its first packet.
+/// An entry of conntrack is about to be confirmed: its tuples are what they will be. `skb` is that of its first packet,
+/// of whose address `number` makes what packets are known by.
 #[inline(always)]
-pub fn confirmed(skb: u64) {
+pub fn confirmed(skb: u64, number: impl FnOnce(u64) -> u64) {
     if let Some(_alone) = cpu().claim() {
-        drop_none(confirm(skb));
+        drop_none(confirm(skb, number));
     }
 }
 
 #[inline(always)]
-fn confirm(skb: u64) -> Option<()> {
+fn confirm(skb: u64, number: impl FnOnce(u64) -> u64) -> Option<()> {
     let entry = read::<u64>(skb + offset!(skb_nfct))? & !7;
     if entry == 0 {
         return None;
@@ -410,6 +404,14 @@ fn confirm(skb: u64) -> Option<()> {
     let netns: u32 = read(net + offset!(net_inum))?;
     let wanted = config!(netns);
     if wanted != 0 && netns != wanted {
+        return None;
+    }
+    if tells()
+        && let Some(packet) = traced_at(number(skb))
+    {
+        tell_tracked(packet, entry, 0);
+    }
+    if !follows() {
         return None;
     }
     let number = connection_of(entry, netns, 0);
@@ -490,6 +492,49 @@ fn tell(packet: u64, connection: u64, before: u64) {
         }
         None => count(Counter::Lost, 1),
     }
+}
+
+/// Tells what conntrack knows of a packet's connection, if the entry has any of the bits of `status`, or 0 is asked for.
+///
+/// A global function, as those of `snapshot`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tell_tracked(packet: u64, entry: u64, status: u32) -> u32 {
+    u32::from(tracked(packet, entry, status).is_none())
+}
+
+#[inline(always)]
+fn tracked(packet: u64, entry: u64, status: u32) -> Option<()> {
+    if status != 0 && read::<u32>(entry + offset!(ct_status))? & status == 0 {
+        return None;
+    }
+    let tuples = TUPLES.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU map value of this program's own.
+    unsafe {
+        let tracked = &raw mut (*tuples).tracked;
+        (*tracked).kind = TRACKED;
+        (*tracked).packet = packet;
+        (*tracked).has = 0;
+        if choice!(offsets.ct_mark) != ABSENT {
+            (*tracked).mark = read(entry + choice_offset!(ct_mark))?;
+            (*tracked).has |= has::MARK;
+        }
+        if choice!(offsets.ct_zone) != ABSENT {
+            (*tracked).zone = u32::from(read::<u16>(entry + choice_offset!(ct_zone))?);
+            (*tracked).has |= has::ZONE;
+        }
+        read_tuple(&raw mut (*tracked).original, entry, 0, 0)?;
+        read_tuple(&raw mut (*tracked).reply, entry, 1, 0)?;
+        send(tracked.cast_const().cast::<u8>(), size_of::<Tracked>() as u64);
+    }
+    Some(())
+}
+
+/// The same of a traced packet at one of its hooks, once the entry's tuples are what they will be.
+#[inline(never)]
+pub fn tell_confirmed<A: Access>(call: &Call, packet: u64) -> u32 {
+    let entry = entry::<A>(call);
+    if entry == 0 { 0 } else { tell_tracked(packet, entry, CONFIRMED) }
 }
 
 /// Whether a packet that is seen for the first time is traced, where connections are followed: one that is `chosen`, one of

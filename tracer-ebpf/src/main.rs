@@ -179,11 +179,19 @@ pub fn nft_leave(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// Entry of `__nf_conntrack_confirm(skb)`.
+/// Entry of `__nf_conntrack_confirm(skb)`, where packets are known by the address of their skb.
 #[kprobe]
 pub fn connection_confirmed(ctx: ProbeContext) -> u32 {
     let (skb, _, _) = kernel::first_arguments(ctx.as_ptr());
-    choice::confirmed(skb);
+    choice::confirmed(skb, |skb| skb);
+    0
+}
+
+/// As [`connection_confirmed`], where the table functions are watched without kprobes.
+#[kprobe]
+pub fn connection_confirmed_typed(ctx: ProbeContext) -> u32 {
+    let (skb, _, _) = kernel::first_arguments(ctx.as_ptr());
+    choice::confirmed(skb, frame::distance_of_number);
     0
 }
 

@@ -1,6 +1,6 @@
 //! Every map, once.
 
-use crate::choice::{Followed, Passed, Tuple, Tuples};
+use crate::choice::{Followed, Passed, Tuples};
 use crate::frame::{DEPTH, State};
 use crate::kernel::SkbWindow;
 use crate::nft::{OpenRun, RUN_SLOTS, UnderWay};
@@ -8,6 +8,7 @@ use crate::snapshot::mask;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use core::cell::UnsafeCell;
+use tracer_common::choice::Tuple;
 use tracer_common::count;
 use tracer_common::counter::Counter;
 use tracer_common::ending::HookList;

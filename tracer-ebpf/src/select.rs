@@ -417,6 +417,9 @@ impl Question {
             if choice::follows() {
                 choice::goes_on::<A>(call, self.hook(), self.layout, number & !KEPT);
             }
+            if choice::tells() {
+                choice::tell_confirmed::<A>(call, number & !KEPT);
+            }
             return Some(Selected { packet: number & !KEPT, first: false });
         }
         // A decision about another packet does not tell whether this one, past its first hook, was seen before.
@@ -457,6 +460,9 @@ impl Question {
         }
         if sender::is_asked() && hook == OUTPUT {
             tell_sender(packet);
+        }
+        if choice::tells() {
+            choice::tell_confirmed::<A>(call, packet);
         }
         Some(Selected { packet, first: true })
     }

@@ -95,6 +95,7 @@ fn options() {
             predicates: Predicates::default(),
             cgroup: None,
             follow: false,
+            conntrack: false,
             mark: Mark::None,
             backend: Backend::Ebpf,
             attach: Method::Auto,

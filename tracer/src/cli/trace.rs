@@ -51,6 +51,10 @@ pub(super) struct TraceArgs {
     #[arg(long)]
     follow: bool,
 
+    /// Show what conntrack knows of packets' connections: both directions, zone and mark; for ebpf
+    #[arg(long)]
+    conntrack: bool,
+
     /// Stop after this many packets
     #[arg(short, long, value_name = "N")]
     count: Option<u64>,
@@ -285,6 +289,8 @@ pub struct TraceConfig {
     pub cgroup: Option<PathBuf>,
     /// Show all packets of the connections of those that match.
     pub follow: bool,
+    /// Show what conntrack knows of their connections.
+    pub conntrack: bool,
     /// Where steps are to come from.
     pub backend: Backend,
     /// How packets are to be chosen for the kernel's own tracing.
@@ -336,10 +342,12 @@ impl TraceConfig {
 
     /// Fails for what only probes can tell, where it is not they that shall tell it, and for what is known too late.
     pub(super) fn checked(mut self) -> Result<Self, UsageError> {
-        if !self.follow && self.cgroup.is_none() {
-            return Ok(self);
-        }
-        let option = if self.follow { "--follow" } else { "--cgroup" };
+        let option = match (self.follow, self.conntrack, &self.cgroup) {
+            (true, ..) => "--follow",
+            (_, true, _) => "--conntrack",
+            (_, _, Some(_)) => "--cgroup",
+            (false, false, None) => return Ok(self),
+        };
         let reason = "only the ebpf backend can do it, and that needs no mark";
         let refused = |value: &str| Err(UsageError::Value { option, value: value.to_owned(), reason });
         match (self.backend, self.mark) {
@@ -412,7 +420,7 @@ impl TraceArgs {
             ..self.predicates.predicates()
         };
         if let Some(by) = self.count_by
-            && (!predicates.is_empty() || self.cgroup.cgroup.is_some() || self.follow)
+            && (!predicates.is_empty() || self.cgroup.cgroup.is_some() || self.follow || self.conntrack)
         {
             let reason = "packets are counted by the filter alone; leave out what else is asked of them";
             return Err(UsageError::Value { option: "--count-by", value: word(by), reason });
@@ -420,6 +428,7 @@ impl TraceArgs {
         TraceConfig {
             cgroup: self.cgroup.cgroup,
             follow: self.follow,
+            conntrack: self.conntrack,
             counting: self.count_by.map(|by| Counting {
                 by: by.into(),
                 interval: self.interval.max(SHORTEST_INTERVAL),

@@ -5,6 +5,7 @@
 //! one by one, without a word on which packet they are of.
 
 pub mod attribute;
+pub mod connection;
 pub mod ending;
 mod established;
 pub mod group;
@@ -19,6 +20,7 @@ pub mod walks;
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::{PacketView, Tracked};
 use crate::ruleset::Rule;
+use connection::Connection;
 use ending::{Ending, Waited};
 use std::borrow::Cow;
 use std::fmt;
@@ -104,6 +106,8 @@ pub struct Belongs {
     pub connection: Option<u64>,
     /// The packet that it was in another namespace before.
     pub continues: Option<u64>,
+    /// What conntrack knows of its connection.
+    pub known: Option<Connection>,
 }
 
 /// All that one packet met in one network namespace; its steps have been given out one by one before.

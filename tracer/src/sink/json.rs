@@ -10,6 +10,7 @@ use crate::packet::Sender;
 use crate::packet::change::{Change, Looks, device};
 use crate::packet::recent::{Content, Devices, Recent};
 use crate::packet::{Fragment, PacketView, Tcp, headers, protocol_name, quoted, tcp};
+use crate::path::connection::{By, Connection, Tuple};
 use crate::path::ending::{Ending, Freed, HookFunction, Waited};
 use crate::path::group::Logged;
 use crate::path::{Action, Path, Step};
@@ -167,6 +168,9 @@ impl<W: Write> Sink for Json<W> {
         }
         if let Some(packet) = path.belongs.continues {
             row.number("continues", packet);
+        }
+        if let Some(known) = &path.belongs.known {
+            serialize(row.field("conntrack"), &ConnectionRow::of(known));
         }
         row.end();
         self.out.end_row()
@@ -461,6 +465,49 @@ impl HeaderFields {
             uid: view.owner.map(|owner| owner.uid),
             gid: view.owner.map(|owner| owner.gid),
             mark: view.mark,
+        }
+    }
+}
+
+/// What conntrack knows of a connection.
+#[derive(Serialize)]
+struct ConnectionRow {
+    proto: Cow<'static, str>,
+    original: TupleRow,
+    reply: TupleRow,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mark: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct TupleRow {
+    src: IpAddr,
+    dst: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sport: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dport: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u16>,
+}
+
+impl ConnectionRow {
+    fn of(known: &Connection) -> Self {
+        let tuple = |tuple: &Tuple| {
+            let (sport, dport, id) = match tuple.by {
+                By::Ports(sport, dport) => (Some(sport), Some(dport), None),
+                By::Id(id) => (None, None, Some(id)),
+            };
+            TupleRow { src: tuple.src, dst: tuple.dst, sport, dport, id }
+        };
+        Self {
+            proto: protocol_name(known.protocol),
+            original: tuple(&known.original),
+            reply: tuple(&known.reply),
+            zone: known.zone,
+            mark: known.mark,
         }
     }
 }

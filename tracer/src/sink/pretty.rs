@@ -341,13 +341,15 @@ pub(crate) fn outcome(path: &Path) -> String {
 }
 
 fn write_belongs(out: &mut impl Write, path: &Path) -> io::Result<()> {
-    match path.belongs {
-        Belongs { connection: None, continues: None } => Ok(()),
-        Belongs { connection: Some(connection), continues: None } => {
-            writeln!(out, "  connection {connection}")
-        }
-        Belongs { connection: None, continues: Some(packet) } => writeln!(out, "  continues packet {packet}"),
-        Belongs { connection: Some(connection), continues: Some(packet) } => {
+    let Belongs { connection, continues, known } = &path.belongs;
+    if let Some(known) = known {
+        writeln!(out, "  conntrack {known}")?;
+    }
+    match (connection, continues) {
+        (None, None) => Ok(()),
+        (Some(connection), None) => writeln!(out, "  connection {connection}"),
+        (None, Some(packet)) => writeln!(out, "  continues packet {packet}"),
+        (Some(connection), Some(packet)) => {
             writeln!(out, "  connection {connection}, continues packet {packet}")
         }
     }

@@ -131,17 +131,16 @@ pub struct Probes {
 impl Probes {
     /// Places all probes whose functions exist. No map may have been taken out of `programs` before.
     ///
-    /// `witness` is a [`Witness`], or `None` when nftables is not to be traced; `follows` says whether connections are
-    /// followed.
+    /// `witness` is a [`Witness`], or `None` when nftables is not to be traced.
     pub fn place(
         object: &[u8],
         programs: &mut aya::Ebpf,
         kernel: &Kernel,
         method: Method,
-        (witness, follows): (Option<u32>, bool),
+        witness: Option<u32>,
     ) -> Result<Self, Error> {
         let symbols = &kernel.symbols;
-        let (mut present, without) = wanted(symbols, witness, follows)?;
+        let (mut present, without) = wanted(symbols, witness)?;
         let mut returns = Slots::new(symbols);
         // Replacements are counted before any traversal is watched.
         for probe in present.iter().filter(|probe| probe.typed.is_none()) {
@@ -202,6 +201,18 @@ impl Probes {
         Ok(true)
     }
 
+    /// Places the program that sees connections begin. It costs each connection's first packet.
+    pub fn place_connections(&self, programs: &mut aya::Ebpf) -> Result<(), Error> {
+        let typed = !self.typed.is_empty();
+        let name = if typed { "connection_confirmed_typed" } else { "connection_confirmed" };
+        let program: &mut KProbe = programs
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(Error::NoProgram(name))?;
+        program.load().map_err(|source| Error::Load { program: name, source })?;
+        program.attach(CONFIRMS, 0).map(drop).map_err(|source| Error::Attach { symbol: CONFIRMS, source })
+    }
+
     /// How often the kernel left out a program that would have seen something begin: it does so while the program is at
     /// work on that CPU already.
     pub fn left_out(&self, begins: Begins) -> io::Result<u64> {
@@ -234,6 +245,9 @@ impl Probes {
     }
 }
 
+/// The function that makes an entry of conntrack one that others can find.
+const CONFIRMS: &str = "__nf_conntrack_confirm";
+
 /// The tracepoint of packets that are freed as dropped.
 const FREES: &str = "kfree_skb";
 
@@ -249,13 +263,9 @@ pub fn load_called(programs: &mut aya::Ebpf, name: &'static str) -> Result<Owned
     fd.as_fd().try_clone_to_owned().map_err(|error| refused(ProgramError::IOError(error)))
 }
 
-/// The probes whose functions exist, and what cannot be traced for want of others, with the reason. `witness` and `follows`
-/// are as for [`Probes::place`].
-fn wanted(
-    symbols: &Symbols,
-    witness: Option<u32>,
-    follows: bool,
-) -> Result<(Vec<&'static Probe>, Vec<String>), Error> {
+/// The probes whose functions exist, and what cannot be traced for want of others, with the reason. `witness` is as for
+/// [`Probes::place`].
+fn wanted(symbols: &Symbols, witness: Option<u32>) -> Result<(Vec<&'static Probe>, Vec<String>), Error> {
     if !symbols.has_legacy() && witness.is_none() {
         return Err(Error::NoTables);
     }
@@ -267,16 +277,12 @@ fn wanted(
             Need::Nftables if witness.is_none() => continue,
             Need::NftRules(by) if witness != Some(by as u32) => continue,
             Need::NftEnds if !ends => continue,
-            Need::Connections if !follows => continue,
             Need::Always | Need::IfPresent if !symbols.has_legacy() => continue,
             _ => {}
         }
         match (exists(symbols, probe.symbol), probe.need) {
             (true, _) => present.push(probe),
-            (
-                false,
-                Need::Always | Need::Nftables | Need::NftRules(_) | Need::NftEnds | Need::Connections,
-            ) => {
+            (false, Need::Always | Need::Nftables | Need::NftRules(_) | Need::NftEnds) => {
                 return Err(Error::NoFunction(probe.symbol));
             }
             (false, Need::Family(family)) if probe.point == Point::Entry => {
@@ -296,7 +302,7 @@ pub fn try_typed(
     kernel: &Kernel,
     witness: Option<u32>,
 ) -> Result<(), Error> {
-    let (present, _) = wanted(&kernel.symbols, witness, false)?;
+    let (present, _) = wanted(&kernel.symbols, witness)?;
     each_typed(object, programs, kernel, &present, typed::Programs::load)?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Bytes from the ring → records, without copying.
 #![forbid(unsafe_code)]
 
-use tracer_common::choice::{LINK, Link};
+use tracer_common::choice::{LINK, Link, TRACKED, Tracked};
 use tracer_common::ending::{self, Freed, Reinjected};
 use tracer_common::legacy::{
     ENTRY_BYTES, EXIT_BYTES, LONG_EXIT_BYTES, MAX_MATCHES, MORE_BYTES, Match, Replaced, TableChunk,
@@ -32,6 +32,8 @@ pub enum Record<'a> {
     Reinjected(&'a Reinjected),
     /// A packet is of a connection, or was seen in another namespace.
     Link(&'a Link),
+    /// What conntrack knows of a packet's connection.
+    Tracked(&'a Tracked),
 }
 
 /// A traversal with what may be spread over its record.
@@ -95,6 +97,7 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         ending::kind::REINJECTED => {
             Reinjected::ref_from_prefix(bytes).ok().map(|(reinjected, _)| Record::Reinjected(reinjected))
         }
+        TRACKED => Tracked::ref_from_prefix(bytes).ok().map(|(tracked, _)| Record::Tracked(tracked)),
         LINK => Link::ref_from_prefix(bytes).ok().map(|(link, _)| Record::Link(link)),
         kind::CHUNK => TableChunk::ref_from_prefix(bytes).ok().map(|(chunk, _)| Record::Chunk(chunk)),
         _ => None,

@@ -202,6 +202,8 @@ pub struct Choice<'a> {
     pub cgroup: Option<Cgroup>,
     /// Whether their connections are followed.
     pub follow: bool,
+    /// Whether it is told what conntrack knows of their connections.
+    pub conntrack: bool,
 }
 
 /// Placed probes. Dropping it takes them away.
@@ -407,16 +409,20 @@ fn choice_config(
         asks |= ask::CGROUP;
         (config.cgroup, config.cgroup_level) = (id, level);
     }
-    if choice.follow {
-        layout.check_connections().map_err(missing("--follow"))?;
+    if choice.follow || choice.conntrack {
+        let option = if choice.follow { "--follow" } else { "--conntrack" };
+        layout.check_connections().map_err(missing(option))?;
         let offsets = &kernel.layout.offsets;
         if !kernel.symbols.conntrack_confirm || [offsets.skb_nfct, offsets.ct_status].contains(&ABSENT) {
             let reason = "conntrack is not in the kernel".to_owned();
-            return Err(Error::Choice { option: "--follow", reason });
+            return Err(Error::Choice { option, reason });
         }
+    }
+    if choice.follow {
         asks |= ask::FOLLOW;
         asks |= if netns.is_none() { ask::ACROSS } else { 0 };
     }
+    asks |= if choice.conntrack { ask::TELL } else { 0 };
     config.asks = asks;
     Ok(config)
 }
@@ -452,13 +458,10 @@ impl Ebpf {
             let mut map: Array<_, PodThrottle> = Array::try_from(map).map_err(refused)?;
             map.set(0, PodThrottle(throttle), 0).map_err(refused)?;
         }
-        let probes = attach::Probes::place(
-            &object,
-            &mut programs,
-            &kernel,
-            options.method,
-            (witness, options.choice.follow),
-        )?;
+        let probes = attach::Probes::place(&object, &mut programs, &kernel, options.method, witness)?;
+        if options.choice.follow || options.choice.conntrack {
+            probes.place_connections(&mut programs)?;
+        }
         without.extend(probes.without().iter().cloned());
         let sweep = attach::load_called(&mut programs, "sweep").ok();
         let has_preempt_count = kernel.layout.sender.preempt_count != 0;

@@ -62,8 +62,6 @@ pub enum Need {
     NftRules(Witness),
     /// Tracing its base chains without their rules.
     NftEnds,
-    /// Following connections.
-    Connections,
     /// Accounting for what else moves the shared sequence count; only needed where the function exists.
     IfPresent,
 }
@@ -83,13 +81,6 @@ pub const PROBES: &[Probe] = &[
         symbol: "xt_copy_counters",
         point: Point::Entry,
         need: Need::IfPresent,
-    },
-    Probe {
-        program: "connection_confirmed",
-        typed: None,
-        symbol: "__nf_conntrack_confirm",
-        point: Point::Entry,
-        need: Need::Connections,
     },
     Probe {
         program: "leave",

@@ -81,6 +81,7 @@ impl Counter {
             | Record::Freed(_)
             | Record::Reinjected(_)
             | Record::Link(_)
+            | Record::Tracked(_)
             | Record::Sender(_) => {}
         });
         taken == BATCH

@@ -283,6 +283,7 @@ impl Interpreter {
                 tracker.reinjected(reinjected, &mut |path| outlet.path(&links.settled(path)));
             }
             Record::Link(link) => self.links.link(link),
+            Record::Tracked(tracked) => self.links.tracked(tracked),
             Record::Replaced(replaced) => self.history.replaced(replaced),
             Record::Chunk(chunk) => self.history.chunk(chunk),
         }

@@ -1,10 +1,11 @@
 //! Which packets are of one connection, and which is another one further on its way.
 
 use crate::hash::KernelMap;
+use crate::path::connection::Connection;
 use crate::path::{Belongs, Path};
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use tracer_common::choice::Link;
+use tracer_common::choice::{Link, Tracked};
 
 /// Packets and connections that are remembered: what comes later than so many others is taken for something new.
 const REMEMBERED: usize = 1 << 16;
@@ -28,6 +29,8 @@ struct Packet {
     story: Option<u64>,
     /// The kernel's number of the packet that it was before.
     before: Option<u64>,
+    /// What conntrack knows of its connection.
+    known: Option<Connection>,
 }
 
 impl Links {
@@ -53,6 +56,12 @@ impl Links {
         self.packets.insert(link.packet, Packet { story, before, ..own });
     }
 
+    /// Takes what conntrack knows of a packet's connection.
+    pub(super) fn tracked(&mut self, tracked: &Tracked) {
+        let own = self.packets.get(tracked.packet).copied().unwrap_or_default();
+        self.packets.insert(tracked.packet, Packet { known: Some(Connection::of(tracked)), ..own });
+    }
+
     /// A packet has this number.
     pub(super) fn number(&mut self, packet: u64, number: u64) {
         if self.packets.is_empty() {
@@ -75,7 +84,7 @@ impl Links {
             return Cow::Borrowed(path);
         };
         let continues = packet.before.and_then(|before| self.packets.get(before)?.number);
-        let belongs = Belongs { connection: packet.story, continues };
+        let belongs = Belongs { connection: packet.story, continues, known: packet.known };
         Cow::Owned(Path { belongs, ..path.clone() })
     }
 }
@@ -148,7 +157,7 @@ mod tests {
             belongs: Belongs::default(),
         };
         let path = links.settled(&path);
-        assert_eq!(path.belongs, Belongs { connection, continues }, "packet {packet}");
+        assert_eq!(path.belongs, Belongs { connection, continues, known: None }, "packet {packet}");
     }
 
     #[test]

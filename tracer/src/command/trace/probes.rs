@@ -354,6 +354,7 @@ impl Placed {
                 },
                 cgroup: config.cgroup.as_deref().map(cgroup::find).transpose().map_err(no_cgroup)?,
                 follow: config.follow,
+                conntrack: config.conntrack,
             },
             throttle: gate::throttle(config),
             endings: counts.is_none()

@@ -38,7 +38,9 @@ pub(super) fn resolve(kernel: &Kernel<'_>) -> Choice {
 impl Choice {
     /// Fails where connections cannot be followed.
     pub fn check_connections(&self) -> Result<(), Unresolved> {
-        self.check(|name| !name.contains("cgroup") && name != "node_id")
+        // Kernels can be made without marks and zones.
+        let others = ["node_id", "ct_mark", "ct_zone"];
+        self.check(|name| !name.contains("cgroup") && !others.contains(&name))
     }
 
     /// Fails where the cgroup of a socket cannot be found.
@@ -59,9 +61,9 @@ impl Choice {
 fn widths(field: &Field) -> &'static [u32] {
     match field.name {
         "tuple_src" | "tuple_dst" => &[16],
-        "tuple_src_port" | "tuple_dst_port" | "tuple_family" => &[2],
+        "tuple_src_port" | "tuple_dst_port" | "tuple_family" | "ct_zone" => &[2],
         "tuple_protocol" => &[1],
-        "cgroup_level" => &[4],
+        "cgroup_level" | "ct_mark" => &[4],
         // Arrays without a length.
         "cgroup_ancestors" | "cgroup_ancestor_ids" => &[0],
         // Whole structures.
