@@ -653,13 +653,13 @@ impl Interpreter {
         self.outlet.flush()
     }
 
-    /// Gives out the packets that are still on their way.
-    pub(super) fn give_out_rest(&mut self) {
+    /// Gives out the packets that are still on their way. What happened until this time (CLOCK_MONOTONIC) has been read.
+    pub(super) fn give_out_rest(&mut self, read_until_ns: u64) {
         while let Some(ended) = self.runs.silent(u64::MAX) {
             self.run(&ended);
         }
         let Self { tracker, outlet, links, .. } = self;
-        tracker.finish(crate::sys::clock::monotonic_ns(), &mut |path| outlet.path(&links.settled(path)));
+        tracker.finish(read_until_ns, &mut |path| outlet.path(&links.settled(path)));
     }
 
     /// So many packets that matched were left out, as was asked for.

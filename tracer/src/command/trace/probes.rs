@@ -604,9 +604,10 @@ impl Session for Probing {
         let interpreter = &mut self.interpreter;
         let ebpf = self.ebpf.get_mut();
         ebpf.sweep();
-        // Few: those of packets that are on their way.
-        ebpf.drain(BATCH, |record| interpreter.record(record));
-        interpreter.give_out_rest();
+        // Few: those of packets that are on their way. Where there are more, what those met next has not been read.
+        let taken = ebpf.drain(BATCH, |record| interpreter.record(record));
+        let read_until_ns = if taken < BATCH { clock::monotonic_ns() } else { interpreter.seen_ns() };
+        interpreter.give_out_rest(read_until_ns);
         let ebpf = self.ebpf.get_ref();
         let lost = ebpf.lost().map_err(Failure::running)?;
         let missed = ebpf.missed_traversals().map_err(Failure::running)? + lost.missed_runs;

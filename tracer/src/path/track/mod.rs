@@ -29,6 +29,8 @@ const IDLE_NS: u64 = 250_000_000;
 const QUEUED_NS: u64 = 30_000_000_000;
 /// A missed traversal of a packet happens within this time of its last one that was seen.
 const SOON_NS: u64 = 100_000_000;
+/// How long it is remembered that traversals were missed: until all paths are given out that may lack them.
+const REMEMBERED_NS: u64 = 2 * (2 * IDLE_NS + SOON_NS);
 /// How long the path of a packet is kept that all tables have let go: if the kernel frees it, then mostly at once.
 const HOLD_NS: u64 = 20_000_000;
 /// Packets that are remembered after they were let go out.
@@ -396,13 +398,14 @@ impl Tracker {
         while let Some((_, packet)) = self.holding.pop_front_if(over(HOLD_NS)) {
             self.give_held(packet, give);
         }
-        while self.windows.front().is_some_and(|window| window.until_ns + 2 * IDLE_NS < now_ns) {
+        while self.windows.front().is_some_and(|window| window.until_ns + REMEMBERED_NS < now_ns) {
             self.windows.pop_front();
         }
     }
 
-    /// Gives out all that is left, in the order the packets came. Of one that was seen just now, more might have come.
-    pub fn finish(&mut self, now_ns: u64, give: &mut impl FnMut(&Path)) {
+    /// Gives out all that is left, in the order the packets came. Of one that was seen shortly before the end of what was
+    /// read, more might have come.
+    pub fn finish(&mut self, read_until_ns: u64, give: &mut impl FnMut(&Path)) {
         let open = self.rooms.iter().map(|(packet, open)| (open.path.packet, packet));
         let held = self.held.iter().map(|(packet, room)| (self.rooms[*room].path.packet, *packet));
         let mut left: Vec<(u64, u64)> = open.chain(held).collect();
@@ -411,7 +414,10 @@ impl Tracker {
             self.give_held(packet, give);
             if let Some(room) = self.rooms.of(packet) {
                 let open = &mut self.rooms[room];
-                if open.is_unfinished() && open.path.ending.is_none() && open.exit_ns + SOON_NS > now_ns {
+                if open.is_unfinished()
+                    && open.path.ending.is_none()
+                    && open.exit_ns + SOON_NS > read_until_ns
+                {
                     open.doubt("the trace ended while it was on its way".to_owned());
                 }
             }
