@@ -640,6 +640,12 @@ impl Ebpf {
         Ok(Uncounted { no_room, doubtful: self.counter(Counter::Doubtful)? })
     }
 
+    /// Traversals that the kernel left the programs out of, as far as it counts them; the next traversal on the same CPU
+    /// tells of most of them, too.
+    pub fn traversals_left_out(&self) -> Result<u64, Error> {
+        self.left_out(Begins::Traversal)
+    }
+
     fn left_out(&self, begins: Begins) -> Result<u64, Error> {
         self.probes.left_out(begins).map_err(Error::Program)
     }

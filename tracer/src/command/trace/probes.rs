@@ -37,6 +37,8 @@ const BATCH: usize = 4096;
 /// open they have to be read before they change again.
 const PART: usize = 512;
 
+/// How often the kernel is asked how many traversals it left out: before the paths that may lack them are given out.
+const LEFT_OUT_EVERY_NS: u64 = 100_000_000;
 /// Asking how many records were lost is a system call. Where none come, few are lost: it is asked every so many looks.
 const LOOKS_PER_COUNT: u32 = 10;
 
@@ -281,6 +283,9 @@ pub(super) struct Probing {
     /// Records lost until the last look, and when that was.
     lost: ebpf::Lost,
     looked_ns: u64,
+    /// Traversals that the kernel had left out when it was last asked, and when that was (CLOCK_MONOTONIC).
+    left_out: u64,
+    left_out_ns: u64,
     /// Looks since then that found nothing.
     idle_looks: u32,
     /// Where nftables is not traced.
@@ -477,6 +482,8 @@ impl Probing {
             interpreter,
             lost: ebpf::Lost::default(),
             looked_ns: 0,
+            left_out: 0,
+            left_out_ns: 0,
             idle_looks: 0,
             watch,
             follows,
@@ -538,6 +545,19 @@ impl Budget {
     }
 }
 
+impl Probing {
+    /// Learns of traversals that were left out and that no later one on the same CPU has told of yet.
+    fn notice_left_out(&mut self) -> Result<(), Failure> {
+        let left_out = self.ebpf.get_ref().traversals_left_out().map_err(Failure::running)?;
+        let now_ns = clock::monotonic_ns();
+        if left_out != self.left_out {
+            self.interpreter.lost(self.left_out_ns, now_ns);
+        }
+        (self.left_out, self.left_out_ns) = (left_out, now_ns);
+        Ok(())
+    }
+}
+
 /// What suits this host.
 fn usual_ring_bytes() -> u32 {
     let system = rustix::system::sysinfo();
@@ -586,6 +606,10 @@ impl Session for Probing {
             }
             (self.lost, self.looked_ns, self.idle_looks) = (lost, now_ns, 0);
         }
+        if now_ns >= self.left_out_ns + LEFT_OUT_EVERY_NS {
+            self.notice_left_out()?;
+        }
+        let interpreter = &mut self.interpreter;
         // While records wait, what a packet met next may be among them: it is as late as the last one taken.
         interpreter.expire(if records < BATCH { now_ns } else { interpreter.seen_ns() });
         interpreter.flush().context("cannot write")?;
@@ -606,6 +630,8 @@ impl Session for Probing {
         ebpf.sweep();
         // Few: those of packets that are on their way. Where there are more, what those met next has not been read.
         let taken = ebpf.drain(BATCH, |record| interpreter.record(record));
+        self.notice_left_out()?;
+        let interpreter = &mut self.interpreter;
         let read_until_ns = if taken < BATCH { clock::monotonic_ns() } else { interpreter.seen_ns() };
         interpreter.give_out_rest(read_until_ns);
         let ebpf = self.ebpf.get_ref();
