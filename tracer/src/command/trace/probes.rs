@@ -546,14 +546,25 @@ impl Budget {
 }
 
 impl Probing {
+    /// Learns of records that found no room.
+    fn notice_lost(&mut self) -> Result<(), Failure> {
+        let asked_ns = clock::monotonic_ns();
+        let lost = self.ebpf.get_ref().lost().map_err(Failure::running)?;
+        if lost != self.lost {
+            self.interpreter.lost(self.looked_ns, clock::monotonic_ns());
+        }
+        (self.lost, self.looked_ns) = (lost, asked_ns);
+        Ok(())
+    }
+
     /// Learns of traversals that were left out and that no later one on the same CPU has told of yet.
     fn notice_left_out(&mut self) -> Result<(), Failure> {
+        let asked_ns = clock::monotonic_ns();
         let left_out = self.ebpf.get_ref().traversals_left_out().map_err(Failure::running)?;
-        let now_ns = clock::monotonic_ns();
         if left_out != self.left_out {
-            self.interpreter.lost(self.left_out_ns, now_ns);
+            self.interpreter.lost(self.left_out_ns, clock::monotonic_ns());
         }
-        (self.left_out, self.left_out_ns) = (left_out, now_ns);
+        (self.left_out, self.left_out_ns) = (left_out, asked_ns);
         Ok(())
     }
 }
@@ -600,11 +611,8 @@ impl Session for Probing {
         }
         self.idle_looks = if records == 0 { self.idle_looks + 1 } else { LOOKS_PER_COUNT };
         if self.idle_looks >= LOOKS_PER_COUNT {
-            let lost = self.ebpf.get_ref().lost().map_err(Failure::running)?;
-            if lost != self.lost {
-                interpreter.lost(self.looked_ns, clock::monotonic_ns());
-            }
-            (self.lost, self.looked_ns, self.idle_looks) = (lost, now_ns, 0);
+            self.notice_lost()?;
+            self.idle_looks = 0;
         }
         if now_ns >= self.left_out_ns + LEFT_OUT_EVERY_NS {
             self.notice_left_out()?;
@@ -630,6 +638,7 @@ impl Session for Probing {
         ebpf.sweep();
         // Few: those of packets that are on their way. Where there are more, what those met next has not been read.
         let taken = ebpf.drain(BATCH, |record| interpreter.record(record));
+        self.notice_lost()?;
         self.notice_left_out()?;
         let interpreter = &mut self.interpreter;
         let read_until_ns = if taken < BATCH { clock::monotonic_ns() } else { interpreter.seen_ns() };
