@@ -15,7 +15,7 @@ use crate::frame::{cpu, cpu_number, state};
 use crate::kernel::{Access, copy, now_ns, read};
 use crate::legacy::{Call, drop_none, owner};
 use crate::maps::{CONNECTIONS, EVENTS, FILTER, PASSED, TUPLES};
-use crate::select::{Layout, packet, traced_at};
+use crate::select::{Layout, extract, traced_at};
 use tracer_common::choice::{ChoiceConfig, LINK, Link, TRACKED, Tracked, Tuple, ask, has};
 use tracer_common::counter::Counter;
 use tracer_common::filter::word;
@@ -597,28 +597,8 @@ fn entry<A: Access>(call: &Call) -> u64 {
     A::field::<u64>(call.skb, offset!(skb_nfct)).unwrap_or(0) & !7
 }
 
-/// Puts the packet's headers into this CPU's filter input; 0 where that cannot be done. As [`crate::select::extract`], but
-/// with a smaller stack.
+/// Puts the packet's headers into this CPU's filter input; 0 where that cannot be done.
 #[inline(never)]
 fn headers<A: Access>(call: &Call, layout: Layout) -> u32 {
-    u32::from(layout != Layout::Arp && fill::<A>(call.skb, layout).is_some())
-}
-
-#[inline(always)]
-fn fill<A: Access>(skb: u64, layout: Layout) -> Option<()> {
-    let input = FILTER.get_ptr_mut(0)?;
-    let skb = packet::<A>(skb, layout)?;
-    let linear = if skb.linear() > 64 { 64 } else { skb.linear() as usize };
-    // SAFETY: a per-CPU map value of this program's own.
-    unsafe {
-        let header = &raw mut (*input).header;
-        if !copy(header.cast::<u8>(), 64, skb.network()) {
-            return None;
-        }
-        for word in 0..word::COUNT {
-            (&raw mut (*input).key.words).cast::<u32>().add(word).write_volatile(0);
-        }
-        (*input).key.fill(&*header, linear);
-    }
-    Some(())
+    u32::from(layout != Layout::Arp && extract::<A>(call.skb, layout).is_some())
 }

@@ -93,11 +93,13 @@ fn leave_out() {
 #[inline(never)]
 fn follow<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, call: F, now: u64, table: u64) {
     let cpu = cpu();
-    let call = call(context);
-    let question = Question::again(&call, now, table);
-    // No closure: it would be a function with a frame of its own on the short stack.
+    // No closure: it would be a function with a frame of its own on the short stack. The decision is read behind it: what
+    // interrupts this could decide about another packet in its place.
     match cpu.claim() {
-        Some(_alone) => judge::<A>(cpu, &call, &question),
+        Some(_alone) => {
+            let call = call(context);
+            judge::<A>(cpu, &call, &Question::again(&call, now, table));
+        }
         None => leave_out(),
     }
 }

@@ -26,7 +26,7 @@ use crate::snapshot::mask;
 use crate::throttle::admit;
 use crate::translated;
 use tracer_common::counter::Counter;
-use tracer_common::filter::{ACCEPT, Key, MAX_NODES, Node, word};
+use tracer_common::filter::{ACCEPT, MAX_NODES, Node, word};
 use tracer_common::legacy::{NAT_CLASS, rank, table_class};
 use tracer_common::place::{BRIDGE, EGRESS, INGRESS};
 
@@ -637,7 +637,11 @@ pub fn extract<A: Access>(skb: u64, layout: Layout) -> Option<()> {
         if !copy(header.cast::<u8>(), 64, skb.network()) {
             return None;
         }
-        (*input).key = Key::from_header(&*header, linear);
+        // Word by word: a key made on the stack would not fit there.
+        for word in 0..word::COUNT {
+            (&raw mut (*input).key.words).cast::<u32>().add(word).write_volatile(0);
+        }
+        (*input).key.fill(&*header, linear);
     }
     Some(())
 }

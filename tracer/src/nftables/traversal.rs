@@ -160,21 +160,7 @@ impl Assembler {
 
 impl Open {
     fn new(packet: u64, netns: Option<u32>) -> Self {
-        let path = Path {
-            packet,
-            family: Family::Ipv4,
-            steps: Vec::new(),
-            verdict: None,
-            certainty: Certainty::Complete,
-            why: Vec::new(),
-            outcome: None,
-            note: None,
-            ending: None,
-            waited: Vec::new(),
-            belongs: crate::path::Belongs::default(),
-            generation: Vec::new(),
-            netns,
-        };
+        let path = Path::new(packet, Family::Ipv4, netns);
         Self { path, seen_ns: 0, packet: Packet::default(), met: Vec::new(), inside: None }
     }
 

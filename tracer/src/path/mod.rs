@@ -140,3 +140,24 @@ pub struct Path {
     /// Inode number of the network namespace; `None` where nothing tells.
     pub netns: Option<u32>,
 }
+
+impl Path {
+    /// Of a packet that has met nothing yet.
+    pub fn new(packet: u64, family: Family, netns: Option<u32>) -> Self {
+        Self {
+            packet,
+            family,
+            steps: Vec::new(),
+            verdict: None,
+            certainty: Certainty::Complete,
+            why: Vec::new(),
+            outcome: None,
+            note: None,
+            ending: None,
+            waited: Vec::new(),
+            generation: Vec::new(),
+            belongs: Belongs::default(),
+            netns,
+        }
+    }
+}

@@ -89,19 +89,12 @@ fn step<'a>(
 
 fn path(packet: u64, verdict: Option<Verdict>, certainty: Certainty, why: &[&str]) -> Path {
     Path {
-        packet,
-        family: Family::Ipv4,
         steps: vec!["raw:PREROUTING:policy:1".into(), "filter:INPUT:rule:2".into()],
         verdict,
         certainty,
         why: why.iter().map(|&why| why.to_owned()).collect(),
-        outcome: None,
-        note: None,
-        ending: None,
-        waited: Vec::new(),
-        belongs: crate::path::Belongs::default(),
         generation: vec!["raw@1".into(), "filter@7".into()],
-        netns: Some(NETNS),
+        ..Path::new(packet, Family::Ipv4, Some(NETNS))
     }
 }
 

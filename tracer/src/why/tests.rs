@@ -52,19 +52,11 @@ fn met(name: &str, hook: Hook, text: &str, verdict: Option<Verdict>) -> Met {
 
 fn path(steps: &[Met], verdict: Option<Verdict>, why: &[&str]) -> Path {
     Path {
-        packet: 1,
-        family: Family::Ipv4,
         steps: steps.iter().map(|step| step.name.as_str().into()).collect(),
         verdict,
         certainty: if why.is_empty() { Certainty::Complete } else { Certainty::Inexact },
         why: why.iter().map(|&why| why.to_owned()).collect(),
-        outcome: None,
-        note: None,
-        ending: None,
-        waited: Vec::new(),
-        belongs: crate::path::Belongs::default(),
-        generation: Vec::new(),
-        netns: None,
+        ..Path::new(1, Family::Ipv4, None)
     }
 }
 

@@ -640,10 +640,10 @@ impl Ebpf {
         Ok(Uncounted { no_room, doubtful: self.counter(Counter::Doubtful)? })
     }
 
-    /// Traversals that the kernel left the programs out of, as far as it counts them; the next traversal on the same CPU
-    /// tells of most of them, too.
+    /// Traversals that the kernel left the programs out of, as far as it counts them, or one program because of another;
+    /// the next traversal on the same CPU tells of most of them, too.
     pub fn traversals_left_out(&self) -> Result<u64, Error> {
-        self.left_out(Begins::Traversal)
+        Ok(self.counter(Counter::LeftOut)? + self.left_out(Begins::Traversal)?)
     }
 
     fn left_out(&self, begins: Begins) -> Result<u64, Error> {

@@ -132,7 +132,6 @@ impl<V> Recent<V> {
 mod tests {
     use super::*;
     use crate::netfilter::Family;
-    use crate::path::Certainty;
     use tracer_common::choice::LINK;
 
     fn link(packet: u64, connection: u64, before: u64) -> Link {
@@ -141,21 +140,7 @@ mod tests {
 
     #[track_caller]
     fn check(links: &mut Links, packet: u64, connection: Option<u64>, continues: Option<u64>) {
-        let path = Path {
-            packet,
-            family: Family::Ipv4,
-            steps: Vec::new(),
-            verdict: None,
-            certainty: Certainty::Complete,
-            why: Vec::new(),
-            outcome: None,
-            note: None,
-            ending: None,
-            waited: Vec::new(),
-            generation: Vec::new(),
-            netns: None,
-            belongs: Belongs::default(),
-        };
+        let path = Path::new(packet, Family::Ipv4, None);
         let path = links.settled(&path);
         assert_eq!(path.belongs, Belongs { connection, continues, known: None }, "packet {packet}");
     }

@@ -416,19 +416,12 @@ impl Open {
         }
         self.give_all(give);
         give(Grouped::Path(Box::new(Path {
-            packet: self.number,
-            family: self.last.packet.family,
             steps: self.steps,
             verdict,
             certainty: if self.why.is_empty() { Certainty::Complete } else { Certainty::Inexact },
             why: self.why,
             outcome: self.outcome,
-            note: None,
-            ending: None,
-            waited: Vec::new(),
-            belongs: crate::path::Belongs::default(),
-            generation: Vec::new(),
-            netns: self.last.netns,
+            ..Path::new(self.number, self.last.packet.family, self.last.netns)
         })));
     }
 }

@@ -8,7 +8,7 @@ use crate::netfilter::{Family, Hook, Verdict};
 use crate::path::ending::{Device, Ending};
 use crate::path::established::Established;
 use crate::path::stands::Stands;
-use crate::path::{Belongs, Certainty, Path};
+use crate::path::{Certainty, Path};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -130,19 +130,9 @@ fn next_hooks(hook: Hook, loopback: bool) -> &'static [Hook] {
 impl Open {
     pub(super) fn new(number: u64, visit: &Visit, stands: Rc<Stands>) -> Self {
         let path = Path {
-            packet: number,
-            family: visit.family,
             steps: Vec::with_capacity(USUAL_STEPS),
-            verdict: None,
-            certainty: Certainty::Complete,
-            why: Vec::new(),
-            outcome: None,
-            note: None,
-            ending: None,
-            waited: Vec::new(),
-            belongs: Belongs::default(),
             generation: Vec::with_capacity(USUAL_STEPS),
-            netns: Some(visit.netns),
+            ..Path::new(number, visit.family, Some(visit.netns))
         };
         Self {
             path,
@@ -170,28 +160,11 @@ impl Open {
 
     /// Makes another packet of one that is gone, as [`new`](Self::new) does, with what that one had allocated.
     pub(super) fn renew(&mut self, number: u64, visit: &Visit, stands: &Rc<Stands>) {
-        let Path {
-            packet,
-            family,
-            steps,
-            verdict,
-            certainty,
-            why,
-            outcome,
-            note,
-            ending,
-            waited,
-            generation,
-            netns,
-            belongs,
-        } = &mut self.path;
-        (*packet, *family, *netns) = (number, visit.family, Some(visit.netns));
-        *belongs = Belongs::default();
+        let path = Path::new(number, visit.family, Some(visit.netns));
+        let Path { mut steps, mut generation, .. } = std::mem::replace(&mut self.path, path);
         steps.clear();
         generation.clear();
-        why.clear();
-        waited.clear();
-        (*verdict, *certainty, *outcome, *note, *ending) = (None, Certainty::Complete, None, None, None);
+        (self.path.steps, self.path.generation) = (steps, generation);
         if !Rc::ptr_eq(&self.stands, stands) {
             self.stands = Rc::clone(stands);
         }

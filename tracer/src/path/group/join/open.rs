@@ -49,21 +49,7 @@ pub(super) struct Open<S> {
 
 impl<S> Open<S> {
     pub(super) fn new(number: u64, netns: Option<u32>, stands: &Rc<Stands>) -> Self {
-        let path = Path {
-            packet: number,
-            family: Family::Ipv4,
-            steps: Vec::new(),
-            verdict: None,
-            certainty: Certainty::Complete,
-            why: Vec::new(),
-            outcome: None,
-            note: None,
-            ending: None,
-            waited: Vec::new(),
-            belongs: crate::path::Belongs::default(),
-            generation: Vec::new(),
-            netns,
-        };
+        let path = Path::new(number, Family::Ipv4, netns);
         Self {
             facts: None,
             first: None,
