@@ -275,7 +275,8 @@ fn modules(kernel: &Kernel) -> Result<PathBuf> {
     MODULES.hash(&mut hasher);
     kept(&format!("modules-{}-{:016x}", kernel.release, hasher.finish()), || {
         eprintln!("kernels: packing the modules of {}", kernel.release);
-        let tree = places::cache()?.join("initramfs/unpacking");
+        // Of this run alone: others may be packing as well.
+        let tree = places::cache()?.join(format!("initramfs/unpacking-{}", std::process::id()));
         let _ = fs::remove_dir_all(&tree);
         let place = Path::new("lib/modules").join(&kernel.release);
         let folder = tree.join(&place);
