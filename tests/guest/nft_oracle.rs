@@ -32,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "nft_oracle_bridge", run: bridge },
     Test { name: "nft_oracle_arp", run: arp },
     Test { name: "nft_oracle_iptables", run: iptables },
+    Test { name: "nft_oracle_monitors", run: monitors },
     Test { name: "nft_oracle_edited", run: edited },
     Test { name: "nft_oracle_netlink", run: netlink },
     Test { name: "nft_oracle_netlink_devices", run: netlink_devices },
@@ -637,6 +638,12 @@ fn edited(options: &Options) -> Result<Outcome> {
     Ok(Outcome::Passed(format!(
         "{edits} edits, {packets} packets, {inexact} inexact {reasons:?}, {complete} steps of complete ones, {right} with the right text"
     )))
+}
+
+/// By probes, against the programs that users have.
+fn monitors(_: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    Ok(Outcome::Passed(monitored::iptables_by_probes()?))
 }
 
 /// Without probes: against the program that users have. One packet after the other, so there are few.

@@ -1,6 +1,6 @@
 //! What `nft monitor trace` and `xtables-monitor --trace` say of the same packets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -276,9 +276,11 @@ pub fn without_counts(text: &str) -> String {
     out.join(" ")
 }
 
-/// `PACKET: FAMILY ID KEY=VALUE…`, then ` TRACE: FAMILY ID TABLE:CHAIN:rule:HANDLE:VERDICT` and so on.
+/// `PACKET: FAMILY ID KEY=VALUE…`, then ` TRACE: FAMILY ID TABLE:CHAIN:rule:HANDLE:VERDICT` and so on. With older
+/// kernels the first line comes only where a rule holds.
 fn of_xtables(lines: &[String]) -> Vec<Traversal> {
     let mut open: HashMap<(String, String), usize> = HashMap::new();
+    let mut ended: HashSet<usize> = HashSet::new();
     let mut all: Vec<Traversal> = Vec::new();
     for line in lines {
         let mut words = line.split_ascii_whitespace();
@@ -302,7 +304,7 @@ fn of_xtables(lines: &[String]) -> Vec<Traversal> {
             all.push(Traversal { packet, table: String::new(), steps: Vec::new() });
             continue;
         }
-        let (Some(at), Some(what)) = (open.get(&place), words.next()) else { continue };
+        let (Some(at), Some(what)) = (open.get_mut(&place), words.next()) else { continue };
         let mut parts = what.splitn(5, ':');
         let (Some(table), Some(chain), Some(kind)) = (parts.next(), parts.next(), parts.next()) else {
             continue;
@@ -315,15 +317,26 @@ fn of_xtables(lines: &[String]) -> Vec<Traversal> {
             "10" => "ip6",
             other => other,
         };
-        all[*at].table = format!("{family} {table}");
-        match (kind, rest[..].first()) {
-            ("rule", Some(handle)) => {
+        let table = format!("{family} {table}");
+        // Another base chain.
+        if ended.contains(at) || (all[*at].table != table && !all[*at].steps.is_empty()) {
+            let packet = all[*at].packet.clone();
+            *at = all.len();
+            all.push(Traversal { packet, table: String::new(), steps: Vec::new() });
+        }
+        all[*at].table = table;
+        match (kind, &rest[..]) {
+            ("rule", [handle, verdict @ ..]) => {
                 let handle =
                     handle.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
                 all[*at].steps.push(format!("{chain} rule {}", handle.unwrap_or(0)));
+                if verdict.iter().any(|verdict| ["ACCEPT", "DROP"].contains(verdict)) {
+                    ended.insert(*at);
+                }
             }
-            ("policy", Some(verdict)) => {
+            ("policy", [verdict, ..]) => {
                 all[*at].steps.push(format!("{chain} policy {}", verdict.to_lowercase()));
+                ended.insert(*at);
             }
             _ => {}
         }
@@ -331,6 +344,13 @@ fn of_xtables(lines: &[String]) -> Vec<Traversal> {
     all.retain(|traversal| !traversal.steps.is_empty());
     all.retain(|traversal| !traversal.table.split(' ').nth(1).is_some_and(is_marker));
     all
+}
+
+impl Traversal {
+    /// Whether a rule held.
+    pub fn has_rule(&self) -> bool {
+        self.steps.iter().any(|step| step.contains(" rule "))
+    }
 }
 
 /// What nftracer said, as one of the programs would say it, with the number of the packet. `returns` says whether the kernel

@@ -1,6 +1,8 @@
 //! Rules of nftables that are replaced all at once, twenty times a second, while packets meet them.
 
+use std::io::Write as _;
 use std::net::UdpSocket;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,30 +10,53 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
+use crate::check;
 use crate::netns::{self, Netns};
 use crate::tracer::{Certainty, Tracer};
-use crate::{check, wait};
 
-/// Rules that say of themselves which version they are, by their text, by the mark that they set, and by the number of
+/// From one version of the rules to the next.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// Rules, in one line, that say of themselves which version they are, by their text, by the mark that they set, and by the number of
 /// rules before them.
 pub fn version(number: u32) -> String {
-    let filler: String = (0..number % 5).map(|at| format!("udp dport {} counter;\n", 100 + at)).collect();
+    let filler: String = (0..number % 5).map(|at| format!("udp dport {} counter; ", 100 + at)).collect();
     format!(
-        "flush ruleset\ntable ip t {{\nchain out {{\ntype filter hook output priority 0; policy accept;\n{filler}\
-         meta l4proto udp meta mark set {number}\n}}\n}}\n"
+        "flush ruleset; table ip t {{ chain out {{ type filter hook output priority 0; policy accept; {filler}\
+         meta l4proto udp meta mark set {number}; }}; }}\n"
     )
 }
 
-/// All rules are replaced at once, a run's own ones left alone as far as they are owned.
-fn reload(netns: &str, stop: &AtomicBool) -> Result<u32> {
+/// All rules are replaced at once, a run's own ones left alone as far as they are owned. One `nft` does it all: starting
+/// one takes an emulated machine longer than the time between two versions.
+fn reload(netns: &str, lasts: Duration) -> Result<u32> {
     netns::move_here(netns)?;
-    let mut number = 1;
-    while !stop.load(Ordering::Relaxed) {
+    let mut nft = Command::new("nft")
+        .arg("-i")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start nft")?;
+    let mut input = nft.stdin.take().context("its input is piped")?;
+    let (mut number, began) = (1, Instant::now());
+    while began.elapsed() < lasts {
         number += 1;
-        let began = Instant::now();
-        netns::run("nft", &["-f", "-"], &version(number))?;
-        thread::sleep(Duration::from_millis(50).saturating_sub(began.elapsed()));
+        // One that has ended says why.
+        if input.write_all(version(number).as_bytes()).is_err() {
+            break;
+        }
+        thread::sleep((PERIOD * (number - 1)).saturating_sub(began.elapsed()));
     }
+    drop(input);
+    let output = nft.wait_with_output()?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    // Without a terminal it complains of that as well.
+    let is_well = output.status.success() && !complaint.contains("Error:");
+    check(is_well, format!("nft: {}: {complaint}", output.status))?;
+    let last = format!("meta mark set 0x{number:08x}");
+    let loaded = netns::run("nft", &["list", "ruleset"], "")?;
+    check(loaded.contains(&last), format!("not {last}, but {loaded}"))?;
     Ok(number)
 }
 
@@ -63,16 +88,16 @@ pub fn reloaded(netns: &Netns, way: &[&str], lasts: Duration, least: &Least) -> 
     netns.command("nft", &["-f", "-"], &version(1))?;
     let tracer = Tracer::start(&[way, &["--netns", netns.name(), "-o", "json", "udp"]].concat(), &[])?;
     let (stop, name) = (AtomicBool::new(false), netns.name().to_owned());
-    let (reloads, sent) = thread::scope(|scope| -> Result<(u32, u32)> {
-        let reloads = scope.spawn(|| reload(&name, &stop));
-        let sender = scope.spawn(|| send(&name, &stop));
-        let end = Instant::now() + lasts;
-        wait::until(lasts, || (reloads.is_finished() || Instant::now() >= end).then_some(()));
-        stop.store(true, Ordering::Relaxed);
+    let began = Instant::now();
+    let (reloads, sent, took) = thread::scope(|scope| -> Result<(u32, u32, Duration)> {
         let join = |thread: thread::ScopedJoinHandle<'_, Result<u32>>| {
             thread.join().unwrap_or_else(|_| bail!("a thread failed"))
         };
-        Ok((join(reloads)?, join(sender)?))
+        let sender = scope.spawn(|| send(&name, &stop));
+        let reloads = join(scope.spawn(|| reload(&name, lasts)));
+        let took = began.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        Ok((reloads?, join(sender)?, took))
     })?;
     let ended = tracer.stop(Signal::INT)?;
     let trace = ended.trace;
@@ -97,7 +122,7 @@ pub fn reloaded(netns: &Netns, way: &[&str], lasts: Duration, least: &Least) -> 
     }
     let inexact = trace.packets.values().filter(|packet| packet.certainty == Certainty::Inexact).count();
     let said = format!(
-        "{reloads} reloads, {sent} packets sent, {} shown, {inexact} inexact, {complete} steps of complete ones, \
+        "{reloads} reloads in {took:.1?}, {sent} packets sent, {} shown, {inexact} inexact, {complete} steps of complete ones, \
          {texts} texts",
         trace.packets.len()
     );

@@ -1,4 +1,4 @@
-//! The netlink backend against `nft monitor trace` and `xtables-monitor --trace`, base chain by base chain.
+//! What nftracer says against `nft monitor trace` and `xtables-monitor --trace`, base chain by base chain.
 
 mod families;
 
@@ -68,6 +68,9 @@ const LEGACY: &str = "\
 *mangle\n:M - [0:0]\n-A PREROUTING -p udp -j M\n-A M -p udp -m udp --dport 80 -j RETURN\n-A M -j TOS --set-tos 0x04/0xff\nCOMMIT\n\
 *filter\n:CH - [0:0]\n-A INPUT -p udp -m udp --dport 53 -j CH\n-A CH -m length --length 0:65535\n-A FORWARD -p tcp -m tcp --dport 5001 -j DROP\nCOMMIT\n";
 
+/// The backend that sees what it marks, or others have marked.
+const NETLINK: &str = "netlink";
+
 /// The programs to compare with.
 const BOTH: &[Program] = &[Program::Nft, Program::Xtables];
 
@@ -113,6 +116,7 @@ impl fmt::Display for Figures {
 }
 
 struct Session {
+    backend: &'static str,
     lab: Lab,
     senders: Senders,
     planner: Planner,
@@ -126,7 +130,7 @@ fn session(seed: u64, programs: &'static [Program]) -> Result<Session> {
     let lab = Lab::build(&format!("nftn{}", std::process::id()), Spread::SameCpu)?;
     let (senders, servers) = (Senders::open(&lab)?, Server::everywhere(&lab)?);
     let planner = Planner::new(seed, 0, 1);
-    Ok(Session { lab, senders, planner, programs, shots: SHOTS, _servers: servers })
+    Ok(Session { backend: NETLINK, lab, senders, planner, programs, shots: SHOTS, _servers: servers })
 }
 
 /// All hand-written rulesets, alone and beside legacy tables, marked by nftracer and by rules that are there. Says what was
@@ -134,24 +138,44 @@ fn session(seed: u64, programs: &'static [Program]) -> Result<Session> {
 pub fn handwritten() -> Result<String> {
     let mut session = session(1, BOTH)?;
     let mut total = Figures::default();
-    let only = |name: &str, nft: String, iptables: bool| -> Vec<Rules> {
-        let of = |(legacy, mark)| {
-            let (name, nft) = (name.to_owned(), nft.clone());
-            Rules { name, nft, iptables, legacy, mark, sent: Sent::Connections }
-        };
-        [(false, "nft"), (true, "nft"), (false, "none"), (true, "none")].map(of).into()
-    };
-    let mut all: Vec<Rules> =
-        HANDWRITTEN.iter().flat_map(|ruleset| only(ruleset.name, ruleset.text.to_owned(), false)).collect();
-    all.extend(only("iptables-nft", String::new(), true));
-    // The mark that a run sets comes after a device's chain.
-    let with_device = only("a device", NETDEV.to_owned() + HANDWRITTEN[0].text, true);
-    all.extend(with_device.into_iter().filter(|rules| rules.mark == "none"));
+    let mut all: Vec<Rules> = HANDWRITTEN
+        .iter()
+        .flat_map(|ruleset| alone_and_mixed(ruleset.name, ruleset.text.to_owned(), false))
+        .collect();
+    all.extend(of_iptables());
     for rules in &all {
         let figures = session.judge(rules).with_context(|| format!("{rules:?}"))?;
         total.add(figures);
     }
     conclude(all.len(), total)
+}
+
+/// Rules of iptables-nft by the probes, which see what others have marked as well. Says what was compared.
+pub fn iptables_by_probes() -> Result<String> {
+    let mut session = Session { backend: "ebpf", ..session(6, BOTH)? };
+    let mut total = Figures::default();
+    let all: Vec<Rules> = of_iptables().filter(|rules| rules.mark == "none").collect();
+    for rules in &all {
+        total.add(session.judge(rules).with_context(|| format!("{rules:?}"))?);
+    }
+    conclude(all.len(), total)
+}
+
+/// A ruleset, with legacy tables and without, marked by nftracer and by rules of its own.
+fn alone_and_mixed(name: &str, nft: String, iptables: bool) -> Vec<Rules> {
+    let of = |(legacy, mark)| {
+        let (name, nft) = (name.to_owned(), nft.clone());
+        Rules { name, nft, iptables, legacy, mark, sent: Sent::Connections }
+    };
+    [(false, "nft"), (true, "nft"), (false, "none"), (true, "none")].map(of).into()
+}
+
+/// Those with rules of iptables-nft.
+fn of_iptables() -> impl Iterator<Item = Rules> {
+    // The mark that a run sets comes after a device's chain.
+    let with_device = alone_and_mixed("a device", NETDEV.to_owned() + HANDWRITTEN[0].text, true);
+    let with_device = with_device.into_iter().filter(|rules| rules.mark == "none");
+    alone_and_mixed("iptables-nft", String::new(), true).into_iter().chain(with_device)
 }
 
 /// So many generated rulesets. On older kernels what `xtables-monitor` says does not tell base chains apart: there it is
@@ -215,8 +239,9 @@ impl Session {
         let ruleset = self.load(rules)?;
         for _ in 0..ATTEMPTS {
             let name = self.lab.r.name().to_owned();
-            let arguments = ["--backend", "netlink", "--mark", rules.mark, "--netns", &name, "-o", "json"];
-            let tracer = Tracer::start(&arguments, &[])?;
+            let mark: &[_] = if self.backend == NETLINK { &["--mark", rules.mark] } else { &[] };
+            let arguments = ["--backend", self.backend, "--netns", &name, "-o", "json"];
+            let tracer = Tracer::start(&[&arguments[..], mark].concat(), &[])?;
             let foreign = ["table ip ", "table ip6 "].iter().any(|table| rules.nft.contains(table));
             let programs = if foreign { &BOTH[..1] } else { self.programs };
             let monitors =
@@ -289,10 +314,11 @@ impl Session {
 /// doubt.
 fn compare(program: Program, trace: &Trace, told: Vec<Traversal>) -> Result<usize> {
     let mut left: HashMap<Traversal, usize> = HashMap::new();
-    // One of them does not know devices.
+    // One of them does not know devices, nor always packets for which no rule held.
     // What the kernel sends by itself may come before a monitor listens.
     let knows = |traversal: &Traversal| {
-        let is_known = program == Program::Nft || !traversal.table.starts_with("netdev");
+        let is_known =
+            program == Program::Nft || (!traversal.table.starts_with("netdev") && traversal.has_rule());
         is_known && !traversal.packet.contains("> ff")
     };
     told.into_iter().filter(knows).for_each(|traversal| *left.entry(traversal).or_default() += 1);
