@@ -7,7 +7,7 @@ use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
 use crate::predicate::{Choice, Predicates};
-use crate::sink::{Namespace, Sink, Start, Totals};
+use crate::sink::{Namespace, Row, Sink, Start, Totals};
 use crate::trace_line::LogStyle;
 use std::io;
 use std::num::NonZeroU64;
@@ -52,7 +52,7 @@ impl Outlet {
 
     /// Says that tracing has begun.
     pub(super) fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.sink.begin(start)?;
+        self.sink.row(Row::Start(start))?;
         self.sink.flush()
     }
 
@@ -77,11 +77,15 @@ impl Outlet {
         self.shows_paths || self.held.is_some()
     }
 
+    fn give(&mut self, row: Row<'_>) {
+        if self.failed.is_none() {
+            self.failed = self.sink.row(row).err();
+        }
+    }
+
     /// This is known of a namespace from here on.
     pub(super) fn namespace(&mut self, inode: u32, known: &Namespace) {
-        if self.failed.is_none() {
-            self.failed = self.sink.namespace(inode, known).err();
-        }
+        self.give(Row::Namespace(inode, known));
     }
 
     /// Gives out a step.
@@ -95,9 +99,7 @@ impl Outlet {
     fn give_step(&mut self, step: &Step<'_>) {
         self.shown = None;
         self.totals.steps += 1;
-        if self.failed.is_none() {
-            self.failed = self.sink.step(step).err();
-        }
+        self.give(Row::Step(step));
     }
 
     /// Casts doubt on all paths from now on.
@@ -142,13 +144,7 @@ impl Outlet {
     pub(super) fn spent(&mut self, packet: u64, spent: &Spent) {
         match &mut self.held {
             Some(held) => held.spent(packet, spent),
-            None => self.give_spent(packet, spent),
-        }
-    }
-
-    fn give_spent(&mut self, packet: u64, spent: &Spent) {
-        if self.failed.is_none() {
-            self.failed = self.sink.spent(packet, spent).err();
+            None => self.give(Row::Spent(packet, spent)),
         }
     }
 
@@ -156,13 +152,7 @@ impl Outlet {
     pub(super) fn sender(&mut self, packet: u64, sender: Sender) {
         match &mut self.held {
             Some(held) => held.sender(packet, sender),
-            None => self.give_sender(packet, &sender),
-        }
-    }
-
-    fn give_sender(&mut self, packet: u64, sender: &Sender) {
-        if self.failed.is_none() {
-            self.failed = self.sink.sender(packet, sender).err();
+            None => self.give(Row::Sender(packet, &sender)),
         }
     }
 
@@ -170,13 +160,7 @@ impl Outlet {
     pub(super) fn logged(&mut self, packet: u64, logged: &Logged) {
         match &mut self.held {
             Some(held) => held.logged(packet, logged),
-            None => self.give_logged(packet, logged),
-        }
-    }
-
-    fn give_logged(&mut self, packet: u64, logged: &Logged) {
-        if self.failed.is_none() {
-            self.failed = self.sink.logged(packet, logged).err();
+            None => self.give(Row::Logged(packet, logged)),
         }
     }
 
@@ -184,7 +168,7 @@ impl Outlet {
     pub(super) fn log_style(&mut self, style: LogStyle) {
         match &mut self.held {
             Some(held) => held.log_style(style),
-            None => self.sink.log_style(style),
+            None => self.give(Row::LogStyle(style)),
         }
     }
 
@@ -206,14 +190,14 @@ impl Outlet {
             Choice::Wanted => {}
         }
         if let Some(style) = done.style {
-            self.sink.log_style(style);
+            self.give(Row::LogStyle(style));
         }
         for piece in &done.pieces {
             match piece {
                 Piece::Step(kept) => self.give_step_of(&kept.packet(), &kept.step(path.packet, kept.netns())),
-                Piece::Logged(logged) => self.give_logged(path.packet, logged),
-                Piece::Sender(sender) => self.give_sender(path.packet, sender),
-                Piece::Spent(spent) => self.give_spent(path.packet, spent),
+                Piece::Logged(logged) => self.give(Row::Logged(path.packet, logged)),
+                Piece::Sender(sender) => self.give(Row::Sender(path.packet, sender)),
+                Piece::Spent(spent) => self.give(Row::Spent(path.packet, spent)),
             }
         }
         match done.doubt {
@@ -234,14 +218,14 @@ impl Outlet {
             Certainty::Unordered => self.totals.unordered += 1,
             Certainty::Inexact => self.totals.inexact += 1,
         }
-        self.failed = self.sink.path(path).err();
+        self.failed = self.sink.row(Row::Path(path)).err();
     }
 
     /// Tells of a packet whose path was given out that the kernel has thrown it away since. Where packets are chosen later,
     /// it is not known any more whether this one was shown.
     pub(super) fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) {
-        if self.held.is_none() && !self.enough() && self.failed.is_none() {
-            self.failed = self.sink.freed(packet, time_ns, freed).err();
+        if self.held.is_none() && !self.enough() {
+            self.give(Row::Freed(packet, time_ns, freed));
         }
     }
 
@@ -269,7 +253,7 @@ impl Outlet {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        self.sink.finish(&self.totals)?;
+        self.sink.row(Row::End(&self.totals))?;
         Ok(self.totals)
     }
 }
