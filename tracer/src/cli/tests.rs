@@ -167,7 +167,10 @@ fn predicates() {
     });
     assert_eq!(
         request(&format!("nftracer why {words}")),
-        Ok(Request::Why(config(Mark::Auto, Predicates { verdicts: Vec::new(), ..all.clone() })))
+        Ok(Request::Why(TraceConfig {
+            who: true,
+            ..config(Mark::Auto, Predicates { verdicts: Vec::new(), ..all.clone() })
+        }))
     );
     check_trace(
         "nftracer trace --follow --cgroup system.slice --in eth0 --verdict drop",
@@ -365,6 +368,7 @@ fn why() {
         netns: Netns::Name("blue".to_owned()),
         duration: Some(Duration::from_secs(5)),
         output: Output::Json,
+        who: true,
         ..TraceConfig::default()
     };
     let line = "nftracer why --backend netlink --netns blue --for 5s -o json tcp port 80";

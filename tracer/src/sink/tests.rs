@@ -213,6 +213,9 @@ fn play_why(sink: &mut dyn Sink) -> io::Result<()> {
         Why { look: Some("iptables-legacy -nvL".to_owned()), ..why }
     };
     let by_rule = why(met(&filter, 1, Verdict::Drop), dropped, Fate::Dropped, Certainty::Complete);
+    let cgroup = Some("/user.slice".to_owned());
+    let sender = Sender { pid: 4711, name: "a\nprogram".to_owned(), uid: 1000, cgroup };
+    let by_rule = Why { sender: Some(sender), ..by_rule };
     sink.row(Row::Told(1, "filter:INPUT:rule:1", &Told::Passed(by_rule.close[0].clone())))?;
     sink.row(Row::Why(&by_rule))?;
     let by_policy = why(met(&filter, 3, Verdict::Drop), dropped, Fate::Dropped, Certainty::Complete);

@@ -2,6 +2,7 @@
 
 use super::look;
 use super::rules::Rules;
+use crate::packet::Sender;
 use crate::path::{Path, Step};
 use crate::sink::{Namespace, Row, Sink};
 use crate::sys::clock;
@@ -18,11 +19,18 @@ pub(super) struct Watch {
     rules: Rules,
     /// What is known of namespaces.
     namespaces: BTreeMap<u32, Namespace>,
-    pending: BTreeMap<u64, Vec<Met>>,
+    pending: BTreeMap<u64, Pending>,
     pending_steps: usize,
     /// Paths whose end was not seen are always in doubt.
     has_doubt: bool,
     found: bool,
+}
+
+/// A packet on its way.
+#[derive(Default)]
+struct Pending {
+    steps: Vec<Met>,
+    sender: Option<Sender>,
 }
 
 impl Watch {
@@ -39,14 +47,14 @@ impl Watch {
         }
     }
 
-    fn take(&mut self, packet: u64) -> Vec<Met> {
-        let steps = self.pending.remove(&packet).unwrap_or_default();
-        self.pending_steps -= steps.len();
-        steps
+    fn take(&mut self, packet: u64) -> Pending {
+        let pending = self.pending.remove(&packet).unwrap_or_default();
+        self.pending_steps -= pending.steps.len();
+        pending
     }
 
     fn step(&mut self, step: &Step<'_>) {
-        self.pending.entry(step.packet).or_default().push(step.into());
+        self.pending.entry(step.packet).or_default().steps.push(step.into());
         self.pending_steps += 1;
         while self.pending_steps > PENDING_STEPS
             && let Some((&oldest, _)) = self.pending.first_key_value()
@@ -56,7 +64,7 @@ impl Watch {
     }
 
     fn path(&mut self, path: &Path) -> io::Result<()> {
-        let steps = self.take(path.packet);
+        let Pending { steps, sender } = self.take(path.packet);
         let now_ns = clock::epoch_ns().wrapping_add(clock::monotonic_ns());
         let last_ns = steps.last().and_then(|step| step.time_ns);
         let silent_ns = last_ns.map_or(0, |last_ns| now_ns.saturating_sub(last_ns));
@@ -68,6 +76,7 @@ impl Watch {
         let mut why = Why::of(path, &steps, fate, &mut |step| met?.chain(step));
         let (netns, loaded) = (rules.netns(path.netns), rules.recent(path.netns));
         let is_of_iptables = why.at.as_ref().is_some_and(|at| loaded.is_of_iptables(at));
+        why.sender = sender;
         why.look = look::command(&why, &netns, is_of_iptables);
         if let Some((inode, known)) = path.netns.and_then(|inode| self.namespaces.get_key_value(&inode)) {
             self.shown.row(Row::Namespace(*inode, known))?;
@@ -93,6 +102,10 @@ impl Sink for Watch {
                 self.step(step);
                 Ok(())
             }
+            Row::Sender(packet, sender) if !self.found => {
+                self.pending.entry(packet).or_default().sender = Some(sender.clone());
+                Ok(())
+            }
             Row::Path(path) if !self.found => self.path(path),
             Row::End(totals) => {
                 if !self.found {
@@ -100,7 +113,7 @@ impl Sink for Watch {
                 }
                 self.shown.row(row)
             }
-            // What follows the packet that was found is not told of any more, and of that one it is not asked.
+            // What comes after the packet that was found is not told of any more; the others are not asked for.
             Row::Step(_)
             | Row::Path(_)
             | Row::LogStyle(_)
