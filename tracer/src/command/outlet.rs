@@ -10,7 +10,7 @@ use crate::predicate::{Choice, Predicates};
 use crate::sink::{Namespace, Row, Sink, Start, Totals};
 use crate::trace_line::LogStyle;
 use std::io;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -46,8 +46,15 @@ impl Outlet {
     }
 
     /// Gives out only packets that are wanted, each when it is done.
-    pub(super) fn choose(&mut self, predicates: Predicates, slow: Option<Duration>) {
-        self.held = (!predicates.is_empty() || slow.is_some()).then(|| Held::new(predicates, slow));
+    pub(super) fn choose(
+        &mut self,
+        predicates: Predicates,
+        slow: Option<Duration>,
+        per_rule: Option<NonZeroU32>,
+    ) {
+        let chooses = !predicates.is_empty() || slow.is_some() || per_rule.is_some();
+        self.held = chooses.then(|| Held::new(predicates, slow, per_rule));
+        self.totals.limited_out = per_rule.map(|_| 0);
     }
 
     /// Says that tracing has begun.
@@ -187,6 +194,10 @@ impl Outlet {
                 self.totals.undecided += 1;
                 return;
             }
+            Choice::Wanted if done.is_beyond => {
+                self.totals.limited_out = self.totals.limited_out.map(|count| count + 1);
+                return;
+            }
             Choice::Wanted => {}
         }
         if let Some(style) = done.style {
@@ -242,9 +253,11 @@ impl Outlet {
         }
     }
 
-    /// So many packets that matched were left out, as was asked for.
+    /// So many packets that matched were left out before they came here, as was asked for.
     pub(super) fn left_out(&mut self, sampled_out: Option<u64>, limited_out: Option<u64>) {
-        (self.totals.sampled_out, self.totals.limited_out) = (sampled_out, limited_out);
+        self.totals.sampled_out = sampled_out;
+        let both = self.totals.limited_out.zip(limited_out).map(|(here, before)| here + before);
+        self.totals.limited_out = both.or(self.totals.limited_out).or(limited_out);
     }
 
     /// Ends the output. Says what there was, with the records that were lost and the traversals that no probe saw.

@@ -28,7 +28,7 @@ use crate::sink::{Sink, Start, Totals};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::rc::Rc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -136,8 +136,13 @@ impl Interpreter {
     }
 
     /// Shows only packets that are wanted, each when it is done.
-    pub(super) fn choose(&mut self, predicates: &Predicates, slow: Option<Duration>) {
-        self.outlet.choose(predicates.clone(), slow);
+    pub(super) fn choose(
+        &mut self,
+        predicates: &Predicates,
+        slow: Option<Duration>,
+        per_rule: Option<NonZeroU32>,
+    ) {
+        self.outlet.choose(predicates.clone(), slow, per_rule);
         self.tracker.omit_endings(!self.outlet.asks_for_endings());
     }
 
