@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nftracer_tests::netns::Netns;
-use nftracer_tests::tracer::{Certainty, Ended, Tracer};
+use nftracer_tests::tracer::{self, Certainty, Ended, Tracer};
 use nftracer_tests::wait;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -15,6 +15,7 @@ use crate::{Options, Outcome, Test, check, load_modules};
 
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "sample_and_limit", run: sample_and_limit },
+    Test { name: "limit_per_rule", run: limit_per_rule },
     Test { name: "max_cost", run: max_cost },
     Test { name: "counts_by_rule", run: counts_by_rule },
     Test { name: "counts_by_packet", run: counts_by_packet },
@@ -118,6 +119,49 @@ fn sample_and_limit(_: &Options) -> Result<Outcome> {
         figures.push(format!("{} {}", options.join(" "), totals.packets));
     }
     Ok(Outcome::Passed(format!("of {PACKETS} packets shown: {}", figures.join(", "))))
+}
+
+/// Of many packets that one rule decided about so many are shown, and all of the few of another; the same of a recording.
+fn limit_per_rule(_: &Options) -> Result<Outcome> {
+    const MANY: usize = 600;
+    const FEW: usize = 3;
+    const LIMIT: usize = 5;
+    let netns = netns()?;
+    let recording = std::env::temp_dir().join("limit_per_rule.rec");
+    let recording = recording.to_str().context("a path that is text")?;
+    let mut figures = Vec::new();
+    for (options, records) in [
+        (&["--limit", "5/s/rule"][..], false),
+        (&["--limit", "5/s/rule", "--limit", "100000/s", "--attach", "kprobe"], false),
+        (&["-w", recording], true),
+    ] {
+        let arguments = [&["--netns", netns.name(), "-o", "json"], options, &["udp"]].concat();
+        let tracer = Tracer::start(&arguments, &[])?;
+        let begun = Instant::now();
+        send(&netns, PORT, MANY)?;
+        send(&netns, PORT + 1, FEW)?;
+        // As many seconds may have begun.
+        let seconds = begun.elapsed().as_secs() as usize + 2;
+        wait::until_steady(SETTLES_WITHIN, SILENCE, || tracer.seen());
+        let mut ended = tracer.stop(Signal::TERM)?;
+        if records {
+            let all = ended.trace.end.context("the last row is missing")?;
+            check(all.packets == (MANY + FEW) as u64 && all.limited_out.is_none(), format!("{all:?}"))?;
+            ended = tracer::run(&["read", recording, "-o", "json", "--limit", "5/s/rule"], &[])?;
+            std::fs::remove_file(recording)?;
+        }
+        check(ended.status.success(), format!("{arguments:?}: {}: {:?}", ended.status, ended.errors))?;
+        let totals = ended.trace.end.context("the last row is missing")?;
+        let said = format!("{arguments:?}: {totals:?}, {seconds} seconds: {:?}", ended.errors);
+        check(totals.packets + totals.limited_out.unwrap_or(0) == (MANY + FEW) as u64, &said)?;
+        check(ended.trace.packets.len() as u64 == totals.packets, &said)?;
+        let second = |path: &[String]| path.iter().any(|step| step == "filter:ours:rule:1");
+        let few = ended.trace.packets.values().filter(|packet| second(&packet.path)).count();
+        let many = ended.trace.packets.len() - few;
+        check(few == FEW && (LIMIT..=LIMIT * seconds).contains(&many), format!("{few} and {many}: {said}"))?;
+        figures.push(format!("{} {many} and {few}", options.join(" ")));
+    }
+    Ok(Outcome::Passed(format!("of {MANY} and {FEW} packets shown: {}", figures.join(", "))))
 }
 
 /// What costs too much is sampled, and at last ended; what does not is left alone.

@@ -10,14 +10,17 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nftracer_tests::netns::{Netns, run};
 use nftracer_tests::nfqueue::Queue;
-use nftracer_tests::tracer::{Trace, Tracer};
+use nftracer_tests::tracer::{Trace, Tracer, program};
 use nftracer_tests::wait;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{Options, Outcome, Test, check, load_modules};
 
-pub(crate) const TESTS: &[Test] = &[Test { name: "senders_are_told", run: senders_are_told }];
+pub(crate) const TESTS: &[Test] = &[
+    Test { name: "senders_are_told", run: senders_are_told },
+    Test { name: "why_tells_the_sender", run: why_tells_the_sender },
+];
 
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 /// Looks without a change, after which nothing more will come.
@@ -120,4 +123,31 @@ fn senders_are_told(_: &Options) -> Result<Outcome> {
     check(ended.status.success(), format!("{}: {:?}", ended.status, ended.errors))?;
     fs::remove_dir(CGROUP)?;
     Ok(Outcome::Passed(format!("{first}")))
+}
+
+/// A datagram that is dropped where it arrives, over loopback.
+fn why_tells_the_sender(_: &Options) -> Result<Outcome> {
+    load_modules();
+    let netns = Netns::create("dropped")?;
+    let rules = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+        -A INPUT -p udp -m udp --dport 4001 -j DROP\nCOMMIT\n";
+    netns.command("iptables-legacy-restore", &[], rules)?;
+    fs::create_dir_all(CGROUP)?;
+    let mut command = Command::new(program());
+    command.args(["why", "--netns", netns.name(), "--for", "60s", "-o", "json", "--backend", "ebpf", "udp"]);
+    let tracer = Tracer::start_command(command)?;
+    let pid = send(&netns, OPEN)?;
+    let ended = tracer.finish(Duration::from_secs(120))?;
+    check(ended.status.success(), format!("{}: {:?}", ended.status, ended.errors))?;
+    let [why] = &ended.lines[..] else { anyhow::bail!("{:?}, {:?}", ended.lines, ended.errors) };
+    let why: Value = serde_json::from_str(why)?;
+    check(why["fate"] == "dropped" && why["at"]["step"] == "filter:INPUT:rule:1", why.to_string())?;
+    let sender = &why["sender"];
+    let right = sender["pid"] == pid
+        && sender["process"] == "guest-tests"
+        && sender["uid"] == UID
+        && sender["cgroup"] == "/sender-of-test";
+    check(right, why.to_string())?;
+    fs::remove_dir(CGROUP)?;
+    Ok(Outcome::Passed(sender.to_string()))
 }

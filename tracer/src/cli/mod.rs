@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod diff;
 pub mod doctor;
+mod limit;
 pub mod netns;
 mod predicates;
 pub mod read;

@@ -1,10 +1,12 @@
 //! `nftracer read`
 
+use super::limit::parse_per_rule;
 use super::predicates::{HEADING, PredicateArgs, VerdictArgs};
 use super::trace::OutputArg;
 use crate::predicate::{Masked, Predicates};
 use crate::sink::Output;
 use clap::Args;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -40,6 +42,10 @@ pub(super) struct ReadArgs {
     #[arg(long, value_name = "MARK", help_heading = HEADING)]
     mark: Option<Masked>,
 
+    /// Show at most so many packets in each second of those that the same rule decides about
+    #[arg(long, value_name = "N/s/rule", value_parser = parse_per_rule)]
+    limit: Option<NonZeroU32>,
+
     /// A block for each packet, the lines of the TRACE target, or JSON Lines
     #[arg(short, long, value_name = "OUTPUT", default_value = "pretty")]
     output: OutputArg,
@@ -58,6 +64,8 @@ pub struct ReadConfig {
     pub filter: String,
     /// What packets are chosen by beside the filter.
     pub predicates: Predicates,
+    /// Show at most so many packets in a second that one rule decides about.
+    pub limit_per_rule: Option<NonZeroU32>,
     /// In which form packets are shown.
     pub output: Output,
     /// Show lines that cannot be read.
@@ -74,6 +82,7 @@ impl ReadArgs {
                 verdicts: self.verdicts.verdicts(),
                 ..self.predicates.predicates()
             },
+            limit_per_rule: self.limit,
             output: self.output.into(),
             verbose: self.verbose,
         }

@@ -106,6 +106,7 @@ fn options() {
             buffer: Some(8 << 20),
             sample: None,
             limit: None,
+            limit_per_rule: None,
             counting: None,
             latency: Latency::default(),
             max_cost_ppm: None,
@@ -167,7 +168,10 @@ fn predicates() {
     });
     assert_eq!(
         request(&format!("nftracer why {words}")),
-        Ok(Request::Why(config(Mark::Auto, Predicates { verdicts: Vec::new(), ..all.clone() })))
+        Ok(Request::Why(TraceConfig {
+            who: true,
+            ..config(Mark::Auto, Predicates { verdicts: Vec::new(), ..all.clone() })
+        }))
     );
     check_trace(
         "nftracer trace --follow --cgroup system.slice --in eth0 --verdict drop",
@@ -269,10 +273,21 @@ fn parts() {
     check_trace("nftracer trace --sample 1/100", config(100, 0));
     check_trace("nftracer trace --sample 1/1 --limit 5/s", config(1, 5));
     check_trace("nftracer trace --limit 4294967295", config(0, u32::MAX));
+    let per_rule = |limit| TraceConfig { limit_per_rule: NonZeroU32::new(3), ..config(0, limit) };
+    check_trace("nftracer trace --limit 3/s/rule", per_rule(0));
+    check_trace("nftracer trace --limit 3/s/rule --limit 50", per_rule(50));
     for option in ["sample=100", "sample=1/0", "sample=2/3", "sample=1/", "limit=0", "limit=5/m", "limit=-1"]
     {
         check_refused(&format!("nftracer trace --{option}"), ErrorKind::ValueValidation);
     }
+    for value in ["0/s/rule", "3/rule", "3/s/", "3/s/chain", "/s/rule"] {
+        check_refused(&format!("nftracer trace --limit={value}"), ErrorKind::ValueValidation);
+    }
+    check_refused("nftracer read --limit 3/s", ErrorKind::ValueValidation);
+    check_usage_error(
+        "nftracer trace --limit 3 --limit 5/s/rule --limit 4/s",
+        expect!["--limit 4/s: given twice; once for all packets and once for each rule is all"],
+    );
 }
 
 #[test]
@@ -365,6 +380,7 @@ fn why() {
         netns: Netns::Name("blue".to_owned()),
         duration: Some(Duration::from_secs(5)),
         output: Output::Json,
+        who: true,
         ..TraceConfig::default()
     };
     let line = "nftracer why --backend netlink --netns blue --for 5s -o json tcp port 80";
@@ -463,8 +479,13 @@ fn reading() {
         ("nftracer read a.log", read(Some("a.log"), "")),
         ("nftracer read - tcp port 22", read(None, "tcp port 22")),
         (
-            "nftracer read -v a.log -o json",
-            ReadConfig { output: Output::Json, verbose: true, ..read(Some("a.log"), "") },
+            "nftracer read -v a.log -o json --limit 10/s/rule",
+            ReadConfig {
+                output: Output::Json,
+                verbose: true,
+                limit_per_rule: NonZeroU32::new(10),
+                ..read(Some("a.log"), "")
+            },
         ),
     ] {
         assert_eq!(request(line), Ok(Request::Read(expected)), "{line}");

@@ -1,5 +1,6 @@
 //! `nftracer trace`
 
+use super::limit::{LimitArg, limits};
 use super::predicates::{CgroupArgs, MarkArg, PredicateArgs, VerdictArgs, marks};
 use super::{UsageError, netns::Netns};
 use crate::backend::ebpf::attach::Method;
@@ -67,9 +68,10 @@ pub(super) struct TraceArgs {
     #[arg(long, value_name = "1/N", value_parser = parse_sample)]
     sample: Option<NonZeroU32>,
 
-    /// Trace at most so many packets in each second
-    #[arg(long, value_name = "N/s", value_parser = parse_limit)]
-    limit: Option<NonZeroU32>,
+    /// Trace at most so many packets in each second; with /rule, show at most so many of those that the same rule decides
+    /// about. May be given once for each
+    #[arg(long, value_name = "N/s[/rule]")]
+    limit: Vec<LimitArg>,
 
     /// Take at most this share of all processors' time, programs in the kernel included: 1%, 0.5%. Where it is more, fewer
     /// packets are traced, and at last none
@@ -311,6 +313,8 @@ pub struct TraceConfig {
     pub sample: Option<NonZeroU32>,
     /// Trace at most so many packets in a second.
     pub limit: Option<NonZeroU32>,
+    /// Show at most so many packets in a second that one rule decides about.
+    pub limit_per_rule: Option<NonZeroU32>,
     /// What is counted, instead of showing packets.
     pub counting: Option<Counting>,
     /// What is asked about the time that packets take.
@@ -425,6 +429,7 @@ impl TraceArgs {
             let reason = "packets are counted by the filter alone; leave out what else is asked of them";
             return Err(UsageError::Value { option: "--count-by", value: word(by), reason });
         }
+        let (limit, limit_per_rule) = limits(&self.limit)?;
         TraceConfig {
             cgroup: self.cgroup.cgroup,
             follow: self.follow,
@@ -443,7 +448,8 @@ impl TraceArgs {
             count: self.count.map(checked_count).transpose()?,
             duration: self.duration,
             sample: self.sample,
-            limit: self.limit,
+            limit,
+            limit_per_rule,
             output: self.output.into(),
             write: self.write,
             verbose: self.verbose,
@@ -574,12 +580,6 @@ fn parse_share(text: &str) -> Result<NonZeroU32, &'static str> {
     let share = percent.filter(|percent| (0.0..=100.0).contains(percent)).map(|percent| percent * 1e4);
     let share = share.and_then(|share| NonZeroU32::new(share.round() as u32));
     share.ok_or("not a share of all processors; write one in a hundred as 1%")
-}
-
-/// `100/s`; a plain number is the same.
-fn parse_limit(text: &str) -> Result<NonZeroU32, &'static str> {
-    let number = text.strip_suffix("/s").unwrap_or(text).parse().ok();
-    number.ok_or("not a number of packets in a second; write it as 100/s")
 }
 
 pub(super) fn parse_duration(text: &str) -> Result<Duration, &'static str> {

@@ -66,6 +66,8 @@ impl WhyArgs {
             predicates: Predicates { mark: source.predicates.mark, ..self.predicates.predicates() },
             filter: self.filter.join(" ").trim().to_owned(),
             duration: self.duration,
+            // Where the kernel is asked; without probes nobody knows.
+            who: true,
             output: match self.output {
                 OutputArg::Pretty => Output::Pretty,
                 OutputArg::Json => Output::Json,

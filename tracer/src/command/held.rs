@@ -1,6 +1,7 @@
 //! Packets of which it is known only at their end whether they are shown.
 
 use super::kept::Kept;
+use super::per_rule::PerRule;
 use crate::hash::KernelMap;
 use crate::latency::Spent;
 use crate::packet::{Packet, Sender};
@@ -8,6 +9,7 @@ use crate::path::group::Logged;
 use crate::path::{Path, Step};
 use crate::predicate::{Choice, Met, Predicates};
 use crate::trace_line::LogStyle;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ pub(super) struct Held {
     predicates: Predicates,
     /// Only packets that took longer are wanted; 0 for all.
     slow_ns: u64,
+    /// Of those that are wanted, only so many of each rule are.
+    per_rule: Option<PerRule>,
     open: KernelMap<u64, Open>,
     /// Steps held, of all packets.
     steps: usize,
@@ -50,6 +54,8 @@ pub(super) enum Piece {
 /// A packet that is done.
 pub(super) struct Done {
     pub(super) choice: Choice,
+    /// It is wanted, but more than was asked for of its rule.
+    pub(super) is_beyond: bool,
     pub(super) pieces: Vec<Piece>,
     /// How its kernel writes lines, where that was said.
     pub(super) style: Option<LogStyle>,
@@ -59,9 +65,10 @@ pub(super) struct Done {
 
 impl Held {
     /// Packets that are wanted by these.
-    pub(super) fn new(predicates: Predicates, slow: Option<Duration>) -> Self {
+    pub(super) fn new(predicates: Predicates, slow: Option<Duration>, per_rule: Option<NonZeroU32>) -> Self {
         let slow_ns = slow.map_or(0, |slow| u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX));
-        Self { predicates, slow_ns, open: KernelMap::default(), steps: 0, last: None, style: None }
+        let per_rule = per_rule.map(PerRule::new);
+        Self { predicates, slow_ns, per_rule, open: KernelMap::default(), steps: 0, last: None, style: None }
     }
 
     /// Takes a step, whose packet may be owned already.
@@ -116,11 +123,18 @@ impl Held {
     pub(super) fn done(&mut self, path: &Path) -> Done {
         let Open { met, pieces, style, took_ns, is_cut } = self.open.remove(&path.packet).unwrap_or_default();
         self.steps -= pieces.len();
+        let choice = match self.predicates.choose(met, path.verdict, path.ending.as_ref()) {
+            _ if self.slow_ns > 0 && took_ns <= self.slow_ns => Choice::Unwanted,
+            choice => choice,
+        };
+        let steps = pieces.iter().filter_map(|piece| match piece {
+            Piece::Step(kept) => Some(&**kept),
+            _ => None,
+        });
+        let per_rule = self.per_rule.as_mut().filter(|_| choice == Choice::Wanted);
         Done {
-            choice: match self.predicates.choose(met, path.verdict, path.ending.as_ref()) {
-                _ if self.slow_ns > 0 && took_ns <= self.slow_ns => Choice::Unwanted,
-                choice => choice,
-            },
+            choice,
+            is_beyond: per_rule.is_some_and(|per_rule| !per_rule.admits(steps)),
             pieces,
             style,
             doubt: is_cut.then_some("not all of its steps could be held until its end"),

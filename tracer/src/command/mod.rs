@@ -10,6 +10,7 @@ mod held;
 mod kept;
 mod naming;
 mod outlet;
+mod per_rule;
 pub mod read;
 pub mod rules;
 pub mod trace;

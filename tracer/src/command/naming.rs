@@ -2,15 +2,8 @@
 
 use crate::fetch::containers;
 use crate::hash::KernelMap;
-use crate::latency::Spent;
-use crate::packet::Sender;
-use crate::path::ending::Freed;
-use crate::path::group::Logged;
-use crate::path::{Path, Step};
-use crate::sink::{Namespace, Sink, Start, Totals};
+use crate::sink::{Namespace, Row, Sink};
 use crate::sys::netns::{self, Name};
-use crate::trace_line::LogStyle;
-use crate::why::{Told, Why};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -75,7 +68,7 @@ impl Naming {
         };
         let about = Namespace { name: name.as_ref().map(ToString::to_string), container };
         if told != Some(&about) {
-            self.shown.namespace(inode, &about)?;
+            self.shown.row(Row::Namespace(inode, &about))?;
         }
         let searched = searched.unwrap_or(now);
         self.known.insert(inode, Known { name, told: Some(about), looked: now, searched });
@@ -84,69 +77,33 @@ impl Naming {
 }
 
 impl Sink for Naming {
-    fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.shown.begin(start)?;
-        // What is there is known before packets come.
-        for found in netns::list() {
-            let now = Instant::now();
-            let known = Known { name: Name::of(&found), told: None, looked: now, searched: now };
-            self.known.insert(found.inode, known);
+    fn row(&mut self, row: Row<'_>) -> io::Result<()> {
+        match row {
+            // What is there is known before packets come.
+            Row::Start(_) => {
+                for found in netns::list() {
+                    let now = Instant::now();
+                    let known = Known { name: Name::of(&found), told: None, looked: now, searched: now };
+                    self.known.insert(found.inode, known);
+                }
+            }
+            Row::Step(step) => self.tell(step.netns)?,
+            Row::Path(path) => self.tell(path.netns)?,
+            _ => {}
         }
-        Ok(())
-    }
-
-    fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        self.tell(step.netns)?;
-        self.shown.step(step)
+        self.shown.row(row)
     }
 
     fn step_again(&mut self, name: &str) -> io::Result<bool> {
         self.shown.step_again(name)
     }
 
-    fn logged(&mut self, packet: u64, logged: &Logged) -> io::Result<()> {
-        self.shown.logged(packet, logged)
-    }
-
-    fn log_style(&mut self, style: LogStyle) {
-        self.shown.log_style(style);
-    }
-
-    fn path(&mut self, path: &Path) -> io::Result<()> {
-        self.tell(path.netns)?;
-        self.shown.path(path)
-    }
-
-    fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
-        self.shown.freed(packet, time_ns, freed)
-    }
-
     fn shows_paths(&self) -> bool {
         self.shown.shows_paths()
     }
 
-    fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
-        self.shown.told(packet, name, told)
-    }
-
-    fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
-        self.shown.sender(packet, sender)
-    }
-
-    fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
-        self.shown.spent(packet, spent)
-    }
-
-    fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
-        self.shown.why(why, packets)
-    }
-
     fn enough(&self) -> bool {
         self.shown.enough()
-    }
-
-    fn finish(&mut self, totals: &Totals) -> io::Result<()> {
-        self.shown.finish(totals)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -7,10 +7,10 @@ use crate::path::ending::Freed;
 use crate::path::group::Logged;
 use crate::path::{Certainty, Path, Step};
 use crate::predicate::{Choice, Predicates};
-use crate::sink::{Namespace, Sink, Start, Totals};
+use crate::sink::{Namespace, Row, Sink, Start, Totals};
 use crate::trace_line::LogStyle;
 use std::io;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -46,13 +46,20 @@ impl Outlet {
     }
 
     /// Gives out only packets that are wanted, each when it is done.
-    pub(super) fn choose(&mut self, predicates: Predicates, slow: Option<Duration>) {
-        self.held = (!predicates.is_empty() || slow.is_some()).then(|| Held::new(predicates, slow));
+    pub(super) fn choose(
+        &mut self,
+        predicates: Predicates,
+        slow: Option<Duration>,
+        per_rule: Option<NonZeroU32>,
+    ) {
+        let chooses = !predicates.is_empty() || slow.is_some() || per_rule.is_some();
+        self.held = chooses.then(|| Held::new(predicates, slow, per_rule));
+        self.totals.limited_out = per_rule.map(|_| 0);
     }
 
     /// Says that tracing has begun.
     pub(super) fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.sink.begin(start)?;
+        self.sink.row(Row::Start(start))?;
         self.sink.flush()
     }
 
@@ -77,11 +84,15 @@ impl Outlet {
         self.shows_paths || self.held.is_some()
     }
 
+    fn give(&mut self, row: Row<'_>) {
+        if self.failed.is_none() {
+            self.failed = self.sink.row(row).err();
+        }
+    }
+
     /// This is known of a namespace from here on.
     pub(super) fn namespace(&mut self, inode: u32, known: &Namespace) {
-        if self.failed.is_none() {
-            self.failed = self.sink.namespace(inode, known).err();
-        }
+        self.give(Row::Namespace(inode, known));
     }
 
     /// Gives out a step.
@@ -95,9 +106,7 @@ impl Outlet {
     fn give_step(&mut self, step: &Step<'_>) {
         self.shown = None;
         self.totals.steps += 1;
-        if self.failed.is_none() {
-            self.failed = self.sink.step(step).err();
-        }
+        self.give(Row::Step(step));
     }
 
     /// Casts doubt on all paths from now on.
@@ -142,13 +151,7 @@ impl Outlet {
     pub(super) fn spent(&mut self, packet: u64, spent: &Spent) {
         match &mut self.held {
             Some(held) => held.spent(packet, spent),
-            None => self.give_spent(packet, spent),
-        }
-    }
-
-    fn give_spent(&mut self, packet: u64, spent: &Spent) {
-        if self.failed.is_none() {
-            self.failed = self.sink.spent(packet, spent).err();
+            None => self.give(Row::Spent(packet, spent)),
         }
     }
 
@@ -156,13 +159,7 @@ impl Outlet {
     pub(super) fn sender(&mut self, packet: u64, sender: Sender) {
         match &mut self.held {
             Some(held) => held.sender(packet, sender),
-            None => self.give_sender(packet, &sender),
-        }
-    }
-
-    fn give_sender(&mut self, packet: u64, sender: &Sender) {
-        if self.failed.is_none() {
-            self.failed = self.sink.sender(packet, sender).err();
+            None => self.give(Row::Sender(packet, &sender)),
         }
     }
 
@@ -170,13 +167,7 @@ impl Outlet {
     pub(super) fn logged(&mut self, packet: u64, logged: &Logged) {
         match &mut self.held {
             Some(held) => held.logged(packet, logged),
-            None => self.give_logged(packet, logged),
-        }
-    }
-
-    fn give_logged(&mut self, packet: u64, logged: &Logged) {
-        if self.failed.is_none() {
-            self.failed = self.sink.logged(packet, logged).err();
+            None => self.give(Row::Logged(packet, logged)),
         }
     }
 
@@ -184,7 +175,7 @@ impl Outlet {
     pub(super) fn log_style(&mut self, style: LogStyle) {
         match &mut self.held {
             Some(held) => held.log_style(style),
-            None => self.sink.log_style(style),
+            None => self.give(Row::LogStyle(style)),
         }
     }
 
@@ -203,17 +194,21 @@ impl Outlet {
                 self.totals.undecided += 1;
                 return;
             }
+            Choice::Wanted if done.is_beyond => {
+                self.totals.limited_out = self.totals.limited_out.map(|count| count + 1);
+                return;
+            }
             Choice::Wanted => {}
         }
         if let Some(style) = done.style {
-            self.sink.log_style(style);
+            self.give(Row::LogStyle(style));
         }
         for piece in &done.pieces {
             match piece {
                 Piece::Step(kept) => self.give_step_of(&kept.packet(), &kept.step(path.packet, kept.netns())),
-                Piece::Logged(logged) => self.give_logged(path.packet, logged),
-                Piece::Sender(sender) => self.give_sender(path.packet, sender),
-                Piece::Spent(spent) => self.give_spent(path.packet, spent),
+                Piece::Logged(logged) => self.give(Row::Logged(path.packet, logged)),
+                Piece::Sender(sender) => self.give(Row::Sender(path.packet, sender)),
+                Piece::Spent(spent) => self.give(Row::Spent(path.packet, spent)),
             }
         }
         match done.doubt {
@@ -234,14 +229,14 @@ impl Outlet {
             Certainty::Unordered => self.totals.unordered += 1,
             Certainty::Inexact => self.totals.inexact += 1,
         }
-        self.failed = self.sink.path(path).err();
+        self.failed = self.sink.row(Row::Path(path)).err();
     }
 
     /// Tells of a packet whose path was given out that the kernel has thrown it away since. Where packets are chosen later,
     /// it is not known any more whether this one was shown.
     pub(super) fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) {
-        if self.held.is_none() && !self.enough() && self.failed.is_none() {
-            self.failed = self.sink.freed(packet, time_ns, freed).err();
+        if self.held.is_none() && !self.enough() {
+            self.give(Row::Freed(packet, time_ns, freed));
         }
     }
 
@@ -258,9 +253,11 @@ impl Outlet {
         }
     }
 
-    /// So many packets that matched were left out, as was asked for.
+    /// So many packets that matched were left out before they came here, as was asked for.
     pub(super) fn left_out(&mut self, sampled_out: Option<u64>, limited_out: Option<u64>) {
-        (self.totals.sampled_out, self.totals.limited_out) = (sampled_out, limited_out);
+        self.totals.sampled_out = sampled_out;
+        let both = self.totals.limited_out.zip(limited_out).map(|(here, before)| here + before);
+        self.totals.limited_out = both.or(self.totals.limited_out).or(limited_out);
     }
 
     /// Ends the output. Says what there was, with the records that were lost and the traversals that no probe saw.
@@ -269,7 +266,7 @@ impl Outlet {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        self.sink.finish(&self.totals)?;
+        self.sink.row(Row::End(&self.totals))?;
         Ok(self.totals)
     }
 }

@@ -6,7 +6,7 @@
 use crate::netfilter::Family;
 use crate::packet::PacketView;
 use crate::path::{Path, Step};
-use crate::sink::{Sink, Start, Totals, outcome};
+use crate::sink::{Row, Sink, outcome};
 use crate::text::{escape, lossy};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -133,12 +133,6 @@ impl<W: Write> Pcapng<W> {
             None => Ok(()),
         }
     }
-}
-
-impl<W: Write> Sink for Pcapng<W> {
-    fn begin(&mut self, _start: &Start) -> io::Result<()> {
-        self.flush()
-    }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
         if !self.pending.contains_key(&step.packet) {
@@ -165,12 +159,34 @@ impl<W: Write> Sink for Pcapng<W> {
         packet.comment += &outcome(path);
         self.packet(&packet)
     }
+}
 
-    fn finish(&mut self, _totals: &Totals) -> io::Result<()> {
-        while !self.pending.is_empty() {
-            self.give_out_oldest()?;
+impl<W: Write> Sink for Pcapng<W> {
+    fn row(&mut self, row: Row<'_>) -> io::Result<()> {
+        match row {
+            Row::Start(_) => self.flush(),
+            Row::Step(step) => self.step(step),
+            Row::Path(path) => self.path(path),
+            Row::End(_) => {
+                while !self.pending.is_empty() {
+                    self.give_out_oldest()?;
+                }
+                self.flush()
+            }
+            Row::Namespace(..)
+            | Row::LogStyle(_)
+            | Row::Logged(..)
+            | Row::Told(..)
+            | Row::Sender(..)
+            | Row::Spent(..)
+            | Row::Freed(..)
+            | Row::Why(_)
+            | Row::NoDrop(_) => Ok(()),
         }
-        self.flush()
+    }
+
+    fn enough(&self) -> bool {
+        false
     }
 
     fn flush(&mut self) -> io::Result<()> {

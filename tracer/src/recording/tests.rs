@@ -1,7 +1,7 @@
 //! What is recorded comes back, wherever the file is cut.
 
 use super::{Error, Event, Pcapng, Reader, Recorder};
-use crate::sink::{Output, Sink, choose, tests::play};
+use crate::sink::{Output, Row, Sink, choose, tests::play};
 use proptest::prelude::*;
 use std::io;
 
@@ -18,11 +18,11 @@ fn replay(bytes: &[u8], sink: &mut dyn Sink) -> Result<bool, Error> {
     let mut reader = Reader::new(bytes)?;
     while let Some(event) = reader.next_event()? {
         match event {
-            Event::Start(start) => sink.begin(&start),
-            Event::Namespace(inode, known) => sink.namespace(inode, &known),
-            Event::Step(step) => sink.step(&step),
-            Event::Path(path) => sink.path(&path),
-            Event::Totals(totals) => sink.finish(&totals),
+            Event::Start(start) => sink.row(Row::Start(&start)),
+            Event::Namespace(inode, known) => sink.row(Row::Namespace(inode, &known)),
+            Event::Step(step) => sink.row(Row::Step(&step)),
+            Event::Path(path) => sink.row(Row::Path(&path)),
+            Event::Totals(totals) => sink.row(Row::End(&totals)),
         }?;
     }
     Ok(reader.is_cut())

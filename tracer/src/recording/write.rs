@@ -9,7 +9,7 @@ use crate::container::{Container, Runtime};
 use crate::netfilter::Verdict;
 use crate::packet::PacketView;
 use crate::path::{Action, Path, Step};
-use crate::sink::{Namespace, Sink, Start, Totals};
+use crate::sink::{Namespace, Row, Sink, Start, Totals};
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufWriter, Write};
 use std::rc::Rc;
@@ -113,9 +113,7 @@ impl<W: Write> Recorder<W> {
         }
         Ok(())
     }
-}
 
-impl<W: Write> Sink for Recorder<W> {
     fn begin(&mut self, start: &Start) -> io::Result<()> {
         let Start { filter, netns, backend, footprint, kernel, log_style, .. } = start;
         let ae_flag = log_style.ae_flag;
@@ -179,11 +177,32 @@ impl<W: Write> Sink for Recorder<W> {
             netns: path.netns,
         }))
     }
+}
 
-    fn finish(&mut self, totals: &Totals) -> io::Result<()> {
-        let &Totals { packets, steps, lost, missed, unordered, inexact, .. } = totals;
-        self.write(&Record::Totals { packets, steps, lost, missed, unordered, inexact })?;
-        self.flush()
+impl<W: Write> Sink for Recorder<W> {
+    fn row(&mut self, row: Row<'_>) -> io::Result<()> {
+        match row {
+            Row::Start(start) => self.begin(start),
+            Row::Namespace(inode, known) => self.namespace(inode, known),
+            Row::Step(step) => self.step(step),
+            Row::Path(path) => self.path(path),
+            Row::End(&Totals { packets, steps, lost, missed, unordered, inexact, .. }) => {
+                self.write(&Record::Totals { packets, steps, lost, missed, unordered, inexact })?;
+                self.flush()
+            }
+            Row::LogStyle(_)
+            | Row::Logged(..)
+            | Row::Told(..)
+            | Row::Sender(..)
+            | Row::Spent(..)
+            | Row::Freed(..)
+            | Row::Why(_)
+            | Row::NoDrop(_) => Ok(()),
+        }
+    }
+
+    fn enough(&self) -> bool {
+        false
     }
 
     fn flush(&mut self) -> io::Result<()> {

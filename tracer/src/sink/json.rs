@@ -2,7 +2,7 @@
 
 use super::buffer::Buffer;
 use super::why_json::{NothingRow, ToldRow, WhyRow};
-use super::{Namespace, Namespaces, Sink, Start, Totals};
+use super::{Namespace, Namespaces, Row, Sink, Start, Totals};
 use crate::container::{Container, Runtime};
 use crate::latency::Spent;
 use crate::netfilter::Verdict;
@@ -16,7 +16,6 @@ use crate::path::group::Logged;
 use crate::path::{Action, Path, Step};
 use crate::text;
 use crate::trace_line::text::push_decimal;
-use crate::why::{Told, Why};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::ser::Formatter;
@@ -59,9 +58,7 @@ impl<W: Write> Json<W> {
         serialize(self.out.row(), row);
         self.out.end_row()
     }
-}
 
-impl<W: Write> Sink for Json<W> {
     fn begin(&mut self, start: &Start) -> io::Result<()> {
         self.backend = Some(start.backend);
         self.write_row(&StartRow::from(start))
@@ -74,7 +71,7 @@ impl<W: Write> Sink for Json<W> {
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
         let Step { rule, view, .. } = step;
-        let mut row = Row::begin(self.out.row(), "step", step.packet);
+        let mut row = Object::begin(self.out.row(), "step", step.packet);
         if let Some(time_ns) = step.time_ns {
             self.clock.write(row.field("time"), time_ns);
         }
@@ -127,7 +124,7 @@ impl<W: Write> Sink for Json<W> {
     }
 
     fn logged(&mut self, packet: u64, logged: &Logged) -> io::Result<()> {
-        let mut row = Row::begin(self.out.row(), "log", packet);
+        let mut row = Object::begin(self.out.row(), "log", packet);
         row.text("prefix", &logged.prefix);
         row.text("line", &logged.line);
         row.end();
@@ -136,7 +133,7 @@ impl<W: Write> Sink for Json<W> {
 
     fn path(&mut self, path: &Path) -> io::Result<()> {
         self.looks.forget(path.packet);
-        let mut row = Row::begin(self.out.row(), "packet", path.packet);
+        let mut row = Object::begin(self.out.row(), "packet", path.packet);
         row.texts("path", &path.steps);
         if let Some(verdict) = path.verdict {
             row.text("verdict", &verdict_text(verdict));
@@ -177,7 +174,7 @@ impl<W: Write> Sink for Json<W> {
     }
 
     fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
-        let mut row = Row::begin(self.out.row(), "freed", packet);
+        let mut row = Object::begin(self.out.row(), "freed", packet);
         self.clock.write(row.field("time"), time_ns);
         row.text("symbol", &freed.symbol);
         if let Some(reason) = &freed.reason {
@@ -190,12 +187,8 @@ impl<W: Write> Sink for Json<W> {
         self.out.end_row()
     }
 
-    fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
-        self.write_row(&ToldRow::of(packet, name, told))
-    }
-
     fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
-        let mut row = Row::begin(self.out.row(), "sender", packet);
+        let mut row = Object::begin(self.out.row(), "sender", packet);
         row.number("pid", sender.pid.into());
         row.text("process", &sender.name);
         row.number("uid", sender.uid.into());
@@ -207,7 +200,7 @@ impl<W: Write> Sink for Json<W> {
     }
 
     fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
-        let mut row = Row::begin(self.out.row(), "spent", packet);
+        let mut row = Object::begin(self.out.row(), "spent", packet);
         row.text("engine", spent.engine.name());
         row.text("family", spent.family.name());
         row.text("hook", spent.hook.name());
@@ -221,20 +214,35 @@ impl<W: Write> Sink for Json<W> {
         row.end();
         self.out.end_row()
     }
+}
 
-    fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
-        match why {
-            Some(why) => {
+impl<W: Write> Sink for Json<W> {
+    fn row(&mut self, row: Row<'_>) -> io::Result<()> {
+        match row {
+            Row::Start(start) => self.begin(start),
+            Row::Namespace(inode, known) => self.namespace(inode, known),
+            Row::LogStyle(_) => Ok(()),
+            Row::Step(step) => self.step(step),
+            Row::Logged(packet, logged) => self.logged(packet, logged),
+            Row::Told(packet, name, told) => self.write_row(&ToldRow::of(packet, name, told)),
+            Row::Sender(packet, sender) => self.sender(packet, sender),
+            Row::Spent(packet, spent) => self.spent(packet, spent),
+            Row::Path(path) => self.path(path),
+            Row::Freed(packet, time_ns, freed) => self.freed(packet, time_ns, freed),
+            Row::Why(why) => {
                 serialize(self.out.row(), &WhyRow::of(why, &self.namespaces));
                 self.out.end_row()
             }
-            None => self.write_row(&NothingRow { fate: "none", packets }),
+            Row::NoDrop(packets) => self.write_row(&NothingRow { fate: "none", packets }),
+            Row::End(totals) => {
+                self.write_row(&EndRow::from(totals))?;
+                self.flush()
+            }
         }
     }
 
-    fn finish(&mut self, totals: &Totals) -> io::Result<()> {
-        self.write_row(&EndRow::from(totals))?;
-        self.flush()
+    fn enough(&self) -> bool {
+        false
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -243,9 +251,9 @@ impl<W: Write> Sink for Json<W> {
 }
 
 /// An object being written.
-struct Row<'a>(&'a mut Vec<u8>);
+struct Object<'a>(&'a mut Vec<u8>);
 
-impl<'a> Row<'a> {
+impl<'a> Object<'a> {
     fn begin(out: &'a mut Vec<u8>, kind: &str, packet: u64) -> Self {
         out.extend_from_slice(b"{\"type\":\"");
         out.extend_from_slice(kind.as_bytes());
@@ -581,7 +589,7 @@ impl NetworkFields {
 }
 
 /// What has changed since the packet's step before: an object with what each field was, and what it is.
-fn write_changes(row: &mut Row<'_>, changes: &[Change]) {
+fn write_changes(row: &mut Object<'_>, changes: &[Change]) {
     if changes.is_empty() {
         return;
     }

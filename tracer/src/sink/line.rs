@@ -2,11 +2,9 @@
 //! by [`trace_line`].
 
 use super::buffer::Buffer;
-use super::{Sink, Start, Totals};
-use crate::path::group::Logged;
-use crate::path::{Path, Step};
+use super::{Row, Sink, Start};
 use crate::text::escape;
-use crate::trace_line::{LogStyle, Writer};
+use crate::trace_line::Writer;
 use std::io::{self, Write};
 
 /// Writes TRACE lines.
@@ -17,21 +15,37 @@ pub struct Line<W: Write> {
 }
 
 impl<W: Write> Line<W> {
-    /// Writes to `writer`, as a new kernel does until [`Sink::begin`] names the one that runs.
+    /// Writes to `writer`, as a new kernel does until [`Row::Start`] names the one that runs.
     pub fn new(writer: W) -> Self {
         Self { out: Buffer::new(writer), lines: Writer::default() }
     }
 }
 
 impl<W: Write> Sink for Line<W> {
-    fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.lines = Writer::new(start.log_style);
-        Ok(())
-    }
-
-    fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        self.lines.write(self.out.row(), step.name, &step.view);
-        self.out.end_row()
+    fn row(&mut self, row: Row<'_>) -> io::Result<()> {
+        match row {
+            Row::Step(step) => {
+                self.lines.write(self.out.row(), step.name, &step.view);
+                self.out.end_row()
+            }
+            Row::Logged(_, logged) => {
+                self.out.row().extend_from_slice(escape(&logged.line).as_bytes());
+                self.out.end_row()
+            }
+            Row::Start(&Start { log_style, .. }) | Row::LogStyle(log_style) => {
+                self.lines = Writer::new(log_style);
+                Ok(())
+            }
+            Row::End(_) => self.flush(),
+            Row::Namespace(..)
+            | Row::Told(..)
+            | Row::Sender(..)
+            | Row::Spent(..)
+            | Row::Path(_)
+            | Row::Freed(..)
+            | Row::Why(_)
+            | Row::NoDrop(_) => Ok(()),
+        }
     }
 
     fn step_again(&mut self, name: &str) -> io::Result<bool> {
@@ -42,25 +56,12 @@ impl<W: Write> Sink for Line<W> {
         Ok(written)
     }
 
-    fn logged(&mut self, _packet: u64, logged: &Logged) -> io::Result<()> {
-        self.out.row().extend_from_slice(escape(&logged.line).as_bytes());
-        self.out.end_row()
-    }
-
-    fn log_style(&mut self, style: LogStyle) {
-        self.lines = Writer::new(style);
-    }
-
-    fn path(&mut self, _path: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
     fn shows_paths(&self) -> bool {
         false
     }
 
-    fn finish(&mut self, _totals: &Totals) -> io::Result<()> {
-        self.flush()
+    fn enough(&self) -> bool {
+        false
     }
 
     fn flush(&mut self) -> io::Result<()> {

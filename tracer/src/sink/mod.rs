@@ -158,64 +158,52 @@ impl fmt::Display for Totals {
     }
 }
 
-/// Where steps, paths and totals go. Steps of different packets may interleave; a packet's path comes after all its
-/// steps.
-pub trait Sink {
+/// What a sink is told. A sink names every kind, also those that it does not show, so that none is left out by oversight.
+#[derive(Clone, Copy)]
+pub enum Row<'a> {
     /// Before the first step.
-    fn begin(&mut self, _start: &Start) -> io::Result<()> {
-        Ok(())
-    }
+    Start(&'a Start),
     /// This is known of the namespace of this inode number, from here on.
-    fn namespace(&mut self, _inode: u32, _known: &Namespace) -> io::Result<()> {
-        Ok(())
-    }
+    Namespace(u32, &'a Namespace),
+    /// Steps from here on are of a kernel that writes its lines in this style.
+    LogStyle(LogStyle),
     /// A packet met an entry.
-    fn step(&mut self, step: &Step<'_>) -> io::Result<()>;
+    Step(&'a Step<'a>),
+    /// The LOG target wrote a line about a packet, by the rule of its last step.
+    Logged(u64, &'a Logged),
+    /// What a packet says to the rule of this name, `table:chain:rule:number`, that it passed. Comes before its path.
+    Told(u64, &'a str, &'a Told),
+    /// Who sends a packet that is made here. Comes before its path.
+    Sender(u64, &'a Sender),
+    /// What a pass through a table or a base chain took. Comes before the packet's path.
+    Spent(u64, &'a Spent),
+    /// A packet is done.
+    Path(&'a Path),
+    /// The kernel has thrown a packet away whose path was shown before, at this time since the epoch.
+    Freed(u64, u64, &'a Freed),
+    /// Why a packet was dropped.
+    Why(&'a Why),
+    /// None was dropped among so many.
+    NoDrop(u64),
+    /// After the last path.
+    End(&'a Totals),
+}
+
+/// Where rows go. Steps of different packets may interleave; a packet's path comes after all its steps.
+pub trait Sink {
+    /// Takes a row.
+    fn row(&mut self, row: Row<'_>) -> io::Result<()>;
     /// A packet met the entry of this name, and its view is that of the step before. Says whether that was enough: a
     /// sink that shows more than these needs the whole step.
     fn step_again(&mut self, _name: &str) -> io::Result<bool> {
         Ok(false)
     }
-    /// The LOG target wrote a line about a packet, by the rule of its last step.
-    fn logged(&mut self, _packet: u64, _logged: &Logged) -> io::Result<()> {
-        Ok(())
-    }
-    /// Steps from here on are of a kernel that writes its lines in this style.
-    fn log_style(&mut self, _style: LogStyle) {}
-    /// A packet is done.
-    fn path(&mut self, path: &Path) -> io::Result<()>;
-    /// The kernel has thrown a packet away whose path was shown before, at this time since the epoch.
-    fn freed(&mut self, _packet: u64, _time_ns: u64, _freed: &Freed) -> io::Result<()> {
-        Ok(())
-    }
-    /// Whether the steps of a path and its tables matter to [`path`](Self::path).
+    /// Whether the steps of a path and its tables matter to [`Row::Path`].
     fn shows_paths(&self) -> bool {
         true
     }
-    /// What a packet says to the rule of this name, `table:chain:rule:number`, that it passed. Comes before its path.
-    fn told(&mut self, _packet: u64, _name: &str, _told: &Told) -> io::Result<()> {
-        Ok(())
-    }
-    /// Who sends a packet that is made here. Comes before its path.
-    fn sender(&mut self, _packet: u64, _sender: &Sender) -> io::Result<()> {
-        Ok(())
-    }
-    /// What a pass through a table or a base chain took. Comes before the packet's path.
-    fn spent(&mut self, _packet: u64, _spent: &Spent) -> io::Result<()> {
-        Ok(())
-    }
-    /// Why a packet was dropped, or that none was, among so many.
-    fn why(&mut self, _why: Option<&Why>, _packets: u64) -> io::Result<()> {
-        Ok(())
-    }
     /// Whether nothing more is wanted.
-    fn enough(&self) -> bool {
-        false
-    }
-    /// After the last path.
-    fn finish(&mut self, _totals: &Totals) -> io::Result<()> {
-        Ok(())
-    }
+    fn enough(&self) -> bool;
     /// Gives out what is buffered; called whenever no more input is waiting.
     fn flush(&mut self) -> io::Result<()>;
 }
@@ -224,68 +212,13 @@ pub trait Sink {
 pub struct Both<'w>(pub Box<dyn Sink + 'w>, pub Box<dyn Sink + 'w>);
 
 impl Sink for Both<'_> {
-    fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.1.begin(start)?;
-        self.0.begin(start)
-    }
-
-    fn namespace(&mut self, inode: u32, known: &Namespace) -> io::Result<()> {
-        self.1.namespace(inode, known)?;
-        self.0.namespace(inode, known)
-    }
-
-    fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        self.1.step(step)?;
-        self.0.step(step)
-    }
-
-    fn logged(&mut self, packet: u64, logged: &Logged) -> io::Result<()> {
-        self.1.logged(packet, logged)?;
-        self.0.logged(packet, logged)
-    }
-
-    fn log_style(&mut self, style: LogStyle) {
-        self.1.log_style(style);
-        self.0.log_style(style);
-    }
-
-    fn path(&mut self, path: &Path) -> io::Result<()> {
-        self.1.path(path)?;
-        self.0.path(path)
-    }
-
-    fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
-        self.1.freed(packet, time_ns, freed)?;
-        self.0.freed(packet, time_ns, freed)
-    }
-
-    fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
-        self.1.told(packet, name, told)?;
-        self.0.told(packet, name, told)
-    }
-
-    fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
-        self.1.sender(packet, sender)?;
-        self.0.sender(packet, sender)
-    }
-
-    fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
-        self.1.spent(packet, spent)?;
-        self.0.spent(packet, spent)
-    }
-
-    fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
-        self.1.why(why, packets)?;
-        self.0.why(why, packets)
+    fn row(&mut self, row: Row<'_>) -> io::Result<()> {
+        self.1.row(row)?;
+        self.0.row(row)
     }
 
     fn enough(&self) -> bool {
         self.0.enough() || self.1.enough()
-    }
-
-    fn finish(&mut self, totals: &Totals) -> io::Result<()> {
-        self.1.finish(totals)?;
-        self.0.finish(totals)
     }
 
     fn flush(&mut self) -> io::Result<()> {

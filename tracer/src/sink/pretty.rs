@@ -1,7 +1,7 @@
 //! For people: one block for each packet, given out when the packet is done.
 
 use super::why::{write_nothing, write_told, write_why};
-use super::{BUFFER_BYTES, Namespace, Namespaces, Sink, Start, Totals, mac};
+use super::{BUFFER_BYTES, Namespace, Namespaces, Row, Sink, mac};
 use crate::latency::{Span, Spent};
 use crate::netfilter::{Hook, Verdict};
 use crate::packet::change::Look;
@@ -79,19 +79,6 @@ impl<W: Write> Pretty<W> {
         block.write(&mut self.out, &self.styles)?;
         writeln!(self.out, "  = {}not finished{:#}", self.styles.doubt, self.styles.doubt)
     }
-}
-
-impl<W: Write> Sink for Pretty<W> {
-    /// Of a line of a log there is nothing else to look at: all that it says is explained.
-    fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.explain = start.backend == "log";
-        Ok(())
-    }
-
-    fn namespace(&mut self, inode: u32, known: &Namespace) -> io::Result<()> {
-        self.namespaces.set(inode, known);
-        Ok(())
-    }
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
         let Self { zone, namespaces, explain, .. } = self;
@@ -104,7 +91,7 @@ impl<W: Write> Sink for Pretty<W> {
             true => (block.shown != shown).then(|| shown.to_string()),
         };
         (block.shown, block.look) = (shown, look);
-        block.rows.push(Row {
+        block.rows.push(StepRow {
             hook: step.hook,
             place: escape(step.name).into_owned(),
             action: step
@@ -125,11 +112,10 @@ impl<W: Write> Sink for Pretty<W> {
         Ok(())
     }
 
-    fn logged(&mut self, packet: u64, logged: &Logged) -> io::Result<()> {
+    fn logged(&mut self, packet: u64, logged: &Logged) {
         if let Some(row) = self.pending.get_mut(&packet).and_then(|block| block.rows.last_mut()) {
             row.logged = Some(escape(logged.prefix.trim_end()).into_owned());
         }
-        Ok(())
     }
 
     fn path(&mut self, path: &Path) -> io::Result<()> {
@@ -161,14 +147,13 @@ impl<W: Write> Sink for Pretty<W> {
         }
     }
 
-    fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
+    fn sender(&mut self, packet: u64, sender: &Sender) {
         if let Some(block) = self.pending.get_mut(&packet) {
             block.sender = Some(sender.to_string());
         }
-        Ok(())
     }
 
-    fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
+    fn spent(&mut self, packet: u64, spent: &Spent) {
         if let Some(block) = self.pending.get_mut(&packet) {
             block.took_ns = block.took_ns.saturating_add(spent.ns);
             if !block.took.is_empty() {
@@ -176,11 +161,9 @@ impl<W: Write> Sink for Pretty<W> {
             }
             let _ = write!(block.took, "{} {} {}", spent.hook.name(), spent.table, Span(spent.ns));
         }
-        Ok(())
     }
 
-    fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
-        let Some(why) = why else { return write_nothing(&mut self.out, packets) };
+    fn why(&mut self, why: &Why) -> io::Result<()> {
         if let Some((at, packet)) = why.at.as_ref().zip(why.packet()) {
             let time = at.time_ns.map_or(String::new(), |time_ns| clock_time(time_ns, &self.zone) + " ");
             let (shown, header) = (packet_line(&packet.view()), self.styles.header);
@@ -188,12 +171,36 @@ impl<W: Write> Sink for Pretty<W> {
         }
         write_why(&mut self.out, &self.styles, why)
     }
+}
 
-    fn finish(&mut self, _totals: &Totals) -> io::Result<()> {
-        while !self.pending.is_empty() {
-            self.give_out_oldest()?;
+impl<W: Write> Sink for Pretty<W> {
+    fn row(&mut self, row: Row<'_>) -> io::Result<()> {
+        match row {
+            // Of a line of a log there is nothing else to look at: all that it says is explained.
+            Row::Start(start) => self.explain = start.backend == "log",
+            Row::Namespace(inode, known) => self.namespaces.set(inode, known),
+            Row::LogStyle(_) => {}
+            Row::Step(step) => return self.step(step),
+            Row::Logged(packet, logged) => self.logged(packet, logged),
+            Row::Told(packet, name, told) => return self.told(packet, name, told),
+            Row::Sender(packet, sender) => self.sender(packet, sender),
+            Row::Spent(packet, spent) => self.spent(packet, spent),
+            Row::Path(path) => return self.path(path),
+            Row::Freed(packet, time_ns, freed) => return self.freed(packet, time_ns, freed),
+            Row::Why(why) => return self.why(why),
+            Row::NoDrop(packets) => return write_nothing(&mut self.out, packets),
+            Row::End(_) => {
+                while !self.pending.is_empty() {
+                    self.give_out_oldest()?;
+                }
+                return self.flush();
+            }
         }
-        self.flush()
+        Ok(())
+    }
+
+    fn enough(&self) -> bool {
+        false
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -208,7 +215,7 @@ struct Block {
     explained: Option<String>,
     shown: Shown,
     look: Look,
-    rows: Vec<Row>,
+    rows: Vec<StepRow>,
     /// What the packet says to rules that it passed, as it is written.
     told: Vec<u8>,
     /// Who sends it.
@@ -219,7 +226,7 @@ struct Block {
 }
 
 #[derive(Debug)]
-struct Row {
+struct StepRow {
     hook: Option<Hook>,
     place: String,
     action: String,
@@ -257,10 +264,10 @@ impl Block {
     }
 
     fn write(&self, out: &mut impl Write, styles: &Styles) -> io::Result<()> {
-        let column = |length: fn(&Row) -> usize| {
+        let column = |length: fn(&StepRow) -> usize| {
             self.rows.iter().map(length).filter(|&length| length <= COLUMN_WIDTH).max().unwrap_or(0)
         };
-        let hook = |row: &Row| row.hook.map_or(0, |hook| hook.full_name().len());
+        let hook = |row: &StepRow| row.hook.map_or(0, |hook| hook.full_name().len());
         let hook_width = self.rows.iter().map(hook).max().unwrap_or(0).max(HOOK_WIDTH);
         let place_width = column(|row| row.place.chars().count());
         let action_width = column(|row| row.action.chars().count());
@@ -283,7 +290,7 @@ impl Block {
     }
 }
 
-impl Row {
+impl StepRow {
     fn write(
         &self,
         out: &mut impl Write,

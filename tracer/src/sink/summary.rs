@@ -1,15 +1,9 @@
 //! What is said of all packets together when the last one has been shown.
 
 use super::summary_json::write_rows;
-use super::{Namespace, Output, Sink, Start, Totals};
-use crate::latency::{Histogram, Span, Spent, Summary};
-use crate::packet::Sender;
-use crate::path::ending::Freed;
-use crate::path::group::Logged;
-use crate::path::{Path, Step};
+use super::{Output, Row, Sink};
+use crate::latency::{Histogram, Span, Summary};
 use crate::text::Escaped;
-use crate::trace_line::LogStyle;
-use crate::why::{Told, Why};
 use std::io::{self, Write};
 
 /// Rules that are named.
@@ -33,65 +27,26 @@ impl<'w> Summarised<'w> {
 }
 
 impl Sink for Summarised<'_> {
-    fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.shown.begin(start)
-    }
-
-    fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        self.summary.met(step.rule.family, step.name, step.rule.text);
-        self.shown.step(step)
-    }
-
-    fn logged(&mut self, packet: u64, logged: &Logged) -> io::Result<()> {
-        self.shown.logged(packet, logged)
-    }
-
-    fn log_style(&mut self, style: LogStyle) {
-        self.shown.log_style(style);
-    }
-
-    fn path(&mut self, path: &Path) -> io::Result<()> {
-        self.shown.path(path)
-    }
-
-    fn namespace(&mut self, inode: u32, known: &Namespace) -> io::Result<()> {
-        self.shown.namespace(inode, known)
-    }
-
-    fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
-        self.shown.freed(packet, time_ns, freed)
-    }
-
-    fn told(&mut self, packet: u64, name: &str, told: &Told) -> io::Result<()> {
-        self.shown.told(packet, name, told)
-    }
-
-    fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
-        self.shown.sender(packet, sender)
-    }
-
-    fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
-        self.summary.spent(spent);
-        self.shown.spent(packet, spent)
-    }
-
-    fn why(&mut self, why: Option<&Why>, packets: u64) -> io::Result<()> {
-        self.shown.why(why, packets)
+    fn row(&mut self, row: Row<'_>) -> io::Result<()> {
+        match row {
+            Row::Step(step) => self.summary.met(step.rule.family, step.name, step.rule.text),
+            Row::Spent(_, spent) => self.summary.spent(spent),
+            // The last row of JSON stays the last one.
+            Row::End(_) if self.output == Output::Json => {
+                self.shown.flush()?;
+                write_rows(&mut self.out, &self.summary)?;
+            }
+            Row::End(_) => {
+                self.shown.row(row)?;
+                return write_summary(&mut self.out, &self.summary);
+            }
+            _ => {}
+        }
+        self.shown.row(row)
     }
 
     fn enough(&self) -> bool {
         self.shown.enough()
-    }
-
-    /// The last row of JSON stays the last one.
-    fn finish(&mut self, totals: &Totals) -> io::Result<()> {
-        if self.output == Output::Json {
-            self.shown.flush()?;
-            write_rows(&mut self.out, &self.summary)?;
-            return self.shown.finish(totals);
-        }
-        self.shown.finish(totals)?;
-        write_summary(&mut self.out, &self.summary)
     }
 
     fn flush(&mut self) -> io::Result<()> {

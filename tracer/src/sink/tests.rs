@@ -1,8 +1,8 @@
 //! The same short trace in all forms, compared with what is expected to the byte.
 
 use super::{
-    CountJson, CountSink, CountTotals, Namespace, Output, Pretty, Sink, Start, Summarised, Tables, Totals,
-    choose,
+    CountJson, CountSink, CountTotals, Namespace, Output, Pretty, Row, Sink, Start, Summarised, Tables,
+    Totals, choose,
 };
 use crate::container::{Container, Group, Names, Runtime};
 use crate::explain::{Known, explain};
@@ -142,24 +142,37 @@ pub(crate) fn play(sink: &mut dyn Sink) -> io::Result<()> {
         table("filter", "INPUT", Hook::Input, &[None, Some("-A INPUT -p tcp -m tcp --dport 80 -j DROP")]);
     let marked = PacketView { mark: 0x1f, ..view(&TCP) };
 
-    sink.begin(&start())?;
-    sink.namespace(NETNS, &Namespace { name: Some("blue".to_owned()), container: Some(container()) })?;
-    sink.step(&step(1, &raw, 0, accept.clone(), view(&TCP)))?;
-    sink.step(&step(2, &raw, 0, accept.clone(), PacketView { outdev: Some(b"eth1"), ..view(&TCP[..10]) }))?;
-    sink.step(&step(1, &mangle, 0, Action::Continue, view(&TCP)))?;
-    sink.step(&step(1, &filter, 0, Action::Jump("web"), marked))?;
+    sink.row(Row::Start(&start()))?;
+    sink.row(Row::Namespace(
+        NETNS,
+        &Namespace { name: Some("blue".to_owned()), container: Some(container()) },
+    ))?;
+    sink.row(Row::Step(&step(1, &raw, 0, accept.clone(), view(&TCP))))?;
+    sink.row(Row::Step(&step(
+        2,
+        &raw,
+        0,
+        accept.clone(),
+        PacketView { outdev: Some(b"eth1"), ..view(&TCP[..10]) },
+    )))?;
+    sink.row(Row::Step(&step(1, &mangle, 0, Action::Continue, view(&TCP))))?;
+    sink.row(Row::Step(&step(1, &filter, 0, Action::Jump("web"), marked)))?;
     let doubtful = step(1, &filter, 1, Action::Verdict(Verdict::Drop), marked);
     let rule = Rule { owner: Some("firewalld zone public"), ..doubtful.rule };
-    sink.step(&Step { rule, view_doubt: Some("which rule set the mark is not known"), ..doubtful })?;
-    sink.path(&path(1, Some(Verdict::Drop), Certainty::Complete, &[]))?;
-    sink.namespace(NETNS, &Namespace::default())?;
+    sink.row(Row::Step(&Step {
+        rule,
+        view_doubt: Some("which rule set the mark is not known"),
+        ..doubtful
+    }))?;
+    sink.row(Row::Path(&path(1, Some(Verdict::Drop), Certainty::Complete, &[])))?;
+    sink.row(Row::Namespace(NETNS, &Namespace::default()))?;
     let doubts = ["table replaced", "probe missed"];
-    sink.path(&Path {
+    sink.row(Row::Path(&Path {
         note: Some("nat: established, not consulted".into()),
         ..path(2, Some(Verdict::Accept), Certainty::Inexact, &doubts)
-    })?;
-    sink.path(&path(3, None, Certainty::Unordered, &["a chain was entered more than once"]))?;
-    sink.finish(&TOTALS)
+    }))?;
+    sink.row(Row::Path(&path(3, None, Certainty::Unordered, &["a chain was entered more than once"])))?;
+    sink.row(Row::End(&TOTALS))
 }
 
 /// Names and texts made by someone who wishes the reader ill.
@@ -167,13 +180,16 @@ fn play_hostile(sink: &mut dyn Sink) -> io::Result<()> {
     let comment = "-A X -m comment --comment \"\x1b[2J\u{9b}31m\u{202e}\n\" -j ACCEPT";
     let table = table("filter", "X\x1b[1m\u{9b}ü", Hook::Input, &[Some(comment)]);
     let view = PacketView { indev: Some(b"e\x1b]0;h\x07\xff"), ..view(&TCP) };
-    sink.namespace(NETNS, &Namespace { name: Some("n\x1b[2J".to_owned()), container: None })?;
-    sink.step(&Step { view_doubt: Some("\x08"), ..step(1, &table, 0, Action::Jump("Y\x1bc"), view) })?;
-    sink.path(&Path {
+    sink.row(Row::Namespace(NETNS, &Namespace { name: Some("n\x1b[2J".to_owned()), container: None }))?;
+    sink.row(Row::Step(&Step {
+        view_doubt: Some("\x08"),
+        ..step(1, &table, 0, Action::Jump("Y\x1bc"), view)
+    }))?;
+    sink.row(Row::Path(&Path {
         steps: vec!["filter:X\x1b:rule:1".into()],
         ..path(1, None, Certainty::Inexact, &["\x1b[8m"])
-    })?;
-    sink.finish(&Totals::default())
+    }))?;
+    sink.row(Row::End(&Totals::default()))
 }
 
 /// A packet that a rule dropped, one that a policy dropped, one that was not routed, and none at all.
@@ -197,13 +213,16 @@ fn play_why(sink: &mut dyn Sink) -> io::Result<()> {
         Why { look: Some("iptables-legacy -nvL".to_owned()), ..why }
     };
     let by_rule = why(met(&filter, 1, Verdict::Drop), dropped, Fate::Dropped, Certainty::Complete);
-    sink.told(1, "filter:INPUT:rule:1", &Told::Passed(by_rule.close[0].clone()))?;
-    sink.why(Some(&by_rule), 1)?;
+    let cgroup = Some("/user.slice".to_owned());
+    let sender = Sender { pid: 4711, name: "a\nprogram".to_owned(), uid: 1000, cgroup };
+    let by_rule = Why { sender: Some(sender), ..by_rule };
+    sink.row(Row::Told(1, "filter:INPUT:rule:1", &Told::Passed(by_rule.close[0].clone())))?;
+    sink.row(Row::Why(&by_rule))?;
     let by_policy = why(met(&filter, 3, Verdict::Drop), dropped, Fate::Dropped, Certainty::Complete);
-    sink.why(Some(&by_policy), 1)?;
+    sink.row(Row::Why(&by_policy))?;
     let lost = why(met(&raw, 0, Verdict::Accept), accepted, Fate::LastSeen, Certainty::Inexact);
-    sink.why(Some(&lost), 1)?;
-    sink.why(None, 7)?;
+    sink.row(Row::Why(&lost))?;
+    sink.row(Row::NoDrop(7))?;
     sink.flush()
 }
 
@@ -225,7 +244,7 @@ fn what_was_passed() {
     let mut sink = Pretty::new(&mut bytes, false).in_utc();
     let raw = table("raw", "PREROUTING", Hook::Prerouting, &[]);
     let mut show = || {
-        sink.step(&step(1, &raw, 0, Action::Continue, view(&TCP)))?;
+        sink.row(Row::Step(&step(1, &raw, 0, Action::Continue, view(&TCP))))?;
         let checks = explain("-A PREROUTING -i eth1 -m set --match-set x src", &view(&TCP), Known::All);
         let passed = Passed {
             name: "raw:PREROUTING:rule:1".to_owned(),
@@ -234,9 +253,9 @@ fn what_was_passed() {
             behind: false,
             checks,
         };
-        sink.told(1, "raw:PREROUTING:rule:1", &Told::Passed(passed))?;
-        sink.told(1, "raw:PREROUTING:rule:2", &Told::Unknown("its path is in doubt"))?;
-        sink.path(&path(1, Some(Verdict::Accept), Certainty::Complete, &[]))?;
+        sink.row(Row::Told(1, "raw:PREROUTING:rule:1", &Told::Passed(passed)))?;
+        sink.row(Row::Told(1, "raw:PREROUTING:rule:2", &Told::Unknown("its path is in doubt")))?;
+        sink.row(Row::Path(&path(1, Some(Verdict::Accept), Certainty::Complete, &[])))?;
         sink.flush()
     };
     show().expect("memory can be written to");
@@ -331,10 +350,12 @@ fn unfinished_packets_do_not_pile_up() {
     let mut sink = Pretty::new(&mut bytes, false).in_utc().with_most_pending_steps(2);
     let raw = table("raw", "PREROUTING", Hook::Prerouting, &[]);
     for packet in [1, 2, 1, 3] {
-        sink.step(&step(packet, &raw, 0, Action::Continue, view(&TCP))).expect("memory can be written to");
+        sink.row(Row::Step(&step(packet, &raw, 0, Action::Continue, view(&TCP))))
+            .expect("memory can be written to");
     }
-    sink.path(&path(1, Some(Verdict::Accept), Certainty::Complete, &[])).expect("memory can be written to");
-    sink.finish(&TOTALS).expect("memory can be written to");
+    sink.row(Row::Path(&path(1, Some(Verdict::Accept), Certainty::Complete, &[])))
+        .expect("memory can be written to");
+    sink.row(Row::End(&TOTALS)).expect("memory can be written to");
     drop(sink);
     expect![[r#"
         15:04:05.000000 ip in eth0 10.0.0.1:4242 > 10.0.0.2:80 tcp length 60 netns 4026531840 packet 1
@@ -404,7 +425,7 @@ fn shown_endings(output: Output) -> String {
             _ => Vec::new(),
         };
         let path = Path { ending: Some(ending), waited, ..path(1, Some(verdict), Certainty::Complete, &[]) };
-        sink.path(&path).expect("memory can be written to");
+        sink.row(Row::Path(&path)).expect("memory can be written to");
     }
     sink.flush().expect("memory can be written to");
     drop(sink);
@@ -467,13 +488,18 @@ fn what_is_freed_later_has_a_line_of_its_own() {
         netns: None,
     };
     let mut bytes = Vec::new();
-    Pretty::new(&mut bytes, false).in_utc().freed(7, TIME_NS, &freed).expect("memory can be written to");
+    Pretty::new(&mut bytes, false)
+        .in_utc()
+        .row(Row::Freed(7, TIME_NS, &freed))
+        .expect("memory can be written to");
     expect![[r#"
         15:04:05.000000 packet 7, shown before: freed in arp_error_report+0x1f, reason NEIGH_FAILED
     "#]]
     .assert_eq(&String::from_utf8(bytes).expect("sinks write UTF-8"));
     let mut bytes = Vec::new();
-    choose(Output::Json, false, &mut bytes).freed(7, TIME_NS, &freed).expect("memory can be written to");
+    choose(Output::Json, false, &mut bytes)
+        .row(Row::Freed(7, TIME_NS, &freed))
+        .expect("memory can be written to");
     expect![[r#"
         {"type":"freed","packet":7,"time":"2026-11-23T15:04:05.000000042Z","symbol":"arp_error_report+0x1f","reason":"NEIGH_FAILED"}
     "#]].assert_eq(&String::from_utf8(bytes).expect("sinks write UTF-8"));
@@ -540,16 +566,19 @@ fn play_latency(sink: &mut dyn Sink) -> io::Result<()> {
         ns,
         steps_ns: steps_ns.to_vec(),
     };
-    sink.begin(&start())?;
+    sink.row(Row::Start(&start()))?;
     for packet in 1..=3 {
-        sink.step(&step(packet, &filter, 0, Action::Verdict(Verdict::Accept), view(&TCP)))?;
+        sink.row(Row::Step(&step(packet, &filter, 0, Action::Verdict(Verdict::Accept), view(&TCP))))?;
         let cgroup = (packet == 1).then(|| "/user.slice".to_owned());
-        sink.sender(packet, &Sender { pid: 4711, name: "a\nprogram".to_owned(), uid: 1000, cgroup })?;
-        sink.spent(packet, &spent(Engine::Nft, Hook::Ingress, 999, &[900, 99]))?;
-        sink.spent(packet, &spent(Engine::Legacy, Hook::Input, 1_000 << packet, &[]))?;
-        sink.path(&path(packet, Some(Verdict::Accept), Certainty::Complete, &[]))?;
+        sink.row(Row::Sender(
+            packet,
+            &Sender { pid: 4711, name: "a\nprogram".to_owned(), uid: 1000, cgroup },
+        ))?;
+        sink.row(Row::Spent(packet, &spent(Engine::Nft, Hook::Ingress, 999, &[900, 99])))?;
+        sink.row(Row::Spent(packet, &spent(Engine::Legacy, Hook::Input, 1_000 << packet, &[])))?;
+        sink.row(Row::Path(&path(packet, Some(Verdict::Accept), Certainty::Complete, &[])))?;
     }
-    sink.finish(&TOTALS)
+    sink.row(Row::End(&TOTALS))
 }
 
 #[test]

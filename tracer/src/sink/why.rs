@@ -11,6 +11,9 @@ use std::io::{self, Write};
 
 /// Writes it. The packet's own line has been written.
 pub(super) fn write_why(out: &mut impl Write, styles: &Styles, why: &Why) -> io::Result<()> {
+    if let Some(sender) = &why.sender {
+        writeln!(out, "  {}sent by {sender}{:#}", styles.note, styles.note)?;
+    }
     let drop = styles.drop;
     match (why.fate, &why.at) {
         (Fate::Elsewhere | Fate::LastSeen, at) if why.path.ending.as_ref().is_some_and(is_told) => {

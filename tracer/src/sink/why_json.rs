@@ -2,6 +2,7 @@
 
 use super::Namespaces;
 use super::json::{DeviceFields, EndingFields, HeaderFields};
+use crate::packet::Sender;
 use crate::why::{Passed, Told, Why};
 use serde::Serialize;
 
@@ -15,6 +16,8 @@ pub(super) struct WhyRow<'a> {
     at: Option<AtRow<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sender: Option<SenderFields<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ending: Option<EndingFields<'a>>,
     close: Vec<CloseRow<'a>>,
@@ -55,6 +58,16 @@ struct AtRow<'a> {
     devices: DeviceFields<'a>,
     #[serde(flatten)]
     headers: HeaderFields,
+}
+
+/// Who sent the packet; named as in the rows of `trace --who`.
+#[derive(Serialize)]
+struct SenderFields<'a> {
+    pid: u32,
+    process: &'a str,
+    uid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -100,6 +113,12 @@ impl<'a> WhyRow<'a> {
                 }
             }),
             outcome: path.outcome.as_deref(),
+            sender: why.sender.as_ref().map(|Sender { pid, name, uid, cgroup }| SenderFields {
+                pid: *pid,
+                process: name,
+                uid: *uid,
+                cgroup: cgroup.as_deref(),
+            }),
             ending: path.ending.as_ref().map(|ending| EndingFields::of(ending, path)),
             close: why.close.iter().map(CloseRow::of).collect(),
             look: why.look.as_deref(),

@@ -55,6 +55,7 @@ mod linked {
         _opaque: [u8; 0],
     }
 
+    // SAFETY: as <pcap/pcap.h> declares them.
     unsafe extern "C" {
         fn pcap_open_dead(linktype: c_int, snaplen: c_int) -> *mut Pcap;
         fn pcap_close(pcap: *mut Pcap);
@@ -130,7 +131,8 @@ mod linked {
         Some(unsafe { pcap_offline_filter(&program, &header, packet.as_ptr()) != 0 })
     }
 
-    /// What libpcap asks for names: its look-ups are compiled to these.
+    /// What libpcap asks for names: its look-ups are compiled to these, whose names nothing else has, and whose signatures
+    /// are those of the functions of the C library that they stand for.
     mod names {
         use std::cell::UnsafeCell;
         use std::ffi::{CStr, CString, c_char, c_int};

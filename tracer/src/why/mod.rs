@@ -13,7 +13,7 @@ pub use passed::{Listed, Passed};
 use crate::explain::{Leads, leads};
 use crate::netfilter::{Engine, Hook, StepKind, TableFamily, Verdict};
 use crate::owner::{self, Place};
-use crate::packet::{Packet, headers};
+use crate::packet::{Packet, Sender, headers};
 use crate::path::ending::Ending;
 use crate::path::{Action, Certainty, Path, Step};
 use std::net::IpAddr;
@@ -132,6 +132,8 @@ impl Fate {
 pub struct Why {
     /// Its path.
     pub path: Path,
+    /// Who sent it, where it was made here and that is known.
+    pub sender: Option<Sender>,
     /// How it ended.
     pub fate: Fate,
     /// The step that ended it, or the last one; `None` when no step could be read.
@@ -239,6 +241,7 @@ impl Why {
         let certain = path.certainty == Certainty::Complete;
         Self {
             path: path.clone(),
+            sender: None,
             fate,
             at: place.map(|place| steps[place].owned()),
             is_certain: at.is_some(),

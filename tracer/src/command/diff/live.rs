@@ -7,7 +7,7 @@ use crate::command::trace;
 use crate::error::Failure;
 use crate::filter::{self, Filter};
 use crate::path::{Path, Step};
-use crate::sink::{Sink, Start, Totals, outcome};
+use crate::sink::{Row, Sink, outcome};
 use crate::sys::pcap;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -64,10 +64,8 @@ impl Comparing {
         };
         Some((which, begin(step)))
     }
-}
 
-impl Sink for Comparing {
-    fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
+    fn step(&mut self, step: &Step<'_>) {
         if !self.pending.contains_key(&step.packet) {
             let chosen = self.choose(step);
             self.pending.insert(step.packet, chosen);
@@ -78,28 +76,18 @@ impl Sink for Comparing {
         if let Some(Some((_, story))) = self.pending.get_mut(&step.packet) {
             story.steps.push(Met::of(step));
         }
-        Ok(())
     }
 
-    fn path(&mut self, path: &Path) -> io::Result<()> {
+    fn path(&mut self, path: &Path) {
         if let Some(Some((which, mut story))) = self.pending.remove(&path.packet)
             && self.done[which].len() < self.packets
         {
             story.outcome = outcome(path);
             self.done[which].push(story);
         }
-        Ok(())
     }
 
-    fn begin(&mut self, _start: &Start) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn enough(&self) -> bool {
-        self.done.iter().all(|done| done.len() >= self.packets)
-    }
-
-    fn finish(&mut self, _totals: &Totals) -> io::Result<()> {
+    fn end(&mut self) -> io::Result<()> {
         let mut text = String::new();
         let [first, second] = &self.done;
         // A string takes all.
@@ -113,7 +101,32 @@ impl Sink for Comparing {
             let _ = writeln!(text, "{} packets match both filters and were left out", self.both);
         }
         self.out.write_all(text.as_bytes())?;
-        self.flush()
+        self.out.flush()
+    }
+}
+
+impl Sink for Comparing {
+    fn row(&mut self, row: Row<'_>) -> io::Result<()> {
+        match row {
+            Row::Step(step) => self.step(step),
+            Row::Path(path) => self.path(path),
+            Row::End(_) => return self.end(),
+            Row::Start(_)
+            | Row::Namespace(..)
+            | Row::LogStyle(_)
+            | Row::Logged(..)
+            | Row::Told(..)
+            | Row::Sender(..)
+            | Row::Spent(..)
+            | Row::Freed(..)
+            | Row::Why(_)
+            | Row::NoDrop(_) => {}
+        }
+        Ok(())
+    }
+
+    fn enough(&self) -> bool {
+        self.done.iter().all(|done| done.len() >= self.packets)
     }
 
     fn flush(&mut self) -> io::Result<()> {

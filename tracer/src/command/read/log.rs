@@ -88,7 +88,7 @@ impl LogReader {
         let hold = if output == Output::Trace { Hold::Never } else { Hold::UntilKnown };
         let style = LogStyle::default();
         let mut outlet = Outlet::new(sink, None);
-        outlet.choose(choice.predicates.clone(), None);
+        outlet.choose(choice.predicates.clone(), None, choice.per_rule);
         outlet.begin(&Start {
             filter: choice.filter.text.clone(),
             choice: choice.predicates.to_string(),

@@ -17,11 +17,12 @@ use crate::sys::pcap;
 use anyhow::Context as _;
 use input::Input;
 use std::collections::HashSet;
+use std::num::NonZeroU32;
 
 /// Shows what a file tells of packets.
 pub fn run(config: ReadConfig) -> Result<(), Failure> {
     let filter = filter::compile(&config.filter, &pcap::compile).map_err(Failure::usage)?;
-    let choice = Choice::new(filter, resolved(&config.predicates)?);
+    let choice = Choice::new(filter, resolved(&config.predicates)?, config.limit_per_rule);
     let mut input = Input::open(config.file.as_deref())?;
     let begins = input.peek(MAGIC.len()).with_context(|| format!("cannot read {}", input.name))?;
     if begins == MAGIC { recording::show(input, choice, &config) } else { log::show(input, choice, &config) }
@@ -32,6 +33,8 @@ struct Choice {
     filter: Filter,
     /// What else is asked, of those that match.
     predicates: Predicates,
+    /// Of those that do, so many in a second of each rule.
+    per_rule: Option<NonZeroU32>,
     /// Packets on their way that are not shown.
     refused: HashSet<u64>,
     /// Packets on their way that are.
@@ -39,8 +42,8 @@ struct Choice {
 }
 
 impl Choice {
-    fn new(filter: Filter, predicates: Predicates) -> Self {
-        Self { filter, predicates, refused: HashSet::new(), chosen: HashSet::new() }
+    fn new(filter: Filter, predicates: Predicates, per_rule: Option<NonZeroU32>) -> Self {
+        Self { filter, predicates, per_rule, refused: HashSet::new(), chosen: HashSet::new() }
     }
 
     /// Whether a step of a packet is shown.

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 pub(super) fn show(input: Input, mut choice: Choice, config: &ReadConfig) -> Result<(), Failure> {
     let name = input.name.clone();
     let mut outlet = Outlet::new(crate::command::open_sink(config.output, None)?, None);
-    outlet.choose(choice.predicates.clone(), None);
+    outlet.choose(choice.predicates.clone(), None, choice.per_rule);
     let mut reader = Reader::new(input.into_reader()).with_context(|| format!("cannot read {name}"))?;
     let mut recorded = Totals::default();
     while let Some(event) = reader.next_event().with_context(|| format!("cannot read {name}"))? {

@@ -39,6 +39,10 @@ struct Shown {
 }
 
 fn show(log: &[u8], output: Output, filter: &str) -> Shown {
+    show_limited(log, output, filter, None)
+}
+
+fn show_limited(log: &[u8], output: Output, filter: &str, per_rule: Option<NonZeroU32>) -> Shown {
     let written: Timestamp = "2026-04-01T00:00:00Z".parse().unwrap();
     let mut input = Input::of_bytes(log, written);
     let shared = Shared::default();
@@ -48,7 +52,8 @@ fn show(log: &[u8], output: Output, filter: &str) -> Shown {
         Output::Trace => Box::new(Line::new(writer)),
         Output::Json => Box::new(Json::new(writer)),
     };
-    let choice = Choice::new(filter::compile(filter, &pcap::compile).unwrap(), Predicates::default());
+    let filter = filter::compile(filter, &pcap::compile).unwrap();
+    let choice = Choice::new(filter, Predicates::default(), per_rule);
     let mut reader = LogReader::new(sink, output, choice, Clock::new(TimeZone::UTC, written)).unwrap();
     let mut errors = Vec::new();
     while let Some(line) = input.next_line().unwrap() {
@@ -90,6 +95,30 @@ fn a_filter_takes_whole_packets() {
     assert!(forwarded.contains("\nFWD: IN=v0 OUT=w0 "));
     assert!(!forwarded.contains("SPT=80 "));
     assert_eq!(show(EL7.as_bytes(), Output::Trace, "tcp dst port 80").out, "");
+}
+
+/// Of each second; the time since a boot does not tell which those are.
+#[test]
+fn of_each_rule_some_packets_are_shown() {
+    let text = |record: &str| record.split_once(';').unwrap().1.to_owned();
+    let dated = |record| format!("2026-03-31T10:00:00.000000+00:00 el7 kernel: {}\n", text(record));
+    let log: String = EL7.lines().map(dated).collect();
+    let check = |log: &str, expected: Expect| {
+        let shown = show_limited(log.as_bytes(), Output::Trace, "", NonZeroU32::new(1));
+        expected.assert_eq(&shown.summary);
+    };
+    check(
+        &log,
+        expect![
+            "nftracer: 8 packets, 70 steps, 0 lost, 0 missed, 0 unordered, 1 inexact, 30 left out by --limit, 4 log lines, 0 other lines, 0 unreadable lines"
+        ],
+    );
+    check(
+        EL7,
+        expect![
+            "nftracer: 38 packets, 296 steps, 0 lost, 0 missed, 0 unordered, 2 inexact, 0 left out by --limit, 4 log lines, 0 other lines, 0 unreadable lines"
+        ],
+    );
 }
 
 #[test]

@@ -5,20 +5,20 @@ use super::links::Links;
 use super::runs::{Ended, Heard, NftReading, Rules, Runs};
 use super::senders::Senders;
 use super::shown::Shown;
+use super::standings::Standings;
+use super::views::{state, view, view_of_run};
 use crate::backend::ebpf::decode::{Record, Seen};
 use crate::backend::ebpf::ending::Endings;
 use crate::fetch::Fetched;
 use crate::footprint;
-use crate::hash::KernelMap;
-use crate::history::{Counts, History, Loaded, Unknown, Version, name_of};
+use crate::history::{Counts, History, Unknown, Version, name_of};
 use crate::latency::Spent;
 use crate::netfilter::{Engine, Family, Hook, Verdict};
 use crate::netlink::Message;
 use crate::nftables;
-use crate::packet::{Link, Owner, PacketView, Tracked};
-use crate::path::attribute::{State, Views, attribute, attribute_unordered, same_bytes};
+use crate::packet::Tracked;
+use crate::path::attribute::{Views, attribute, attribute_unordered, same_bytes};
 use crate::path::ending::{self, Ending, HookFunction};
-use crate::path::stands::Stands;
 use crate::path::track::{Part, Released, Tracker, Visit};
 use crate::path::walk::{Walk, Walker};
 use crate::path::{Action, Certainty, Step};
@@ -28,13 +28,12 @@ use crate::sink::{Sink, Start, Totals};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::rc::Rc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use tracer_common::ending::Freed;
-use tracer_common::legacy::{Match, SkbState, Traversal, doubt, fact};
-use tracer_common::nft::Run;
+use tracer_common::legacy::{Match, Traversal, doubt, fact};
 
 /// A table that changes is read again at most this often, for the texts of its rules.
 const READ_AGAIN: Duration = Duration::from_millis(250);
@@ -102,72 +101,6 @@ pub struct Interpreter {
     senders: Option<Senders>,
 }
 
-/// What stands at the hooks, with what it was made from.
-#[derive(Clone)]
-struct Standing {
-    loaded: Loaded,
-    version: Option<Rc<nftables::versions::Version>>,
-    stands: Rc<Stands>,
-}
-
-/// What stands at the hooks of each namespace for each family.
-#[derive(Default)]
-struct Standings {
-    all: KernelMap<(u32, Family), Standing>,
-    /// The place asked about last, mostly the one asked about next, and [`History::loads`] then.
-    last: Option<((u32, Family), u64, Standing)>,
-}
-
-impl Standings {
-    /// What stands at the hooks of a namespace with these rules of nftables.
-    #[inline(always)]
-    fn of(
-        &mut self,
-        place: (u32, Family),
-        history: &History,
-        version: Option<&Rc<nftables::versions::Version>>,
-    ) -> Rc<Stands> {
-        if let Some((last, loads, standing)) = &self.last
-            && (*last, *loads) == (place, history.loads())
-            && standing.has(version)
-        {
-            return Rc::clone(&standing.stands);
-        }
-        let standing = self.find(place, history, version);
-        let stands = Rc::clone(&standing.stands);
-        self.last = Some((place, history.loads(), standing));
-        stands
-    }
-
-    /// The same when it is not what the last one was.
-    #[cold]
-    fn find(
-        &mut self,
-        place: (u32, Family),
-        history: &History,
-        version: Option<&Rc<nftables::versions::Version>>,
-    ) -> Standing {
-        let (netns, family) = place;
-        let loaded = history.loaded(netns, family);
-        let known = self.all.get(&place).filter(|known| known.loaded == loaded && known.has(version));
-        if let Some(known) = known {
-            return known.clone();
-        }
-        let stands = Rc::new(Stands::of(loaded, family, version.map(|version| &version.ruleset)));
-        let standing = Standing { loaded, version: version.cloned(), stands };
-        self.all.insert(place, standing.clone());
-        standing
-    }
-}
-
-impl Standing {
-    /// Whether it is with these rules of nftables.
-    #[inline]
-    fn has(&self, version: Option<&Rc<nftables::versions::Version>>) -> bool {
-        self.version.as_ref().map(Rc::as_ptr) == version.map(Rc::as_ptr)
-    }
-}
-
 impl Interpreter {
     /// Nothing is known yet. `epoch_ns` is what to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
     pub fn new(
@@ -203,8 +136,13 @@ impl Interpreter {
     }
 
     /// Shows only packets that are wanted, each when it is done.
-    pub(super) fn choose(&mut self, predicates: &Predicates, slow: Option<Duration>) {
-        self.outlet.choose(predicates.clone(), slow);
+    pub(super) fn choose(
+        &mut self,
+        predicates: &Predicates,
+        slow: Option<Duration>,
+        per_rule: Option<NonZeroU32>,
+    ) {
+        self.outlet.choose(predicates.clone(), slow, per_rule);
         self.tracker.omit_endings(!self.outlet.asks_for_endings());
     }
 
@@ -762,66 +700,4 @@ fn action(table: &Table, entry: usize, ended: Option<u32>) -> Action<'_> {
             ended.map_or(Action::Continue, |value| Action::Verdict(Verdict::from_return(value)))
         }
     }
-}
-
-fn state<'a>(skb: &SkbState, bytes: &'a [u8]) -> State<'a> {
-    State { mark: skb.mark, len: skb.len, bytes }
-}
-
-fn view<'a>(traversal: &'a Traversal, state: State<'a>) -> PacketView<'a> {
-    let has = |bit| traversal.facts & bit != 0;
-    PacketView {
-        family: Family::from_nfproto(traversal.family).unwrap_or(Family::Ipv4),
-        indev: has(fact::IN).then(|| trimmed(&traversal.indev)),
-        outdev: has(fact::OUT).then(|| trimmed(&traversal.outdev)),
-        link: if has(fact::IN) {
-            Link {
-                dev_type: traversal.dev_type,
-                hard_header_len: traversal.hard_header_len,
-                header: has(fact::MAC)
-                    .then(|| &traversal.mac[..usize::from(traversal.mac_len).min(traversal.mac.len())]),
-                ..Link::default()
-            }
-        } else {
-            Link::default()
-        },
-        len: state.len,
-        bytes: state.bytes,
-        mark: state.mark,
-        owner: has(fact::OWNER).then_some(Owner { uid: traversal.uid, gid: traversal.gid }),
-    }
-}
-
-/// Length of an ARP packet for Ethernet and IPv4.
-const ARP_BYTES: u32 = 28;
-
-/// The packet as it entered the base chain, with the mark as it was later.
-fn view_of_run(run: &Run, family: Family, mark: u32) -> PacketView<'_> {
-    use tracer_common::nft::fact;
-    let has = |bit| run.facts & bit != 0;
-    let copied = usize::try_from(run.copied).unwrap_or(0).min(run.bytes.len());
-    PacketView {
-        family,
-        indev: has(fact::IN).then(|| trimmed(&run.indev)),
-        outdev: has(fact::OUT).then(|| trimmed(&run.outdev)),
-        link: Link {
-            dev_type: run.dev_type,
-            hard_header_len: run.hard_header_len,
-            header: has(fact::MAC).then(|| &run.mac[..usize::from(run.mac_len).min(run.mac.len())]),
-            ..Link::default()
-        },
-        // Before an ARP packet is sent, its length counts the frame as well.
-        len: if family == Family::Arp { run.len.min(ARP_BYTES) } else { run.len },
-        bytes: if family == Family::Arp {
-            &run.bytes[..copied.min(ARP_BYTES as usize)]
-        } else {
-            &run.bytes[..copied]
-        },
-        mark,
-        owner: has(fact::OWNER).then_some(Owner { uid: run.uid, gid: run.gid }),
-    }
-}
-
-fn trimmed(name: &[u8]) -> &[u8] {
-    name.iter().position(|byte| *byte == 0).map_or(name, |end| &name[..end])
 }

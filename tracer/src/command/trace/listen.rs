@@ -112,7 +112,7 @@ impl Listening {
         let unseen = chains && live.is_none();
         let mut rows =
             Rows::new((sink, wish.config.output), wish.config, wish.filter, (known, live), known_netns);
-        rows.choose(wish.predicates);
+        rows.choose(wish.predicates, wish.config.limit_per_rule);
         if unseen {
             rows.doubt_all(UNSEEN);
         }

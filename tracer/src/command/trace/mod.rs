@@ -19,6 +19,8 @@ mod rows;
 pub mod runs;
 mod senders;
 mod shown;
+mod standings;
+mod views;
 
 use super::choice::resolved;
 use super::naming::Naming;

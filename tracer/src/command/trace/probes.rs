@@ -404,7 +404,7 @@ impl Probing {
             true => &Predicates { indev: None, uid: None, ..wish.predicates.clone() },
             false => wish.predicates,
         };
-        session.interpreter.choose(predicates, config.latency.slow);
+        session.interpreter.choose(predicates, config.latency.slow, config.limit_per_rule);
         Ok((session, start))
     }
 

@@ -24,6 +24,7 @@ use crate::sys::clock;
 use crate::trace_line::{self, LogStyle};
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 
 /// How long a packet may be silent before its path is given out.
@@ -120,8 +121,8 @@ impl Rows {
     }
 
     /// Shows only packets that are wanted, each when it is done.
-    pub(super) fn choose(&mut self, predicates: &Predicates) {
-        self.outlet.choose(predicates.clone(), None);
+    pub(super) fn choose(&mut self, predicates: &Predicates, per_rule: Option<NonZeroU32>) {
+        self.outlet.choose(predicates.clone(), None, per_rule);
     }
 
     /// Casts doubt on all paths.

@@ -3,13 +3,8 @@
 use super::rules::Rules;
 use crate::cli::netns::Netns;
 use crate::cli::trace::RuleName;
-use crate::latency::Spent;
-use crate::packet::Sender;
-use crate::path::ending::Freed;
-use crate::path::group::Logged;
-use crate::path::{Certainty, Path, Step};
-use crate::sink::{Namespace, Sink, Start, Totals};
-use crate::trace_line::LogStyle;
+use crate::path::{Certainty, Path};
+use crate::sink::{Row, Sink};
 use crate::why::{Met, Told, told};
 use std::collections::BTreeMap;
 use std::io;
@@ -46,55 +41,30 @@ impl Explaining {
 }
 
 impl Sink for Explaining {
-    fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.rules.hold();
-        self.shown.begin(start)
-    }
-
-    fn namespace(&mut self, inode: u32, known: &Namespace) -> io::Result<()> {
-        self.shown.namespace(inode, known)
-    }
-
-    fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        if step.rule.table == self.wanted.table && step.rule.chain == self.wanted.chain {
-            self.pending.entry(step.packet).or_default().push(step.into());
-            if self.pending.len() > PENDING {
-                self.pending.pop_first();
+    fn row(&mut self, row: Row<'_>) -> io::Result<()> {
+        match row {
+            Row::Start(_) => self.rules.hold(),
+            Row::Step(step)
+                if step.rule.table == self.wanted.table && step.rule.chain == self.wanted.chain =>
+            {
+                self.pending.entry(step.packet).or_default().push(step.into());
+                if self.pending.len() > PENDING {
+                    self.pending.pop_first();
+                }
             }
+            Row::Path(path) => {
+                let steps = self.pending.remove(&path.packet).unwrap_or_default();
+                if let Some(told) = self.tell(path, &steps) {
+                    self.shown.row(Row::Told(path.packet, &self.wanted.to_string(), &told))?;
+                }
+            }
+            _ => {}
         }
-        self.shown.step(step)
+        self.shown.row(row)
     }
 
-    fn logged(&mut self, packet: u64, logged: &Logged) -> io::Result<()> {
-        self.shown.logged(packet, logged)
-    }
-
-    fn log_style(&mut self, style: LogStyle) {
-        self.shown.log_style(style);
-    }
-
-    fn path(&mut self, path: &Path) -> io::Result<()> {
-        let steps = self.pending.remove(&path.packet).unwrap_or_default();
-        if let Some(told) = self.tell(path, &steps) {
-            self.shown.told(path.packet, &self.wanted.to_string(), &told)?;
-        }
-        self.shown.path(path)
-    }
-
-    fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
-        self.shown.freed(packet, time_ns, freed)
-    }
-
-    fn sender(&mut self, packet: u64, sender: &Sender) -> io::Result<()> {
-        self.shown.sender(packet, sender)
-    }
-
-    fn spent(&mut self, packet: u64, spent: &Spent) -> io::Result<()> {
-        self.shown.spent(packet, spent)
-    }
-
-    fn finish(&mut self, totals: &Totals) -> io::Result<()> {
-        self.shown.finish(totals)
+    fn enough(&self) -> bool {
+        self.shown.enough()
     }
 
     fn flush(&mut self) -> io::Result<()> {

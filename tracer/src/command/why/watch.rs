@@ -2,8 +2,9 @@
 
 use super::look;
 use super::rules::Rules;
+use crate::packet::Sender;
 use crate::path::{Path, Step};
-use crate::sink::{Namespace, Sink, Start, Totals};
+use crate::sink::{Namespace, Row, Sink};
 use crate::sys::clock;
 use crate::why::{Met, Why, fate};
 use std::collections::BTreeMap;
@@ -18,11 +19,18 @@ pub(super) struct Watch {
     rules: Rules,
     /// What is known of namespaces.
     namespaces: BTreeMap<u32, Namespace>,
-    pending: BTreeMap<u64, Vec<Met>>,
+    pending: BTreeMap<u64, Pending>,
     pending_steps: usize,
     /// Paths whose end was not seen are always in doubt.
     has_doubt: bool,
     found: bool,
+}
+
+/// A packet on its way.
+#[derive(Default)]
+struct Pending {
+    steps: Vec<Met>,
+    sender: Option<Sender>,
 }
 
 impl Watch {
@@ -39,44 +47,24 @@ impl Watch {
         }
     }
 
-    fn take(&mut self, packet: u64) -> Vec<Met> {
-        let steps = self.pending.remove(&packet).unwrap_or_default();
-        self.pending_steps -= steps.len();
-        steps
-    }
-}
-
-impl Sink for Watch {
-    fn begin(&mut self, start: &Start) -> io::Result<()> {
-        self.has_doubt = start.backend != "ebpf";
-        self.rules.hold();
-        self.shown.begin(start)
+    fn take(&mut self, packet: u64) -> Pending {
+        let pending = self.pending.remove(&packet).unwrap_or_default();
+        self.pending_steps -= pending.steps.len();
+        pending
     }
 
-    fn namespace(&mut self, inode: u32, known: &Namespace) -> io::Result<()> {
-        self.namespaces.insert(inode, known.clone());
-        Ok(())
-    }
-
-    fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
-        if self.found {
-            return Ok(());
-        }
-        self.pending.entry(step.packet).or_default().push(step.into());
+    fn step(&mut self, step: &Step<'_>) {
+        self.pending.entry(step.packet).or_default().steps.push(step.into());
         self.pending_steps += 1;
         while self.pending_steps > PENDING_STEPS
             && let Some((&oldest, _)) = self.pending.first_key_value()
         {
             self.take(oldest);
         }
-        Ok(())
     }
 
     fn path(&mut self, path: &Path) -> io::Result<()> {
-        let steps = self.take(path.packet);
-        if self.found {
-            return Ok(());
-        }
+        let Pending { steps, sender } = self.take(path.packet);
         let now_ns = clock::epoch_ns().wrapping_add(clock::monotonic_ns());
         let last_ns = steps.last().and_then(|step| step.time_ns);
         let silent_ns = last_ns.map_or(0, |last_ns| now_ns.saturating_sub(last_ns));
@@ -88,19 +76,55 @@ impl Sink for Watch {
         let mut why = Why::of(path, &steps, fate, &mut |step| met?.chain(step));
         let (netns, loaded) = (rules.netns(path.netns), rules.recent(path.netns));
         let is_of_iptables = why.at.as_ref().is_some_and(|at| loaded.is_of_iptables(at));
+        why.sender = sender;
         why.look = look::command(&why, &netns, is_of_iptables);
         if let Some((inode, known)) = path.netns.and_then(|inode| self.namespaces.get_key_value(&inode)) {
-            self.shown.namespace(*inode, known)?;
+            self.shown.row(Row::Namespace(*inode, known))?;
         }
         self.found = true;
-        self.shown.why(Some(&why), 1)
+        self.shown.row(Row::Why(&why))
     }
+}
 
-    fn finish(&mut self, totals: &Totals) -> io::Result<()> {
-        if !self.found {
-            self.shown.why(None, totals.packets)?;
+impl Sink for Watch {
+    fn row(&mut self, row: Row<'_>) -> io::Result<()> {
+        match row {
+            Row::Start(start) => {
+                self.has_doubt = start.backend != "ebpf";
+                self.rules.hold();
+                self.shown.row(row)
+            }
+            Row::Namespace(inode, known) => {
+                self.namespaces.insert(inode, known.clone());
+                Ok(())
+            }
+            Row::Step(step) if !self.found => {
+                self.step(step);
+                Ok(())
+            }
+            Row::Sender(packet, sender) if !self.found => {
+                self.pending.entry(packet).or_default().sender = Some(sender.clone());
+                Ok(())
+            }
+            Row::Path(path) if !self.found => self.path(path),
+            Row::End(totals) => {
+                if !self.found {
+                    self.shown.row(Row::NoDrop(totals.packets))?;
+                }
+                self.shown.row(row)
+            }
+            // What comes after the packet that was found is not told of any more; the others are not asked for.
+            Row::Step(_)
+            | Row::Path(_)
+            | Row::LogStyle(_)
+            | Row::Logged(..)
+            | Row::Told(..)
+            | Row::Sender(..)
+            | Row::Spent(..)
+            | Row::Freed(..)
+            | Row::Why(_)
+            | Row::NoDrop(_) => Ok(()),
         }
-        self.shown.finish(totals)
     }
 
     fn enough(&self) -> bool {
