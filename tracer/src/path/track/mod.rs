@@ -451,7 +451,7 @@ impl Tracker {
         if self.by_skb.get(&open.skb) == Some(&packet) {
             self.by_skb.remove(&open.skb);
         }
-        open.end(&self.windows, self.last_missed_ns);
+        open.end(&self.windows, self.last_missed_ns, self.holds);
         if !self.omits_endings {
             open.tell_ending();
         }

@@ -557,8 +557,9 @@ impl Open {
     }
 
     /// The path as it is now. A packet that could have been seen again and was not may have been missed, if any
-    /// traversal was missed at that time.
-    pub(super) fn end(&mut self, windows: &VecDeque<Window>, last_missed_ns: u64) {
+    /// traversal was missed at that time. One that had to be seen again was missed, where `hears_of_freed` says that it would
+    /// be known if the kernel had freed it.
+    pub(super) fn end(&mut self, windows: &VecDeque<Window>, last_missed_ns: u64, hears_of_freed: bool) {
         if self.is_unfinished() {
             // It may have waited for any time in a queue.
             let missed = match self.path.verdict {
@@ -570,7 +571,7 @@ impl Open {
             let is_explained = matches!(self.path.ending, Some(Ending::Freed(_)));
             let unwitnessed = self.path.verdict == Some(Verdict::Accept)
                 && !is_explained
-                && !self.stands.has_witness()
+                && (hears_of_freed || !self.stands.has_witness())
                 && self.must_go_on();
             if unwitnessed {
                 let chain = hook_of(self.last.hook).chain();
