@@ -600,5 +600,5 @@ fn entry<A: Access>(call: &Call) -> u64 {
 /// Puts the packet's headers into this CPU's filter input; 0 where that cannot be done.
 #[inline(never)]
 fn headers<A: Access>(call: &Call, layout: Layout) -> u32 {
-    u32::from(layout != Layout::Arp && extract::<A>(call.skb, layout).is_some())
+    u32::from(layout != Layout::ARP && extract::<A>(call.skb, layout).is_some())
 }

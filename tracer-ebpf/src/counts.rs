@@ -158,7 +158,7 @@ pub fn begin<A: Access>(skb: u64, layout: Layout) {
         add_one(kind::PACKETS, [0; 3]);
         return;
     }
-    if layout == Layout::Arp || extract::<A>(skb, layout).is_none() || add_addresses() != 0 {
+    if layout == Layout::ARP || extract::<A>(skb, layout).is_none() || add_addresses() != 0 {
         count(Counter::Uncounted, 1);
     }
 }

@@ -113,7 +113,7 @@ fn judge<A: Access>(cpu: &Cpu, call: &Call, question: &Question) {
             drop_none(push::<A>(cpu, call, Some((question.hook(), selected))));
             return;
         }
-        Some(selected) if selected.first => counts::begin::<A>(call.skb, Layout::Ip),
+        Some(selected) if selected.first => counts::begin::<A>(call.skb, Layout::IP),
         _ => {}
     }
     if cpu.depth.get() != 0 {
@@ -440,7 +440,7 @@ fn learn(known: &KnownTable, table: u64, private: u64, count: u32, family: u8, p
 #[inline(always)]
 fn begin_counted<A: Access>(traversal: &mut Traversal, call: &Call, (hook, selected): (u8, Selected)) {
     if selected.first && counts::counts_by(by::VERDICT) {
-        counts::begin::<A>(call.skb, Layout::Ip);
+        counts::begin::<A>(call.skb, Layout::IP);
     }
     put(&mut traversal.match_count, 0);
     traversal.hook = hook;

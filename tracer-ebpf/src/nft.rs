@@ -14,7 +14,7 @@ use crate::frame::{State, cpu, cpu_number, state};
 use crate::kernel::{self, Access, HookState, Probed, Skb, copy, read};
 use crate::legacy::{Call, NO_OWNER, device, drop_none, known_owner};
 use crate::maps::{COMMITS, COMMITTING, EVENTS, OPEN_RUNS, Words};
-use crate::select::{ADDRESS_FROM, ADDRESS_SHIFT, Layout, Question, Selected, forget, namespace};
+use crate::select::{ADDRESS_FROM, ADDRESS_SHIFT, Layout, Question, Selected, blurred, forget, namespace};
 use crate::snapshot::bounded;
 use tracer_common::count::{self, by};
 use tracer_common::counter::Counter;
@@ -127,6 +127,13 @@ impl Place {
     #[inline(always)]
     fn is_at_device(self) -> bool {
         self.hook >= INGRESS
+    }
+
+    /// As [`Question::blurred`].
+    #[inline(always)]
+    fn blurred(self, noise: u64) -> Self {
+        let number = blurred(u64::from(self.hook) << 8 | u64::from(self.family), noise);
+        Self { hook: (number >> 8) as u8, family: number as u8 }
     }
 
     /// Asks about a run at this place.
@@ -256,7 +263,8 @@ fn follow<A: Access>(call: &Call) {
 fn begin<A: Access>(call: &Call) -> Option<()> {
     let place = Place::of::<A>(call.skb, call.state)?;
     let known = known_chain::<A>(call.table, call.state, place.hook)?;
-    let question = place.question::<A>(call, known)?;
+    let question = place.question::<A>(call, known)?.blurred();
+    let place = place.blurred(known);
     let selected = question.decide::<A>(call)?;
     let open = open_run(call.key)?;
     let identity = question.identity() | if place.is_at_device() { drops(call.table) } else { 0 };

@@ -154,13 +154,15 @@ const PORT_SLOTS: u32 = 256;
 
 /// What has to be known of an skb before its packet can be looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
+pub struct Layout(u64);
+
+impl Layout {
     /// An IP packet, at which its data begins.
-    Ip,
+    pub const IP: Self = Self(0);
     /// One with its frame before it.
-    Framed,
+    pub const FRAMED: Self = Self(1);
     /// No IP packet: a filter can only be asked about its frame.
-    Arp,
+    pub const ARP: Self = Self(2);
 }
 
 const NFPROTO_ARP: u8 = 3;
@@ -186,7 +188,7 @@ pub struct Question {
     /// How the packet lies in its memory.
     layout: Layout,
     /// It comes in by a device that is known as a port of a bridge: no packet comes there from a bridge.
-    at_port: bool,
+    at_port: u64,
 }
 
 impl Question {
@@ -230,11 +232,11 @@ impl Question {
     #[inline(always)]
     pub fn at_device(call: &Call, hook: u8, family: u8, chain: u64, device: u32) -> Self {
         let layout = if family == NFPROTO_ARP {
-            Layout::Arp
+            Layout::ARP
         } else if hook == EGRESS {
-            Layout::Framed
+            Layout::FRAMED
         } else {
-            Layout::Ip
+            Layout::IP
         };
         let now =
             if hook < BRIDGE { u64::from(hook) << 3 } else { AT_BRIDGE + u64::from((hook - BRIDGE) & 7) };
@@ -244,8 +246,21 @@ impl Question {
         if hook == BRIDGE || hook == BRIDGE + 1 {
             PORTS.set::<{ PORT_SLOTS - 1 }>(device, port);
         }
-        let at_port = hook == INGRESS && PORTS.get::<{ PORT_SLOTS - 1 }>(device) == port;
+        let at_port = u64::from(hook == INGRESS && PORTS.get::<{ PORT_SLOTS - 1 }>(device) == port);
         Self { layout, at_port, ..Self::new(call.skb_number, now, chain | family_bit(family), tag) }
+    }
+
+    /// The same question, of which the verifier no longer knows by which way it came about: it would look at all that
+    /// follows once for each.
+    #[inline(always)]
+    pub fn blurred(self) -> Self {
+        let noise = self.decided;
+        Self {
+            now: blurred(self.now, noise),
+            layout: Layout(blurred(self.layout.0, noise)),
+            at_port: blurred(self.at_port, noise),
+            ..self
+        }
     }
 
     /// What tells the packet from others, by which [`forget`] finds it.
@@ -267,8 +282,8 @@ impl Question {
             now,
             table,
             tag,
-            layout: Layout::Ip,
-            at_port: false,
+            layout: Layout::IP,
+            at_port: 0,
         }
     }
 
@@ -319,7 +334,7 @@ impl Question {
         let sets = (&raw const PASSES).cast::<u16>();
         // SAFETY: the index is masked; volatile because the table is worth its loads.
         let set = u64::from(unsafe { sets.add(mask::<15>(from) as usize).read_volatile() });
-        if self.at_port && before_at >= AT_BRIDGE {
+        if self.at_port != 0 && before_at >= AT_BRIDGE {
             return false;
         }
         if (set >> to) & 1 == 0 || (before_at >= AT_DEVICE && met.has(self.tag)) {
@@ -608,7 +623,16 @@ fn matches<A: Access>(skb: u64, layout: Layout) -> bool {
     if config!(filter.len) == 0 {
         return true;
     }
-    layout != Layout::Arp && extract::<A>(skb, layout).is_some() && run_filter(0) == u32::from(ACCEPT)
+    layout != Layout::ARP && extract::<A>(skb, layout).is_some() && run_filter(0) == u32::from(ACCEPT)
+}
+
+/// A number of which the verifier knows nothing any more. It knows nothing of `noise`.
+#[inline(always)]
+pub fn blurred(number: u64, noise: u64) -> u64 {
+    let mut number = number;
+    // SAFETY: adds a number and takes it away.
+    unsafe { core::arch::asm!("{0} += {1}", "{0} -= {1}", inout(reg) number, in(reg) noise) };
+    number
 }
 
 /// Where the packet lies, and how long it is from its network header on.
@@ -616,10 +640,10 @@ fn matches<A: Access>(skb: u64, layout: Layout) -> bool {
 pub fn packet<A: Access>(skb: u64, layout: Layout) -> Option<Packet> {
     let packet = A::packet(skb)?;
     Some(match layout {
-        Layout::Ip => packet,
-        Layout::Framed => packet.without_frame(A::field::<u16>(skb, offset!(skb_mac_header))?),
+        Layout::IP => packet,
+        Layout::FRAMED => packet.without_frame(A::field::<u16>(skb, offset!(skb_mac_header))?),
         // Before it is sent, its length counts its frame as well.
-        Layout::Arp => {
+        _ => {
             Packet { len: if packet.len > ARP_BYTES { ARP_BYTES } else { packet.len }, data_len: 0, ..packet }
         }
     })

@@ -12,7 +12,7 @@ use tracer_common::translated::{MARKER, ROOM, WINDOW_BYTES};
 pub fn matches<A: Access>(skb: u64, layout: Layout) -> bool {
     let Some(packet) = packet::<A>(skb, layout) else { return false };
     let link = config!(filter_link_bytes);
-    if layout == Layout::Arp {
+    if layout == Layout::ARP {
         // Before it is sent, the skb does not say where its frame begins.
         if link == 0 {
             return false;
