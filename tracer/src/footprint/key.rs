@@ -26,7 +26,7 @@ enum Place {
     /// Where nobody else is: no `flush ruleset` takes it away. The kernel knows no owners of tables.
     Apart { _namespace: File },
     /// In the namespace, for want of the privileges to make another. The guard removes it.
-    Guarded { _footprint: Footprint },
+    Guarded { _footprint: Box<Footprint> },
 }
 
 impl Key {
@@ -42,7 +42,7 @@ impl Key {
                 let footprint = Footprint::new(&[namespace])?;
                 footprint
                     .write_down(&Change::Table { netns: netns::inode(namespace)?, name: name.clone() })?;
-                (Table::inert(namespace, &name, false), Place::Guarded { _footprint: footprint })
+                (Table::inert(namespace, &name, false), Place::Guarded { _footprint: Box::new(footprint) })
             }
         };
         let table = table.map_err(Error::Table)?.ok_or(Error::Unmade)?;

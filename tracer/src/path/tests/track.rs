@@ -664,15 +664,15 @@ fn what_a_packet_met_tells_how_it_ended() {
 fn what_had_to_go_on_and_was_not_freed_was_missed() {
     // Legacy tables alone would not tell: that packets are dropped between them is usual.
     for (places, holds, certainty) in [
-        (["mangle:FORWARD"], true, Certainty::Inexact),
-        (["mangle:FORWARD"], false, Certainty::Complete),
-        (["mangle:PRE"], true, Certainty::Complete),
+        (["mangle:PRE", "mangle:FORWARD"].as_slice(), true, Certainty::Inexact),
+        (&["mangle:PRE", "mangle:FORWARD"], false, Certainty::Complete),
+        (&["mangle:PRE"], true, Certainty::Complete),
     ] {
         let mut tracker = Tracker::default();
         if holds {
             tracker.hold();
         }
-        let mut paths = met(&mut tracker, "mangle", &places);
+        let mut paths = met(&mut tracker, "mangle", places);
         tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
         assert_eq!(paths.iter().map(|path| path.certainty).collect::<Vec<_>>(), [certainty], "{paths:?}");
     }
