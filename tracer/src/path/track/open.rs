@@ -568,11 +568,12 @@ impl Open {
                     window.until_ns >= self.entry_ns && window.since_ns <= self.exit_ns + SOON_NS
                 }),
             };
-            let is_explained = matches!(self.path.ending, Some(Ending::Freed(_)));
-            let unwitnessed = self.path.verdict == Some(Verdict::Accept)
-                && !is_explained
-                && (hears_of_freed || !self.stands.has_witness())
-                && self.must_go_on();
+            let (is_freed, is_told) =
+                (matches!(self.path.ending, Some(Ending::Freed(_))), self.path.ending.is_some());
+            let nothing_tells =
+                if self.stands.has_witness() { hears_of_freed && !is_told } else { !is_freed };
+            let unwitnessed =
+                self.path.verdict == Some(Verdict::Accept) && nothing_tells && self.must_go_on();
             if unwitnessed {
                 let chain = hook_of(self.last.hook).chain();
                 self.doubt(format!("it was not seen after {chain}"));
