@@ -135,6 +135,18 @@ const ROWS: &[Row] = &[
         start: |_| nftracer("json", &["--count-by", "flow", "udp"]),
     },
     Row {
+        name: "accepted",
+        title: "nftracer, filter matches, `--verdict drop`, accepted",
+        world: World::Seven,
+        start: |_| nftracer("trace", &["--verdict", "drop", "udp"]),
+    },
+    Row {
+        name: "accepted-last-rule",
+        title: "nftracer, filter matches, `--verdict drop --last-rule`, accepted",
+        world: World::Seven,
+        start: |_| nftracer("trace", &["--verdict", "drop", "--last-rule", "udp"]),
+    },
+    Row {
         name: "match-json",
         title: "nftracer, filter matches, `-o json`",
         world: World::Seven,
@@ -145,6 +157,12 @@ const ROWS: &[Row] = &[
         title: "the same with kprobes: filter does not match",
         world: World::Seven,
         start: |_| nftracer("trace", &["--attach", "kprobe", "udp port 9"]),
+    },
+    Row {
+        name: "accepted-last-rule-kprobe",
+        title: "kprobes: filter matches, `--verdict drop --last-rule`, accepted",
+        world: World::Seven,
+        start: |_| nftracer("trace", &["--attach", "kprobe", "--verdict", "drop", "--last-rule", "udp"]),
     },
     Row {
         name: "match-stopped-kprobe",

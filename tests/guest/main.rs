@@ -12,6 +12,7 @@ mod follow;
 mod footprint;
 #[path = "../old_kernel/kernel.rs"]
 mod kernel;
+mod last_rule;
 mod latency;
 mod lines;
 mod nft_footprint;
@@ -96,6 +97,7 @@ const TESTS: &[&[Test]] = &[
     usage::TESTS,
     counts::TESTS,
     endings::TESTS,
+    last_rule::TESTS,
     latency::TESTS,
     who::TESTS,
     why::TESTS,

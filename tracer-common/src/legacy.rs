@@ -100,6 +100,10 @@ pub mod doubt {
     pub const TOO_MANY: u32 = 1 << 8;
     /// An exit that belonged to no frame was seen while this one was open.
     pub const ORPHAN: u32 = 1 << 9;
+    /// With [`fact::LAST_RULE`](super::fact::LAST_RULE): another packet may have been dropped here at the same time.
+    pub const OTHERS: u32 = 1 << 10;
+    /// Likewise: the entry was not seen, or on another CPU.
+    pub const NO_ENTRY: u32 = 1 << 11;
 }
 
 /// Facts about a traversal that cast no doubt. Bits of [`Traversal::facts`].
@@ -123,6 +127,9 @@ pub mod fact {
     /// No target ran that changes packets: what was copied at entry is what there was at exit, too. `exit.copied` and
     /// the bytes at exit are not filled.
     pub const SAME_BYTES: u32 = 1 << 8;
+    /// Only the rule that dropped the packet was looked for: it is the one match, or there is none. The packet was copied
+    /// at exit.
+    pub const LAST_RULE: u32 = 1 << 9;
 }
 
 /// What of an skb can change while it is in a table.

@@ -227,7 +227,7 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
 
 /// Fills in what is known of a traversal at its end, however it ends.
 #[inline(always)]
-fn identify(cpu: &Cpu, traversal: &mut Traversal, frame: &Frame) {
+pub fn identify(cpu: &Cpu, traversal: &mut Traversal, frame: &Frame) {
     traversal.cpu = cpu.number();
     traversal.private = frame.private.get();
     traversal.replace_count = frame.replace_count.get();
@@ -455,7 +455,7 @@ fn begin_counted<A: Access>(traversal: &mut Traversal, call: &Call, (hook, selec
 
 /// Fills the entry half of a record.
 #[inline(always)]
-fn begin<A: Access>(
+pub fn begin<A: Access>(
     state: &State,
     traversal: &mut Traversal,
     depth: u32,
@@ -809,8 +809,7 @@ fn finish<A: Access>(cpu: &Cpu, state: &State, frame: &Frame, record: *mut Recor
     let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
     identify(cpu, traversal, frame);
     traversal.verdict = end.verdict;
-    let matches = traversal.match_count;
-    let long = matches > FIRST_MATCHES as u32 || traversal.entry.copied > ENTRY_BYTES as u32;
+    let long = is_long(traversal);
     let skb = if A::TYPED { end.skb } else { frame.skb.get() };
     // A stolen packet may be gone.
     if end.verdict & 0xff != NF_STOLEN
@@ -846,6 +845,28 @@ fn finish<A: Access>(cpu: &Cpu, state: &State, frame: &Frame, record: *mut Recor
     if config!(timed) != 0 {
         traversal.exit.took_ns = state.took_ns.get() as u32;
     }
+    send_record(state, record, long);
+}
+
+/// Whether a traversal needs a [`LongTail`](tracer_common::legacy::LongTail).
+#[inline(always)]
+fn is_long(traversal: &Traversal) -> bool {
+    traversal.match_count > FIRST_MATCHES as u32 || traversal.entry.copied > ENTRY_BYTES as u32
+}
+
+/// Sends a traversal of which nothing is known at its exit.
+#[inline(always)]
+pub fn send_without_exit(state: &State, record: *mut Record) {
+    // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
+    let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
+    clear(&mut traversal.exit);
+    send_record(state, record, is_long(traversal));
+}
+
+#[inline(always)]
+fn send_record(state: &State, record: *mut Record, long: bool) {
+    // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
+    let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
     if !long {
         traversal.kind = kind::TRAVERSAL;
         // SAFETY: a map value and a reservation, both of the size of a traversal; the matches were written by
@@ -854,7 +875,7 @@ fn finish<A: Access>(cpu: &Cpu, state: &State, frame: &Frame, record: *mut Recor
         return;
     }
     traversal.kind = kind::LONG_TRAVERSAL;
-    let matches = snapshot::bounded(matches, MAX_MATCHES as u32);
+    let matches = snapshot::bounded(traversal.match_count, MAX_MATCHES as u32);
     let tail = (MORE_BYTES + LONG_EXIT_BYTES) as u64 + u64::from(matches) * size_of::<Match>() as u64;
     // SAFETY: at most the size of the record.
     unsafe { send(record.cast::<u8>(), size_of::<Traversal>() as u64 + tail) };

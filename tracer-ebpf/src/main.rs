@@ -13,6 +13,7 @@ mod emit;
 mod ending;
 mod frame;
 mod kernel;
+mod last_rule;
 mod legacy;
 mod maps;
 mod nft;
@@ -100,6 +101,62 @@ fn typed(context: *mut c_void) -> Call {
         table: ctx.arg(0),
         key: distance(context as u64),
     }
+}
+
+/// As [`ip_enter`], for the last rule alone.
+#[kprobe]
+pub fn last_ip_enter(ctx: ProbeContext) -> u32 {
+    last_rule::enter::<Probed>(&probed(ctx.as_ptr()));
+    0
+}
+
+/// As [`arp_enter`], likewise.
+#[kprobe]
+pub fn last_arp_enter(ctx: ProbeContext) -> u32 {
+    last_rule::enter_unwatched::<Probed>(&probed(ctx.as_ptr()));
+    0
+}
+
+/// As [`counters_added`], likewise.
+#[kprobe]
+pub fn last_counters_added(_ctx: ProbeContext) -> u32 {
+    last_rule::counters_added();
+    0
+}
+
+/// As [`leave`], likewise.
+#[kretprobe]
+pub fn last_leave(ctx: RetProbeContext) -> u32 {
+    last_rule::leave::<Probed>(ctx.as_ptr(), |context| {
+        let key = kernel::return_stack_pointer(context);
+        let call = Call { skb: 0, skb_number: 0, state: 0, table: 0, key };
+        last_rule::End { call, verdict: RetProbeContext::new(context).ret::<u32>() }
+    });
+    0
+}
+
+/// As [`last_ip_enter`], without a kprobe.
+#[fentry]
+pub fn last_ip_enter_typed(ctx: FEntryContext) -> i32 {
+    last_rule::enter::<Typed>(&typed(ctx.as_ptr()));
+    0
+}
+
+/// As [`last_arp_enter`], without a kprobe.
+#[fentry]
+pub fn last_arp_enter_typed(ctx: FEntryContext) -> i32 {
+    last_rule::enter_unwatched::<Typed>(&typed(ctx.as_ptr()));
+    0
+}
+
+/// As [`last_leave`], without a kprobe. The arguments are at the same places as at the entry.
+#[fexit]
+pub fn last_leave_typed(ctx: FExitContext) -> i32 {
+    last_rule::leave::<Typed>(ctx.as_ptr(), |context| {
+        let verdict = FExitContext::new(context).arg::<u64>(3) as u32;
+        last_rule::End { call: typed(context), verdict }
+    });
+    0
 }
 
 /// Entry of `xt_replace_table(table, num_counters, newinfo, error)`.

@@ -3,6 +3,7 @@
 use crate::choice::{Followed, Passed, Tuples};
 use crate::frame::{DEPTH, State};
 use crate::kernel::SkbWindow;
+use crate::last_rule::Last;
 use crate::nft::{OpenRun, RUN_SLOTS, UnderWay};
 use crate::snapshot::mask;
 use aya_ebpf::macros::map;
@@ -66,6 +67,9 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 24, 0);
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
 #[map]
 pub static STATE: PerCpuArray<State> = PerCpuArray::with_max_entries(1, 0);
+/// What is kept where only the last rule of packets is looked for.
+#[map]
+pub static LAST: PerCpuArray<Last> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static RECORDS: PerCpuArray<Record> = PerCpuArray::with_max_entries(DEPTH, 0);
 /// Counters as they were at entry, frame after frame; the loader sizes it.
@@ -163,6 +167,9 @@ impl<const N: usize> Words<N> {
 pub static TABLE_CLASSES: Words<{ CLASS_SLOTS as usize }> = Words::new();
 /// Every namespace can have five tables for each family.
 pub const CLASS_SLOTS: u32 = 1024;
+/// How often a table was replaced, by the same bits: without a look-up, for every traversal; see `last_rule`.
+#[unsafe(no_mangle)]
+pub static VERSIONS: Words<{ CLASS_SLOTS as usize }> = Words::new();
 /// Decisions about packets, by some bits of the skb's address; see `select`.
 #[unsafe(no_mangle)]
 pub static DECIDED: Words<{ DECISIONS as usize }> = Words::new();
@@ -173,6 +180,18 @@ pub static PACKETS: Words<{ DECISIONS as usize }> = Words::new();
 /// Which tables and chains have seen a packet where it was last, by the same hash; see `select`.
 #[unsafe(no_mangle)]
 pub static MET: Words<{ DECISIONS as usize }> = Words::new();
+
+/// Where a table is remembered. No two of them begin within 64 bytes, and few within 128.
+#[inline(always)]
+pub fn class_slot(table: u64) -> u64 {
+    table >> 7
+}
+
+/// A number that is another one when the table was replaced. Tables may share one.
+#[inline(always)]
+pub fn version(table: u64) -> u64 {
+    VERSIONS.get::<{ CLASS_SLOTS - 1 }>(class_slot(table))
+}
 
 /// How often the table was replaced so far.
 #[inline(always)]

@@ -8,7 +8,7 @@ use crate::config::offset;
 use crate::emit::send;
 use crate::frame::cpu;
 use crate::kernel::{copy, now_ns, read, read_pair};
-use crate::maps::{CHUNK, REPLACE_COUNTS};
+use crate::maps::{CHUNK, CLASS_SLOTS, REPLACE_COUNTS, VERSIONS, class_slot, version};
 use crate::select::forget_table;
 use crate::snapshot::{bounded, locate_blocks, opaque};
 use tracer_common::legacy::{
@@ -27,6 +27,7 @@ pub fn replaced(table: u64, info: u64) -> Option<()> {
         core::ptr::write_volatile(count, next);
         next
     };
+    VERSIONS.set::<{ CLASS_SLOTS - 1 }>(class_slot(table), version(table).wrapping_add(1));
     // Another table may come to the address of one that is gone.
     forget_table(table);
     let (size, number) = read_pair(info, offset!(info_size), offset!(info_number))?;

@@ -19,6 +19,7 @@ use crate::kernel::{Access, Packet, copy, read};
 use crate::legacy::Call;
 use crate::maps::{
     CLASS_SLOTS, DECIDED, DECISIONS, FILTER, MET, PACKETS, TABLE_CLASSES, TRACED, TracedPacket, Words,
+    class_slot,
 };
 use crate::nft::nft;
 use crate::sender::{self, tell_sender};
@@ -584,12 +585,6 @@ fn table<A: Access>(call: &Call) -> Option<u64> {
     }
 }
 
-/// Where a table is remembered. No two of them begin within 64 bytes, and few within 128.
-#[inline(always)]
-fn class_slot(table: u64) -> u64 {
-    table >> 7
-}
-
 /// Has the kernel asked again about the table at an address.
 #[inline(always)]
 pub fn forget_table(table: u64) {
@@ -612,6 +607,12 @@ fn ask_table<A: Access>(table: u64, state: u64, to: *mut u64) -> Option<u64> {
     // SAFETY: as for the reading.
     unsafe { to.write_volatile(word ^ (table << ADDRESS_SHIFT)) };
     Some(word)
+}
+
+/// Whether a packet is in a namespace that is traced, and matches the filter now.
+#[inline(always)]
+pub fn is_wanted<A: Access>(call: &Call, layout: Layout) -> bool {
+    namespace::<A>(call.state).is_some_and(|place| place & IS_TRACED != 0) && matches::<A>(call.skb, layout)
 }
 
 /// Whether the packet matches the filter. Nothing is read when there is none.

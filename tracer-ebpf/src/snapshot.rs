@@ -38,7 +38,7 @@ pub fn mask<const MASK: u32>(value: u64) -> u64 {
 /// 1 for any number from 1 to 2^63, 0 for 0, without a branch: a branch for each rule is what the verifier cannot
 /// digest.
 #[inline(always)]
-fn is_nonzero(value: u64) -> u64 {
+pub fn is_nonzero(value: u64) -> u64 {
     let mut negated = value;
     // SAFETY: one instruction.
     unsafe { core::arch::asm!("{0} = -{0}", inout(reg) negated) };
@@ -55,11 +55,11 @@ fn is_below(left: u64, right: u64) -> u64 {
 }
 
 /// Rules that are looked at in one turn of a loop over a block, because the verifier looks at every turn.
-const RULES_PER_TURN: u32 = 4;
+pub const RULES_PER_TURN: u32 = 4;
 
 /// Rules in block `block` of a table with `number` entries.
 #[inline(always)]
-fn rules_in_block(number: u32, block: u32) -> u32 {
+pub fn rules_in_block(number: u32, block: u32) -> u32 {
     let left = number.wrapping_sub(block * RULES_PER_BLOCK);
     if left > RULES_PER_BLOCK { RULES_PER_BLOCK } else { left }
 }
@@ -133,7 +133,7 @@ fn family_of(depth: u32) -> Option<u8> {
 
 /// Copies a counter block to `destination`, in whole turns: what is behind the last counter is nobody's, and stays as it is.
 #[inline(always)]
-fn copy_block(frame: &Frame, depth: u32, block: u32, destination: *mut Block) -> bool {
+pub fn copy_block(frame: &Frame, depth: u32, block: u32, destination: *mut Block) -> bool {
     let Some(family) = family_of(depth) else { return false };
     let Some(address) = block_address(frame, family, block) else { return false };
     let rules = rules_in_block(frame.number.get(), block).next_multiple_of(RULES_PER_TURN);
@@ -412,6 +412,13 @@ pub struct Policies {
     last: u32,
     /// Fills to eight.
     reserved: u32,
+}
+
+/// The target of all verdicts of the table whose policies were found last.
+#[inline(always)]
+pub fn standard_target(state: &State) -> u64 {
+    // SAFETY: a map value.
+    unsafe { (&raw const (*state.policies.get()).target).read_volatile() }
 }
 
 /// Finds the policies of a table. Returns 0, or 1 when they could not be read.

@@ -96,6 +96,7 @@ fn options() {
             cgroup: None,
             follow: false,
             conntrack: false,
+            last_rule: false,
             mark: Mark::None,
             backend: Backend::Ebpf,
             attach: Method::Auto,
@@ -187,6 +188,11 @@ fn predicates() {
             ..TraceConfig::default()
         },
     );
+    let dropped = Predicates { verdicts: vec![Verdict::Drop], ..Predicates::default() };
+    check_trace(
+        "nftracer trace --verdict drop --last-rule",
+        TraceConfig { last_rule: true, backend: Backend::Ebpf, ..config(Mark::Auto, dropped) },
+    );
     let read = ReadConfig { file: Some("log".into()), predicates: all, ..ReadConfig::default() };
     assert_eq!(
         request(&format!("nftracer read {words} --verdict drop --verdict queue log")),
@@ -211,6 +217,9 @@ fn wrong_predicates_are_refused() {
         check_refused(&format!("nftracer trace {words}"), ErrorKind::ValueValidation);
     }
     check_refused("nftracer why --verdict drop", ErrorKind::UnknownArgument);
+    check_refused("nftracer trace --last-rule", ErrorKind::MissingRequiredArgument);
+    check_refused("nftracer trace --last-rule --verdict drop --in eth0", ErrorKind::ArgumentConflict);
+    check_refused("nftracer trace --last-rule --verdict drop --count-by rule", ErrorKind::ArgumentConflict);
     check_refused("nftracer read --mark nft log", ErrorKind::ValueValidation);
     for (words, expected) in [
         (
@@ -222,6 +231,19 @@ fn wrong_predicates_are_refused() {
         (
             "--cgroup a --log-file x",
             expect!["--cgroup with --backend log: only the ebpf backend can do it, and that needs no mark"],
+        ),
+        (
+            "--verdict drop --last-rule --backend log",
+            expect![
+                "--last-rule with --backend log: only the ebpf backend can do it, and that needs no mark"
+            ],
+        ),
+        (
+            "--verdict drop,queue --last-rule",
+            expect![
+                "--last-rule with --verdict drop,queue: it shows what is dropped, as far as that is known: --verdict drop \
+                 goes with it, and nothing else"
+            ],
         ),
         (
             "--follow --mark nft",

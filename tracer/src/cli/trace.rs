@@ -4,6 +4,7 @@ use super::limit::{LimitArg, limits};
 use super::predicates::{CgroupArgs, MarkArg, PredicateArgs, VerdictArgs, marks};
 use super::{UsageError, netns::Netns};
 use crate::backend::ebpf::attach::Method;
+use crate::netfilter::Verdict;
 use crate::predicate::Predicates;
 use crate::sink::Output;
 use crate::tally::By;
@@ -25,6 +26,7 @@ Examples:
   nftracer trace 'tcp[tcpflags] & (tcp-syn|tcp-fin) != 0 and not src net 10.0.0.0/8'
   nftracer trace --netns blue --for 30s -o json udp port 53
   nftracer trace --verdict drop --in eth0 tcp
+  nftracer trace --verdict drop --last-rule tcp
   nftracer trace --rule filter:FORWARD:3 --mark 0x10/0xff";
 
 /// Show the rules that packets meet, while they meet them
@@ -46,6 +48,12 @@ pub(super) struct TraceArgs {
 
     #[command(flatten)]
     verdicts: VerdictArgs,
+
+    /// With --verdict drop, show of each packet only the rule of a legacy table that dropped it, not those before: packets
+    /// that are accepted cost next to nothing then. The filter is asked about packets as they are when they are dropped.
+    /// For ebpf
+    #[arg(long, requires = "verdict", conflicts_with_all = ["indev", "outdev", "uid", "table", "chain", "rule", "cgroup", "follow", "conntrack", "sample", "limit", "max_cost", "who", "latency", "slow", "summary", "count_by", "explain"])]
+    last_rule: bool,
 
     /// Show the other packets of their connections as well, in both directions, also after translation; with --all-netns
     /// packets are followed from one namespace to the next, too; for ebpf
@@ -293,6 +301,8 @@ pub struct TraceConfig {
     pub follow: bool,
     /// Show what conntrack knows of their connections.
     pub conntrack: bool,
+    /// Show only the rule that dropped packets.
+    pub last_rule: bool,
     /// Where steps are to come from.
     pub backend: Backend,
     /// How packets are to be chosen for the kernel's own tracing.
@@ -340,17 +350,19 @@ impl TraceConfig {
             self.predicates.to_string(),
             self.cgroup.as_ref().map(|path| format!("--cgroup {}", path.display())).unwrap_or_default(),
             if self.follow { "--follow".to_owned() } else { String::new() },
+            if self.last_rule { "--last-rule".to_owned() } else { String::new() },
         ];
         words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
     }
 
     /// Fails for what only probes can tell, where it is not they that shall tell it, and for what is known too late.
     pub(super) fn checked(mut self) -> Result<Self, UsageError> {
-        let option = match (self.follow, self.conntrack, &self.cgroup) {
+        let option = match (self.follow, self.conntrack, &self.cgroup, self.last_rule) {
             (true, ..) => "--follow",
-            (_, true, _) => "--conntrack",
-            (_, _, Some(_)) => "--cgroup",
-            (false, false, None) => return Ok(self),
+            (_, true, ..) => "--conntrack",
+            (_, _, Some(_), _) => "--cgroup",
+            (.., true) => "--last-rule",
+            (false, false, None, false) => return Ok(self),
         };
         let reason = "only the ebpf backend can do it, and that needs no mark";
         let refused = |value: &str| Err(UsageError::Value { option, value: value.to_owned(), reason });
@@ -359,6 +371,12 @@ impl TraceConfig {
             (Backend::Log, _) => return refused("with --backend log"),
             (_, Mark::Nft | Mark::Rule) => return refused("with --mark"),
             (Backend::Auto | Backend::Ebpf, _) => self.backend = Backend::Ebpf,
+        }
+        let dropped = Predicates { verdicts: vec![Verdict::Drop], ..Predicates::default() };
+        if self.last_rule && self.predicates != dropped {
+            let reason = "it shows what is dropped, as far as that is known: --verdict drop goes with it, and nothing else";
+            let value = format!("with {}", self.predicates);
+            return Err(UsageError::Value { option: "--last-rule", value, reason });
         }
         let first = Predicates { indev: None, uid: None, verdicts: Vec::new(), ..self.predicates.clone() };
         if self.follow && !first.is_empty() {
@@ -434,6 +452,7 @@ impl TraceArgs {
             cgroup: self.cgroup.cgroup,
             follow: self.follow,
             conntrack: self.conntrack,
+            last_rule: self.last_rule,
             counting: self.count_by.map(|by| Counting {
                 by: by.into(),
                 interval: self.interval.max(SHORTEST_INTERVAL),

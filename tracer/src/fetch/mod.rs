@@ -98,16 +98,16 @@ pub fn tables_with_rules(namespace: &File) -> Result<Vec<String>, Error> {
     Ok(tables.map(|table| format!("{} {}", table.family, table.name)).collect())
 }
 
-/// Entries in the largest legacy table of a namespace, hidden ones included; 0 when it has none.
-pub fn largest_table(namespace: &File) -> Result<u32, Error> {
+/// Entries in each legacy table of a namespace, hidden ones included.
+pub fn table_sizes(namespace: &File) -> Result<Vec<u32>, Error> {
     netns::inside(namespace, || {
-        let mut largest = 0;
+        let mut sizes = Vec::new();
         for family in [Family::Ipv4, Family::Ipv6] {
             for name in table_names(family)? {
-                largest = read(family, &name)?.map_or(largest, |raw| largest.max(raw.number));
+                sizes.extend(read(family, &name)?.map(|raw| raw.number));
             }
         }
-        Ok(largest)
+        Ok(sizes)
     })?
 }
 

@@ -9,6 +9,7 @@ pub mod connection;
 pub mod ending;
 mod established;
 pub mod group;
+pub mod last_rule;
 pub mod stands;
 mod targets;
 #[cfg(test)]

@@ -45,6 +45,12 @@ const LIMITS: &[Limit] = &[
         factor: 1.3,
     },
     Limit {
+        what: "with `--verdict drop --last-rule` an accepted packet costs at most 1.3 times one that does not match",
+        row: "accepted-last-rule",
+        reference: &["no-match"],
+        factor: 1.3,
+    },
+    Limit {
         what: "matching, `-o trace`, costs at most a fifth of TRACE to the kernel log",
         row: "match-trace",
         reference: &["trace-kmsg"],

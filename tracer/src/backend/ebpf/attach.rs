@@ -10,7 +10,7 @@
 
 use super::kernel::{self, Kernel};
 use super::offsets::Symbols;
-use super::probes::{Begins, Need, PROBES, Point, Probe};
+use super::probes::{Begins, LAST_RULE_PROBES, Need, PROBES, Point, Probe};
 use super::{PRIVILEGES, not_permitted, system_code, typed};
 use crate::sys::bpf;
 use crate::sys::guard::Guard;
@@ -115,6 +115,31 @@ pub enum Method {
     Kprobe,
 }
 
+/// What is to be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// All that packets meet, also in nftables in the way that a [`Witness`] names, unless it is not to be traced.
+    Whole(Option<u32>),
+    /// The last rule in legacy tables of packets that are dropped.
+    LastRule,
+}
+
+impl Sight {
+    fn witness(self) -> Option<u32> {
+        match self {
+            Self::Whole(witness) => witness,
+            Self::LastRule => None,
+        }
+    }
+
+    fn probes(self) -> &'static [Probe] {
+        match self {
+            Self::Whole(_) => PROBES,
+            Self::LastRule => LAST_RULE_PROBES,
+        }
+    }
+}
+
 /// Placed probes.
 #[derive(Debug)]
 pub struct Probes {
@@ -130,17 +155,15 @@ pub struct Probes {
 
 impl Probes {
     /// Places all probes whose functions exist. No map may have been taken out of `programs` before.
-    ///
-    /// `witness` is a [`Witness`], or `None` when nftables is not to be traced.
     pub fn place(
         object: &[u8],
         programs: &mut aya::Ebpf,
         kernel: &Kernel,
         method: Method,
-        witness: Option<u32>,
+        sight: Sight,
     ) -> Result<Self, Error> {
         let symbols = &kernel.symbols;
-        let (mut present, without) = wanted(symbols, witness)?;
+        let (mut present, without) = wanted(symbols, sight)?;
         let mut returns = Slots::new(symbols);
         // Replacements are counted before any traversal is watched.
         for probe in present.iter().filter(|probe| probe.typed.is_none()) {
@@ -263,16 +286,16 @@ pub fn load_called(programs: &mut aya::Ebpf, name: &'static str) -> Result<Owned
     fd.as_fd().try_clone_to_owned().map_err(|error| refused(ProgramError::IOError(error)))
 }
 
-/// The probes whose functions exist, and what cannot be traced for want of others, with the reason. `witness` is as for
-/// [`Probes::place`].
-fn wanted(symbols: &Symbols, witness: Option<u32>) -> Result<(Vec<&'static Probe>, Vec<String>), Error> {
+/// The probes whose functions exist, and what cannot be traced for want of others, with the reason.
+fn wanted(symbols: &Symbols, sight: Sight) -> Result<(Vec<&'static Probe>, Vec<String>), Error> {
+    let witness = sight.witness();
     if !symbols.has_legacy() && witness.is_none() {
         return Err(Error::NoTables);
     }
     let ends = witness == Some(Witness::Return as u32);
     let mut without = Vec::new();
     let mut present = Vec::new();
-    for probe in PROBES {
+    for probe in sight.probes() {
         match probe.need {
             Need::Nftables if witness.is_none() => continue,
             Need::NftRules(by) if witness != Some(by as u32) => continue,
@@ -295,14 +318,9 @@ fn wanted(symbols: &Symbols, witness: Option<u32>) -> Result<(Vec<&'static Probe
 }
 
 /// Has the kernel look at the programs that need no kprobe, at all functions that exist. Nothing is placed. No map may
-/// have been taken out of `programs` before. `witness` is as for [`Probes::place`].
-pub fn try_typed(
-    object: &[u8],
-    programs: &aya::Ebpf,
-    kernel: &Kernel,
-    witness: Option<u32>,
-) -> Result<(), Error> {
-    let (present, _) = wanted(&kernel.symbols, witness)?;
+/// have been taken out of `programs` before.
+pub fn try_typed(object: &[u8], programs: &aya::Ebpf, kernel: &Kernel, sight: Sight) -> Result<(), Error> {
+    let (present, _) = wanted(&kernel.symbols, sight)?;
     each_typed(object, programs, kernel, &present, typed::Programs::load)?;
     Ok(())
 }

@@ -17,6 +17,7 @@ use crate::predicate::Device;
 use crate::sys::bpf;
 use crate::sys::cgroup::Cgroup;
 use crate::trace_line::LogStyle;
+use attach::Sight;
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::{EbpfLoader, Pod};
 use decode::Record;
@@ -180,6 +181,9 @@ pub struct Options<'a> {
     pub choice: Choice<'a>,
     /// Whether it is told who sends packets.
     pub who: bool,
+    /// Only the last rule in legacy tables of packets that are dropped, with room for the counters of all tables, in pages
+    /// of [`PAGE_ENTRIES`].
+    pub last_rule: Option<u32>,
 }
 
 /// What is counted.
@@ -308,8 +312,8 @@ impl<'a> Chosen<'a> {
 /// Bytes of an Ethernet header.
 const ETHERNET_HEADER: u32 = 14;
 
-/// Records in one counter snapshot page.
-const PAGE_ENTRIES: u32 = tracer_common::legacy::RULES_PER_BLOCK;
+/// Rules whose counters fill a page.
+pub const PAGE_ENTRIES: u32 = tracer_common::legacy::RULES_PER_BLOCK;
 
 /// The programs with their maps, before any of them is placed.
 struct Loaded {
@@ -331,7 +335,8 @@ impl Loaded {
         let kernel = kernel::Kernel::ask_for(options.endings)?;
         let layout = &kernel.layout;
         // Room for the largest table, for another one inside it, and for small ones further in.
-        let snapshot_pages = 2 * options.table_entries.div_ceil(PAGE_ENTRIES).next_power_of_two() + 16;
+        let usual_pages = || 2 * options.table_entries.div_ceil(PAGE_ENTRIES).next_power_of_two() + 16;
+        let snapshot_pages = options.last_rule.unwrap_or_else(usual_pages);
         let config = PodConfig(Config {
             per_cpu_offset: layout.counters.per_cpu_offset,
             recseq: match layout.counters.recseq {
@@ -443,9 +448,10 @@ pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
         timed: false,
         choice: Choice::default(),
         who: false,
+        last_rule: None,
     };
     let Loaded { object, programs, kernel, witness, .. } = Loaded::of(&options)?;
-    Ok(attach::try_typed(&object, &programs, &kernel, witness)?)
+    Ok(attach::try_typed(&object, &programs, &kernel, Sight::Whole(witness))?)
 }
 
 impl Ebpf {
@@ -458,7 +464,11 @@ impl Ebpf {
             let mut map: Array<_, PodThrottle> = Array::try_from(map).map_err(refused)?;
             map.set(0, PodThrottle(throttle), 0).map_err(refused)?;
         }
-        let probes = attach::Probes::place(&object, &mut programs, &kernel, options.method, witness)?;
+        let sight = match options.last_rule {
+            Some(_) => Sight::LastRule,
+            None => Sight::Whole(witness),
+        };
+        let probes = attach::Probes::place(&object, &mut programs, &kernel, options.method, sight)?;
         if options.choice.follow || options.choice.conntrack {
             probes.place_connections(&mut programs)?;
         }

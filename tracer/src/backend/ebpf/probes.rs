@@ -167,3 +167,63 @@ pub const PROBES: &[Probe] = &[
         need: Need::Nftables,
     },
 ];
+
+/// Those for the last rule of packets that are dropped, in the same order.
+pub const LAST_RULE_PROBES: &[Probe] = &[
+    Probe {
+        program: "table_replaced",
+        typed: None,
+        symbol: "xt_replace_table",
+        point: Point::Entry,
+        need: Need::Always,
+    },
+    Probe {
+        program: "last_counters_added",
+        typed: None,
+        symbol: "xt_copy_counters",
+        point: Point::Entry,
+        need: Need::IfPresent,
+    },
+    Probe {
+        program: "last_leave",
+        typed: Some("last_leave_typed"),
+        symbol: "arpt_do_table",
+        point: Point::Return,
+        need: Need::IfPresent,
+    },
+    Probe {
+        program: "last_arp_enter",
+        typed: Some("last_arp_enter_typed"),
+        symbol: "arpt_do_table",
+        point: Point::Entry,
+        need: Need::IfPresent,
+    },
+    Probe {
+        program: "last_leave",
+        typed: Some("last_leave_typed"),
+        symbol: "ip6t_do_table",
+        point: Point::Return,
+        need: Need::Family("ip6"),
+    },
+    Probe {
+        program: "last_leave",
+        typed: Some("last_leave_typed"),
+        symbol: "ipt_do_table",
+        point: Point::Return,
+        need: Need::Family("ip"),
+    },
+    Probe {
+        program: "last_ip_enter",
+        typed: Some("last_ip_enter_typed"),
+        symbol: "ip6t_do_table",
+        point: Point::Entry,
+        need: Need::Family("ip6"),
+    },
+    Probe {
+        program: "last_ip_enter",
+        typed: Some("last_ip_enter_typed"),
+        symbol: "ipt_do_table",
+        point: Point::Entry,
+        need: Need::Family("ip"),
+    },
+];

@@ -19,6 +19,7 @@ use crate::nftables;
 use crate::packet::Tracked;
 use crate::path::attribute::{Views, attribute, attribute_unordered, same_bytes};
 use crate::path::ending::{self, Ending, HookFunction};
+use crate::path::last_rule;
 use crate::path::track::{Part, Released, Tracker, Visit};
 use crate::path::walk::{Walk, Walker};
 use crate::path::{Action, Certainty, Step};
@@ -290,7 +291,12 @@ impl Interpreter {
         }
         let version = self.rules.at(traversal.netns, traversal.entry_ns);
         let Self { tracker, outlet, links, standings, history, .. } = self;
-        let stands = standings.of((traversal.netns, family), history, version);
+        let stands = if is_last_rule(traversal) {
+            // What it met before was not looked for.
+            Rc::default()
+        } else {
+            standings.of((traversal.netns, family), history, version)
+        };
         tracker.add(&visit, found, part, &stands, &mut |path| outlet.path(&links.settled(path)));
         self.names = names;
     }
@@ -488,7 +494,8 @@ impl Interpreter {
         let Version { table, graph, walks, .. } = version;
         let mut why = doubts(traversal.doubts);
         let mut outcome = None;
-        let known = why.is_none().then(|| {
+        let last_rule = is_last_rule(traversal);
+        let known = (why.is_none() && !last_rule).then(|| {
             let verdict = traversal.verdict;
             walks.borrow_mut().walk(&mut self.walker, (table, graph), hook, matches, verdict)
         });
@@ -505,6 +512,14 @@ impl Interpreter {
             Some(Walk::Inexact(reason)) => {
                 why = Some(reason.text(table));
                 (plausible(table, matches).into(), Certainty::Inexact)
+            }
+            None if last_rule => {
+                let dropper = last_rule::dropper(table, hook, matches);
+                why = Some(match dropper {
+                    Some(_) => last_rule::WHY.to_owned(),
+                    None => last_rule::unknown(why),
+                });
+                (dropper.into_iter().collect(), Certainty::Inexact)
             }
             None => (plausible(table, matches).into(), Certainty::Inexact),
         };
@@ -611,6 +626,12 @@ impl Interpreter {
     }
 }
 
+/// Whether only the rule that dropped the packet was looked for.
+#[inline]
+fn is_last_rule(traversal: &Traversal) -> bool {
+    traversal.facts & fact::LAST_RULE != 0
+}
+
 /// What is in doubt about a traversal, in words.
 #[inline]
 fn doubts(bits: u32) -> Option<String> {
@@ -620,7 +641,7 @@ fn doubts(bits: u32) -> Option<String> {
 /// What these bits of [`doubt`] say.
 #[cold]
 fn in_words(bits: u32) -> Option<String> {
-    const WORDS: [(u32, &str); 10] = [
+    const WORDS: [(u32, &str); 12] = [
         (doubt::REPLACED, "the table was replaced meanwhile"),
         (doubt::REPLACE_COUNT, "a table was replaced meanwhile"),
         (doubt::SEQUENCE, "something else used the tables on this CPU meanwhile"),
@@ -631,6 +652,11 @@ fn in_words(bits: u32) -> Option<String> {
         (doubt::UNREADABLE, "the table could not be read"),
         (doubt::TOO_MANY, "more rules matched than can be reported"),
         (doubt::ORPHAN, "a traversal from another CPU ended meanwhile"),
+        (doubt::OTHERS, "another packet may have been dropped on this CPU at the same time"),
+        (
+            doubt::NO_ENTRY,
+            "its beginning was not seen: the task moved to another CPU, or the probe was missed",
+        ),
     ];
     let words: Vec<&str> = WORDS.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, word)| *word).collect();
     (!words.is_empty()).then(|| words.join(", "))

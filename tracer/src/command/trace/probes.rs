@@ -18,7 +18,7 @@ use crate::sink::{Output, Sink, Start};
 use crate::sys::netlink::{NETFILTER, Received, Socket};
 use crate::sys::privilege::{Capability, Privileges};
 use crate::sys::{bpf, cgroup, clock, kernel, netns};
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use std::fs::File;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::OwnedFd;
@@ -60,11 +60,11 @@ impl Namespaces {
         Self { only: inode.zip(namespace) }
     }
 
-    /// Entries in the largest table.
-    pub(super) fn largest_table(&self) -> u32 {
-        let mut largest = 0;
-        self.each(|_, file| largest = largest.max(fetch::largest_table(file).unwrap_or(0)));
-        largest
+    /// Entries in each table.
+    pub(super) fn table_sizes(&self) -> Vec<u32> {
+        let mut sizes = Vec::new();
+        self.each(|_, file| sizes.extend(fetch::table_sizes(file).unwrap_or_default()));
+        sizes
     }
 
     /// Opens each namespace in turn.
@@ -325,10 +325,12 @@ impl Placed {
         };
         let netns = namespace.as_ref().map(netns::inode).transpose().map_err(Failure::running)?;
         let namespaces = Namespaces::new(namespace, netns);
-        // Read once for its size, which the kernel programs must know before they are loaded.
-        let largest = namespaces.largest_table();
+        // Read once for their sizes, which the kernel programs must know before they are loaded.
+        let sizes = namespaces.table_sizes();
+        let largest = sizes.iter().max().copied().unwrap_or(0);
         let nftables = match config.mark {
             _ if !kernel::has_nftables() => ebpf::Nftables::Absent,
+            _ if config.last_rule => ebpf::Nftables::Absent,
             // Where there is nothing else, base chains may come.
             _ if kernel::has_legacy_tables() && !namespaces.have_base_chains() => ebpf::Nftables::Absent,
             // What becomes of packets is known without the rules.
@@ -336,6 +338,9 @@ impl Placed {
             Mark::None => ebpf::Nftables::Ends,
             _ => ebpf::Nftables::Rules,
         };
+        if config.last_rule {
+            check_tables(&namespaces)?;
+        }
         let key = match nftables {
             ebpf::Nftables::Rules => Some(turn_key(&namespaces.home().map_err(Failure::running)?)?),
             _ => None,
@@ -363,10 +368,12 @@ impl Placed {
             },
             throttle: gate::throttle(config),
             endings: counts.is_none()
+                && !config.last_rule
                 && (config.output != Output::Trace || config.write.is_some() || asks_verdict),
             counts,
             timed: config.latency.is_asked() && counts.is_none(),
             who: config.who && counts.is_none(),
+            last_rule: config.last_rule.then(|| pages(&sizes)),
         };
         // What keeps it from working is said as `doctor` says it.
         let ebpf = Ebpf::attach(&options)
@@ -381,6 +388,26 @@ impl Placed {
         let start = wish.start("ebpf", footprint, ebpf.log_style());
         Ok(Self { ebpf, namespaces, key, start })
     }
+}
+
+/// `--last-rule` looks at legacy tables alone.
+fn check_tables(namespaces: &Namespaces) -> Result<(), Failure> {
+    if !kernel::has_legacy_tables() {
+        let failure =
+            Failure::unusable(anyhow!("--last-rule: it looks at legacy tables, and the kernel has none"));
+        return Err(failure.with_remedy("leave out --last-rule"));
+    }
+    if kernel::has_nftables() && namespaces.have_base_chains() {
+        say("--last-rule: packets that rules of nftables drop are not shown");
+    }
+    Ok(())
+}
+
+/// Pages for the counters of tables of these sizes, when they have grown or others have come.
+fn pages(sizes: &[u32]) -> u32 {
+    const OTHERS: u32 = 64;
+    let pages = sizes.iter().map(|size| size.div_ceil(ebpf::PAGE_ENTRIES));
+    pages.fold(OTHERS, |sum, pages| sum.saturating_add(pages.saturating_mul(2)))
 }
 
 impl Probing {

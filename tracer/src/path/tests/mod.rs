@@ -1,6 +1,6 @@
 //! Walks and views from scenario files, and walks against a simulated kernel.
 
 mod kernel;
-mod scenario;
+pub(super) mod scenario;
 mod track;
 mod views;

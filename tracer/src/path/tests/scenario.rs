@@ -138,7 +138,8 @@ fn hex(text: &str) -> Vec<u8> {
 /// A chain of the text: name, policy and rules.
 type Rules<'a> = (&'a str, &'a str, Vec<&'a str>);
 
-fn parse(text: &str) -> Table {
+/// A table as `rules` of a scenario writes it.
+pub(in crate::path) fn parse(text: &str) -> Table {
     let mut name = "";
     let mut chains: Vec<Rules<'_>> = Vec::new();
     for line in text.lines().map(str::trim) {

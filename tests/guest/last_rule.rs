@@ -1,0 +1,221 @@
+//! `--last-rule`: the rule that dropped a packet, and never another one.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use nftracer_tests::lab::{Family, Lab, Place, Spread};
+use nftracer_tests::netns;
+use nftracer_tests::packet::{Identity, Packet, Transport, protocol};
+use nftracer_tests::tracer::{Certainty, Trace, Tracer};
+use nftracer_tests::traffic::{OPEN, Senders, Shot};
+use nftracer_tests::{check, ruleset, wait};
+use rustix::process::Signal;
+
+use crate::{Options, Outcome, Test};
+
+pub(crate) const TESTS: &[Test] = &[Test { name: "last_rule", run: last_rule }];
+
+const SHOWN_WITHIN: Duration = Duration::from_secs(60);
+/// Source ports come behind it: of packets that come one by one, of those among them that are let through, and of a flood.
+const FIRST: u16 = 20_000;
+const LET_THROUGH: u16 = 10_000;
+const FLOOD: u16 = 30_000;
+const WHY: &str = "only the rule that dropped it was looked for, not those before";
+
+/// Rules that drop in every way, and others that packets meet before. What is sent by REJECT is dropped sometimes, while
+/// its packet still is in the table. More than 256 entries have counters in several pages.
+fn rules(family: Family, many: bool) -> String {
+    let (ttl, more) = match family {
+        Family::Ipv4 => ("TTL --ttl-set 60", "icmp"),
+        Family::Ipv6 => ("HL --hl-set 60", "ipv6-icmp"),
+    };
+    let fill = if many { "-A FILL -p udp -m udp --dport 9 -j DROP\n".repeat(600) } else { String::new() };
+    format!(
+        "*raw\n-A PREROUTING -p udp -m udp --dport 5006 -j DROP\nCOMMIT\n\
+         *mangle\n-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff\n-A PREROUTING -p udp -j {ttl}\nCOMMIT\n\
+         *filter\n:INPUT DROP\n:USER -\n:FILL -\n\
+         -A INPUT -p {more} -j ACCEPT\n\
+         -A INPUT -p udp -m udp --dport {OPEN} -j ACCEPT\n\
+         -A FORWARD -p udp -m udp --dport 5001 -j DROP\n\
+         -A FORWARD -p udp -m udp --dport 5002 -j REJECT\n\
+         -A FORWARD -p udp -m udp --dport 5003:5004 -j USER\n\
+         -A OUTPUT -p {more} -m statistic --mode random --probability 0.30000000000 -j DROP\n{fill}\
+         -A USER -p udp -m udp --dport 5003 -g FILL\n-A USER -j DROP\n-A FILL -p udp -j DROP\nCOMMIT\n"
+    )
+}
+
+/// What becomes of a datagram to a port, from the client to where `to` says: to the server, or to the router itself.
+struct Case {
+    port: u16,
+    to_router: bool,
+    step: fn(bool) -> &'static str,
+}
+
+const CASES: &[Case] = &[
+    Case { port: 5001, to_router: false, step: |_| "filter:FORWARD:rule:1" },
+    Case { port: 5002, to_router: false, step: |_| "filter:FORWARD:rule:2" },
+    Case {
+        port: 5003,
+        to_router: false,
+        step: |many| if many { "filter:FILL:rule:601" } else { "filter:FILL:rule:1" },
+    },
+    // The kernel's name for a rule that asks for nothing, at the end or not.
+    Case { port: 5004, to_router: false, step: |_| "filter:USER:return:2" },
+    Case { port: 5005, to_router: true, step: |_| "filter:INPUT:policy:3" },
+    Case { port: 5006, to_router: true, step: |_| "raw:PREROUTING:rule:1" },
+];
+/// Ports that are let through.
+const ACCEPTED: [u16; 2] = [OPEN, 5007];
+
+fn last_rule(options: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    for module in ["xt_HL", "xt_statistic", "ipt_REJECT", "ip6t_REJECT"] {
+        let _ = netns::run("modprobe", &["-q", module], "");
+    }
+    let lab = Lab::build("lst", Spread::TwoCpus)?;
+    let senders = Senders::open(&lab)?;
+    let load = |many| {
+        Family::ALL.into_iter().try_for_each(|family| ruleset::load(&lab.r, family, &rules(family, many)))
+    };
+    load(false)?;
+    let filter = "src net 10.0.0.0/16 or src net fd00::/16";
+    let whole = ["--backend", "ebpf", "--netns", lab.r.name(), "-o", "json", "--verdict", "drop", filter];
+    let last = [&whole[..8], &["--last-rule", filter]].concat();
+    let mut known = 0;
+    let mut number = FIRST;
+    for attach in ["auto", "kprobe"] {
+        let tracer = Tracer::start(&[&last[..], &["--attach", attach]].concat(), &[])?;
+        for many in [false, true] {
+            load(many)?;
+            // On the CPU where the counters were put back, one rule may stay unknown.
+            one_by_one(&senders, &mut number, many, &tracer, None)?;
+            known += one_by_one(&senders, &mut number, many, &tracer, Some(attach))?;
+        }
+        tracer.stop(Signal::INT)?;
+    }
+    load(false)?;
+    let tracers = [Tracer::start(&whole, &[])?, Tracer::start(&last, &[])?];
+    let until = Instant::now() + Duration::from_secs(options.seconds);
+    flood(&senders, &load, until)?;
+    thread::sleep(Duration::from_millis(500));
+    let [whole, last] = tracers.map(|tracer| tracer.stop(Signal::INT));
+    let (whole, last) = (whole?.trace, last?.trace);
+    let compared = compare(&whole, &last)?;
+    Ok(Outcome::Passed(format!("{known} one by one, {compared}")))
+}
+
+/// Sends a packet of each kind after the other. Each rule has to be the right one, and where it `must`, it has to be known.
+fn one_by_one(
+    senders: &Senders,
+    number: &mut u16,
+    many: bool,
+    tracer: &Tracer,
+    must: Option<&str>,
+) -> Result<u32> {
+    let mut known = 0;
+    for family in Family::ALL {
+        for case in CASES {
+            for port in ACCEPTED {
+                senders.fire(&shot(family, LET_THROUGH, port, false)?);
+            }
+            *number += 1;
+            senders.fire(&shot(family, *number, case.port, case.to_router)?);
+            let sport = *number;
+            let shown = wait::until(SHOWN_WITHIN, || {
+                tracer.look(|trace| {
+                    let step = trace.steps.iter().find(|step| step.identity.ports[0] == sport)?;
+                    Some((step.text.clone(), trace.packets.get(&step.packet)?.clone()))
+                })
+            });
+            let said = || format!("{family:?}, many {many}, port {}, {must:?}: {shown:?}", case.port);
+            let Some((text, packet)) = &shown else {
+                check(must.is_none(), said())?;
+                continue;
+            };
+            check(packet.path == [(case.step)(many)], said())?;
+            check(
+                packet.certainty == Certainty::Inexact && packet.why == WHY && packet.verdict == "drop",
+                said(),
+            )?;
+            check(text.is_some(), said())?;
+            known += 1;
+        }
+    }
+    // What was let through is not shown.
+    let strays =
+        tracer.look(|trace| trace.steps.iter().filter(|step| step.identity.ports[0] == LET_THROUGH).count());
+    check(strays == 0, format!("{strays} packets that were let through are shown"))?;
+    Ok(known)
+}
+
+fn shot(family: Family, sport: u16, dport: u16, to_router: bool) -> Result<Shot> {
+    let (src, dst): (IpAddr, IpAddr) = match (family, to_router) {
+        (Family::Ipv4, false) => ("10.0.1.2".parse()?, "10.0.2.2".parse()?),
+        (Family::Ipv4, true) => ("10.0.1.2".parse()?, "10.0.1.1".parse()?),
+        (Family::Ipv6, false) => ("fd00:1::2".parse()?, "fd00:2::2".parse()?),
+        (Family::Ipv6, true) => ("fd00:1::2".parse()?, "fd00:1::1".parse()?),
+    };
+    let transport = Transport::Udp { sport, dport };
+    let packet = Packet { src, dst, transport, payload: 32, id: sport, tos: 0, fragment: None };
+    Ok(Shot { from: Place::A, packet })
+}
+
+/// Many packets at once, while the tables are replaced.
+fn flood(senders: &Senders, load: &(impl Fn(bool) -> Result<()> + Sync), until: Instant) -> Result<()> {
+    thread::scope(|scope| {
+        let editor = scope.spawn(|| {
+            let mut many = false;
+            while Instant::now() < until {
+                many = !many;
+                load(many)?;
+                thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        });
+        let mut sport = FLOOD;
+        while Instant::now() < until && sport < u16::MAX {
+            for family in Family::ALL {
+                let case = &CASES[usize::from(sport) % CASES.len()];
+                sport += 1;
+                senders.fire(&shot(family, sport, case.port, case.to_router)?);
+                senders.fire(&shot(family, LET_THROUGH, ACCEPTED[usize::from(sport) % 2], false)?);
+            }
+        }
+        editor.join().unwrap_or_else(|_| Err(anyhow!("the editor panicked")))
+    })
+}
+
+/// Where both traces tell of a packet, the last rule has to be the same.
+fn compare(whole: &Trace, last: &Trace) -> Result<String> {
+    let steps = |trace: &Trace| -> BTreeMap<Identity, String> {
+        let of_flood = trace.steps.iter().filter(|step| step.identity.ports[0] > FLOOD);
+        let known = of_flood.filter_map(|step| {
+            let packet = trace.packets.get(&step.packet)?;
+            let is_sure = packet.certainty == Certainty::Complete || packet.why == WHY;
+            Some((step.identity.clone().plain(), packet.path.last().filter(|_| is_sure)?.clone()))
+        });
+        known.collect()
+    };
+    let (expected, found) = (steps(whole), steps(last));
+    for (identity, step) in &found {
+        let right = expected.get(identity).is_none_or(|expected| expected == step);
+        check(right, format!("{identity:?}: {step} instead of {:?}", expected.get(identity)))?;
+    }
+    // What REJECT sends from inside its own traversal.
+    for step in last.steps.iter().filter(|step| step.identity.protocol != protocol::UDP) {
+        check(&*step.step == "filter:OUTPUT:rule:1", format!("{step:?}"))?;
+    }
+    let both = expected.keys().filter(|identity| found.contains_key(identity)).count();
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for packet in last.packets.values().filter(|packet| packet.path.is_empty()) {
+        *reasons.entry(&packet.why).or_default() += 1;
+    }
+    let end = last.end.context("the last row is missing")?;
+    let said =
+        format!("of {} dropped in a flood {both} known, {end:?}, not known: {reasons:?}", expected.len());
+    check(both * 2 > expected.len(), &*said)?;
+    Ok(said)
+}
