@@ -47,7 +47,7 @@ pub fn is_nonzero(value: u64) -> u64 {
 
 /// 1 where `left` is the smaller one, else 0, likewise. Both are below 2^63.
 #[inline(always)]
-fn is_below(left: u64, right: u64) -> u64 {
+pub fn is_below(left: u64, right: u64) -> u64 {
     let mut difference = left;
     // SAFETY: one instruction.
     unsafe { core::arch::asm!("{0} -= {1}", inout(reg) difference, in(reg) right) };
