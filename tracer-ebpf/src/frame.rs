@@ -19,7 +19,12 @@ const CPUS_MAX: usize = 8192;
 /// A number that programs which interrupt each other may change: by one instruction that cannot be torn.
 pub struct Shared(UnsafeCell<u64>);
 
+// SAFETY: only read and changed whole, each by one instruction.
+unsafe impl Sync for Shared {}
+
 impl Shared {
+    pub const ZERO: Self = Self(UnsafeCell::new(0));
+
     #[inline(always)]
     pub fn get(&self) -> u64 {
         // SAFETY: a valid number; volatile because another program may have changed it.

@@ -11,8 +11,11 @@
 //! - The traversal has a note here, so it has entered here; its table is the one that the copy was made of, before and
 //!   after the counters are read.
 //! - `xt_recseq` has moved for as many traversals as were seen to begin here: no drop was missed.
-//! - No other traversal that began since the copy was made is still without an exit: one of a preempted task, one that
-//!   another began, or one whose exit was lost or on another CPU.
+//! - No other traversal that may have moved its counter since the copy was made is still without an exit: one of a preempted
+//!   task, one that another began, or one whose exit was lost or on another CPU. A note that is lost to another one casts
+//!   doubt, too.
+//! - The note is of this traversal, not of an earlier one of the same task that went to another CPU before its exit: an
+//!   exit without a note is told to all CPUs, which then trust no older note.
 //! - No exit was left out, and no saved counts were added to the counters.
 //!
 //! Without one of these, the rule is not known. Whatever is found, the counters become the new copy.
@@ -22,7 +25,9 @@ use crate::emit::count;
 use crate::frame::{Frame, Shared, cpu, cpu_number, state};
 use crate::kernel::{self, Access, read, read_pair};
 use crate::legacy::{Call, begin, drop_none, identify, send_without_exit};
-use crate::maps::{BLOCK_OFFSETS, CURRENT, LAST, MAX_BLOCKS, RECORDS, SNAPSHOTS, replace_count, version};
+use crate::maps::{
+    BLOCK_OFFSETS, CURRENT, LAST, MAX_BLOCKS, RECORDS, SNAPSHOTS, STRAYS, replace_count, version,
+};
 use crate::select::{Layout, Selected, is_wanted};
 use crate::snapshot::{self, mask};
 use core::cell::Cell;
@@ -34,7 +39,7 @@ const NF_DROP: u32 = 0;
 const NFPROTO_ARP: u8 = 3;
 const NFPROTO_IPV6: u32 = 10;
 /// Traversals that can be open on one CPU at once.
-const NOTES: u32 = 16;
+const NOTES: u32 = 128;
 
 /// A traversal that is open.
 #[repr(C)]
@@ -43,6 +48,8 @@ pub struct Note {
     key: Cell<u64>,
     /// [`Last::seen`] then.
     seen: Cell<u64>,
+    /// [`STRAYS`] then.
+    strays: Cell<u64>,
     /// Its arguments, where the exit does not have them.
     skb: Cell<u64>,
     state: Cell<u64>,
@@ -56,9 +63,11 @@ pub struct Kept {
     version: Cell<u64>,
     private: Cell<u64>,
     first_block: Cell<u64>,
-    /// [`Last::seen`] when the copy was made: what was open then is accounted for. 0 where it may not be.
+    /// [`Last::seen`] when the copy was made: it may have what was open then already.
     copied: Cell<u64>,
-    /// [`Last::doubtful`] then.
+    /// The same, where it is certain that it has. 0 where it is not.
+    settled: Cell<u64>,
+    /// [`Last::doubtful`] before that.
     doubtful: Cell<u64>,
     name: Cell<[u64; 4]>,
     number: Cell<u32>,
@@ -168,7 +177,11 @@ fn note<A: Access>(last: &'static Last, call: &Call) {
         last.seen.add(1);
     }
     let note = last.note(call.key);
+    if note.key.get() != 0 {
+        last.doubtful.add(1);
+    }
     note.seen.set(last.seen.get());
+    note.strays.set(STRAYS.get());
     if !A::TYPED {
         note.skb.set(call.skb);
         note.state.set(call.state);
@@ -198,6 +211,8 @@ pub fn leave<A: Access>(context: *mut c_void, end: impl Fn(*mut c_void) -> End) 
     let note = last.note(ended.call.key);
     if note.key.get() == ended.call.key {
         note.key.set(0);
+    } else {
+        STRAYS.add(1);
     }
 }
 
@@ -227,10 +242,14 @@ fn tell<A: Access>(end: &End) -> Option<()> {
         call.state = note.state.get();
         call.table = note.table.get();
     }
-    let is_ours = note.key.get() == call.key;
-    if is_ours {
+    let is_noted = note.key.get() == call.key;
+    let is_ours = is_noted && note.strays.get() == STRAYS.get();
+    if is_noted {
         note.key.set(0);
-    } else if !A::TYPED {
+    } else {
+        STRAYS.add(1);
+    }
+    if !is_noted && !A::TYPED {
         // Nothing is known of it.
         count(Counter::Unended, 1);
         last.doubtful.add(1);
@@ -252,6 +271,10 @@ fn tell<A: Access>(end: &End) -> Option<()> {
     let known = last.table(call.table);
     if known.table.get() == call.table {
         show(frame, known);
+        // It has counted before the copy was made, perhaps.
+        if note.seen.get() <= known.copied.get() {
+            frame.doubt(doubt::OTHERS);
+        }
         settle(last, known, frame);
         if read::<u64>(call.table + offset!(table_private)) != Some(known.private.get())
             || known.version.get() != version(call.table)
@@ -314,31 +337,38 @@ fn show(frame: &Frame, known: &Kept) {
 fn settle(last: &'static Last, known: &Kept, frame: &Frame) {
     last.moved.set(0);
     last.index.set(0);
+    // What becomes doubtful from here on may not be in the copy yet.
+    let doubtful = last.doubtful.get();
+    let before = read::<u32>(last.recseq.get());
     if known.blocks.get() == 0 {
         frame.doubt(doubt::TOO_LARGE);
     } else if settle_blocks() != 0 {
         frame.doubt(doubt::UNREADABLE);
     }
     let seen = last.seen.get();
-    let clean = check(last, seen);
+    let clean = check(last, seen, before);
     if known.doubtful.get() != last.doubtful.get() {
         frame.doubt(doubt::SEQUENCE);
     }
-    if last.moved.get() > 1 || is_other_open(known.copied.get()) != 0 {
+    if last.moved.get() > 1 || is_other_open(known.settled.get()) != 0 {
         frame.doubt(doubt::OTHERS);
     }
-    known.doubtful.set(last.doubtful.get());
-    known.copied.set(if clean { seen } else { 0 });
+    known.doubtful.set(doubtful);
+    known.copied.set(seen);
+    known.settled.set(if clean { seen } else { 0 });
 }
 
 /// Compares how far `xt_recseq` moved with the traversals that were seen to begin. Says whether all that began have moved
-/// it to its end, but for the one whose counted part this is in.
+/// it to its end, but for the one whose counted part this is in. `before` is what it was before the counters were read.
 #[inline(always)]
-fn check(last: &Last, seen: u64) -> bool {
+fn check(last: &Last, seen: u64, before: Option<u32>) -> bool {
     let Some(sequence) = read::<u32>(last.recseq.get()) else {
         last.doubtful.add(1);
         return false;
     };
+    if before != Some(sequence) {
+        last.doubtful.add(1);
+    }
     let rounded = sequence.wrapping_add(sequence & 1);
     let moved = u64::from(rounded.wrapping_sub(last.checked_sequence.get()) / 2);
     let began = seen.wrapping_sub(last.checked_seen.get());
@@ -355,20 +385,20 @@ fn check(last: &Last, seen: u64) -> bool {
     last.checked_sequence.set(rounded);
     last.checked_seen.set(seen.wrapping_sub(pending));
     last.pending.set((pending != 0) as u32);
-    moved == began && sequence & 1 == 0
+    moved == began && sequence & 1 == 0 && before == Some(sequence)
 }
 
-/// Whether a traversal is open that began when at least so many had been seen, or later. A global function, like those of
+/// Whether a traversal is open that began when more than so many had been seen. A global function, like those of
 /// [`snapshot`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn is_other_open(copied: u64) -> u32 {
+pub extern "C" fn is_other_open(settled: u64) -> u32 {
     let Some(last) = LAST.get(0) else { return 1 };
     let mut open = 0;
     for index in 0..u64::from(NOTES) {
         let note = last.note_at(index);
         // Without a branch. Keys are multiples of eight, and may be above 2^63.
-        open |= snapshot::is_nonzero(note.key.get() >> 1) & snapshot::is_below(copied, note.seen.get());
+        open |= snapshot::is_nonzero(note.key.get() >> 1) & snapshot::is_below(settled, note.seen.get());
     }
     open as u32
 }
@@ -443,6 +473,7 @@ fn ask(table: u64) -> Option<()> {
     // Nothing is known while it is being asked for.
     known.table.set(0);
     let version = version(table);
+    known.doubtful.set(last.doubtful.get());
     let per_cpu = kernel::per_cpu_offset(cpu())?;
     if last.recseq.get() == 0 {
         let sequence = kernel::recseq(per_cpu)?;
@@ -483,8 +514,8 @@ fn ask(table: u64) -> Option<()> {
     {
         return None;
     }
-    known.doubtful.set(last.doubtful.get());
     known.copied.set(last.seen.get());
+    known.settled.set(0);
     known.version.set(version);
     known.table.set(table);
     Some(())

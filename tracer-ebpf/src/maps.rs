@@ -1,7 +1,7 @@
 //! Every map, once.
 
 use crate::choice::{Followed, Passed, Tuples};
-use crate::frame::{DEPTH, State};
+use crate::frame::{DEPTH, Shared, State};
 use crate::kernel::SkbWindow;
 use crate::last_rule::Last;
 use crate::nft::{OpenRun, RUN_SLOTS, UnderWay};
@@ -170,6 +170,9 @@ pub const CLASS_SLOTS: u32 = 1024;
 /// How often a table was replaced, by the same bits: without a look-up, for every traversal; see `last_rule`.
 #[unsafe(no_mangle)]
 pub static VERSIONS: Words<{ CLASS_SLOTS as usize }> = Words::new();
+/// Exits without a note of their entry, on any CPU; see `last_rule`.
+#[unsafe(no_mangle)]
+pub static STRAYS: Shared = Shared::ZERO;
 /// Decisions about packets, by some bits of the skb's address; see `select`.
 #[unsafe(no_mangle)]
 pub static DECIDED: Words<{ DECISIONS as usize }> = Words::new();

@@ -291,6 +291,19 @@ impl Predicates {
         Met(answers.iter().filter(|(_, holds)| *holds).fold(0, |met, (bit, _)| met | bit))
     }
 
+    /// What a packet meets without any step.
+    fn unasked(&self) -> Met {
+        let asked = [
+            (Met::INDEV, self.indev.is_some()),
+            (Met::OUTDEV, self.outdev.is_some()),
+            (Met::MARK, self.mark.is_some()),
+            (Met::UID, self.uid.is_some()),
+            (Met::CHAIN, self.table.is_some() || self.chain.is_some()),
+            (Met::RULE, self.rule.is_some()),
+        ];
+        Met(asked.iter().filter(|(_, asked)| !asked).fold(0, |met, (bit, _)| met | bit))
+    }
+
     /// Whether a packet is wanted whose steps met this, whose last table decided so, and which ended so, where that is known.
     /// What another function of a hook dropped, or user space, was dropped, whatever the table said; what the kernel freed
     /// elsewhere may have come to its end.
@@ -300,6 +313,11 @@ impl Predicates {
             Some(Ending::ByFunction { .. }) => Some(Verdict::Drop),
             Some(Ending::ByUser { .. }) if self.verdicts.contains(&Verdict::Drop) => Some(Verdict::Drop),
             _ => verdict,
+        };
+        let met = match verdict {
+            // The rule may not be known, and there is no step then.
+            Some(Verdict::Drop) if self.verdicts.contains(&Verdict::Drop) => Met(met.0 | self.unasked().0),
+            _ => met,
         };
         match verdict {
             _ if met.0 != ALL => Choice::Unwanted,

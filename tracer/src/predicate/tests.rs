@@ -208,6 +208,16 @@ fn packets_are_chosen_by_their_verdict() {
 }
 
 #[test]
+fn dropped_packets_without_steps_are_chosen_unless_steps_are_asked_about() {
+    let dropped = Predicates { verdicts: vec![Verdict::Drop], ..Predicates::default() };
+    let choose = |predicates: &Predicates, verdict| predicates.choose(Met::default(), Some(verdict), None);
+    assert_eq!(choose(&dropped, Verdict::Drop), Choice::Wanted);
+    assert_eq!(choose(&dropped, Verdict::Accept), Choice::Unwanted);
+    let by_device = Predicates { indev: "eth0".parse().ok(), ..dropped };
+    assert_eq!(choose(&by_device, Verdict::Drop), Choice::Unwanted);
+}
+
+#[test]
 fn packets_are_chosen_by_their_ending() {
     let met = Predicates::default().met(&step(Hook::Forward, view()));
     let wanted = |asked: Verdict, verdict, ending: &Ending| {
