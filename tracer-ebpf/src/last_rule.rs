@@ -300,7 +300,7 @@ fn tell<A: Access>(end: &End) -> Option<()> {
         // SAFETY: as above.
         unsafe { core::ptr::write_volatile((&raw mut traversal.table_name).cast::<[u64; 4]>(), name) };
     }
-    if !is_wanted::<A>(&call, Layout::Ip) {
+    if !is_wanted::<A>(&call, Layout::IP) {
         return None;
     }
     let told = last.packets.get().wrapping_add(1);
