@@ -140,7 +140,7 @@ fn one_by_one(
                 })
             });
             let said = || {
-                let unknown = tracer.look(|trace| unknown(trace));
+                let unknown = tracer.look(unknown);
                 format!("{family:?}, many {many}, port {}, {must:?}: {shown:?}; {unknown:?}", case.port)
             };
             let Some((text, packet)) = &shown else {
