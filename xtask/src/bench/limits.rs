@@ -143,7 +143,7 @@ mod tests {
         ]);
         let checks = check(&figures);
         let passed: Vec<_> = checks.iter().map(|check| check.passed).collect();
-        assert_eq!(passed, [Some(false), None, Some(true), None, None, Some(true), None, None]);
+        assert_eq!(passed, [Some(false), None, None, Some(true), None, None, Some(true), None, None]);
         assert_eq!(
             checks[0].to_string(),
             "FAIL: not matching costs at most 1.5 times the empty pair (151 against 100, 1.51 times)"
