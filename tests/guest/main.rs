@@ -8,6 +8,7 @@ mod counts;
 mod doctor;
 mod endings;
 mod filters;
+mod flows;
 mod follow;
 mod footprint;
 #[path = "../old_kernel/kernel.rs"]
@@ -105,6 +106,9 @@ const TESTS: &[&[Test]] = &[
     bench::TESTS,
 ];
 
+/// Those that are run by their names alone, because they take long.
+const LONG: &[&[Test]] = &[flows::TESTS];
+
 fn main() -> ExitCode {
     // A child of one of the tests: sends a datagram as whoever it is.
     if let [_, word, to] = &std::env::args().collect::<Vec<_>>()[..]
@@ -118,15 +122,16 @@ fn main() -> ExitCode {
         return classic::on_centos_7(program, arguments);
     }
     let options = Options::parse();
-    let tests = TESTS.iter().flat_map(|tests| tests.iter());
+    let tests = || TESTS.iter().flat_map(|tests| tests.iter());
+    let long = || LONG.iter().flat_map(|tests| tests.iter());
     if options.tests.iter().any(|name| name == "list") {
-        tests.for_each(|test| println!("{}", test.name));
+        tests().chain(long()).for_each(|test| println!("{}", test.name));
         return ExitCode::SUCCESS;
     }
-    let wanted = |test: &&Test| {
-        options.tests.iter().any(|name| name == "all" || test.name == name || test.name.starts_with(&**name))
-    };
-    let mut tests: Vec<&Test> = tests.filter(wanted).collect();
+    let all = options.tests.iter().any(|name| name == "all");
+    let named = |test: &&Test| options.tests.iter().any(|name| test.name.starts_with(&**name));
+    let mut tests: Vec<&Test> =
+        tests().filter(|test| all || named(test)).chain(long().filter(named)).collect();
     if let Some(last) = &options.after
         && let Some(at) = tests.iter().position(|test| test.name == last)
     {
