@@ -19,6 +19,8 @@ use crate::{Options, Outcome, Test};
 pub(crate) const TESTS: &[Test] = &[Test { name: "last_rule", run: last_rule }];
 
 const SHOWN_WITHIN: Duration = Duration::from_secs(20);
+/// Looks without a change.
+const STEADY: u32 = 100;
 const MAY_BE_SHOWN_WITHIN: Duration = Duration::from_secs(2);
 /// Source ports come behind it: of packets that come one by one, of those among them that are let through, and of a flood.
 const FIRST: u16 = 20_000;
@@ -108,7 +110,9 @@ fn last_rule(options: &Options) -> Result<Outcome> {
     let tracers = [Tracer::start(&whole, &[])?, Tracer::start(&last, &[])?];
     let until = Instant::now() + Duration::from_secs(options.seconds);
     flood(&senders, &load, until)?;
-    thread::sleep(Duration::from_millis(500));
+    for tracer in &tracers {
+        wait::until_steady(SHOWN_WITHIN, STEADY, || tracer.seen());
+    }
     let [whole, last] = tracers.map(|tracer| tracer.stop(Signal::INT));
     let (whole, last) = (whole?.trace, last?.trace);
     let compared = compare(&whole, &last)?;

@@ -53,8 +53,8 @@ fn tables(lab: &Lab) -> Result<usize> {
     Ok(listed.lines().filter(|line| line.contains("nftracer_")).count())
 }
 
-/// Whether it has its table where the rules are; kernels that know no owners have it where nobody flushes it.
-fn has_table_here(tracer: &Tracer) -> usize {
+/// How many tables it has where the rules are; kernels that know no owners have it where nobody flushes it.
+fn own_tables_here(tracer: &Tracer) -> usize {
     usize::from(!tracer.errors().iter().any(|line| line.contains("in a namespace of its own")))
 }
 
@@ -74,7 +74,7 @@ fn leaves_no_trace(_: &Options) -> Result<Outcome> {
     let before = State::of(&lab.r)?;
     for signal in signals {
         let tracer = trace(&lab)?;
-        let there = tables(&lab)? == has_table_here(&tracer);
+        let there = tables(&lab)? == own_tables_here(&tracer);
         check(there, "the table that the footprint names is not there")?;
         tracer.stop(signal)?;
         is_as(&before, &lab, &format!("{signal:?}"))?;
@@ -119,8 +119,8 @@ fn two_at_once(options: &Options) -> Result<Outcome> {
     let mut fire = || planner.shots(Family::Ipv4, 20).iter().for_each(|shot| senders.fire(shot));
     let before = State::of(&lab.r)?;
     let (one, other) = (trace(&lab)?, trace(&lab)?);
-    let remaining = has_table_here(&other);
-    check(tables(&lab)? == has_table_here(&one) + remaining, "each has a table of its own")?;
+    let remaining = own_tables_here(&other);
+    check(tables(&lab)? == own_tables_here(&one) + remaining, "each has a table of its own")?;
     sees_rules(&one, &mut fire)?;
     sees_rules(&other, &mut fire)?;
     one.stop(Signal::KILL)?;

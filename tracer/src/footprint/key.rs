@@ -10,7 +10,8 @@ use crate::sys::netns;
 use crate::sys::process::Process;
 use std::fs::File;
 
-/// The table. It goes when this is dropped, and when the process ends in whatever way: the kernel sees to that.
+/// The table. It goes when this is dropped, and when the process ends in whatever way: the kernel sees to that, or the
+/// guard, see [`Place`].
 #[derive(Debug)]
 pub struct Key {
     name: String,
