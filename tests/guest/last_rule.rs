@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use nftracer_tests::lab::{Family, Lab, Place, Spread};
 use nftracer_tests::netns;
-use nftracer_tests::packet::{Identity, Packet, Transport, protocol};
-use nftracer_tests::tracer::{Certainty, Trace, Tracer};
+use nftracer_tests::packet::{self, Identity, Transport, protocol};
+use nftracer_tests::tracer::{Certainty, Packet, Step, Trace, Tracer};
 use nftracer_tests::traffic::{OPEN, Senders, Shot};
 use nftracer_tests::{check, ruleset, wait};
 use rustix::process::Signal;
@@ -176,7 +176,7 @@ fn shot(family: Family, sport: u16, dport: u16, to_router: bool) -> Result<Shot>
         (Family::Ipv6, true) => ("fd00:1::2".parse()?, "fd00:1::1".parse()?),
     };
     let transport = Transport::Udp { sport, dport };
-    let packet = Packet { src, dst, transport, payload: 32, id: sport, tos: 0, fragment: None };
+    let packet = packet::Packet { src, dst, transport, payload: 32, id: sport, tos: 0, fragment: None };
     Ok(Shot { from: Place::A, packet })
 }
 
@@ -216,19 +216,25 @@ fn unknown(trace: &Trace) -> BTreeMap<String, usize> {
 
 /// Where both traces tell of a packet, the last rule has to be the same.
 fn compare(whole: &Trace, last: &Trace) -> Result<String> {
-    let steps = |trace: &Trace| -> BTreeMap<Identity, String> {
+    let of_flood = |trace: &Trace| -> BTreeMap<Identity, (String, Packet)> {
         let of_flood = trace.steps.iter().filter(|step| step.identity.ports[0] > FLOOD);
         let known = of_flood.filter_map(|step| {
             let packet = trace.packets.get(&step.packet)?;
             let is_sure = packet.certainty == Certainty::Complete || packet.why == WHY;
-            Some((step.identity.clone().plain(), packet.path.last().filter(|_| is_sure)?.clone()))
+            let last = packet.path.last().filter(|_| is_sure)?.clone();
+            Some((step.identity.clone().plain(), (last, packet.clone())))
         });
         known.collect()
     };
-    let (expected, found) = (steps(whole), steps(last));
-    for (identity, step) in &found {
-        let right = expected.get(identity).is_none_or(|expected| expected == step);
-        check(right, format!("{identity:?}: {step} instead of {:?}", expected.get(identity)))?;
+    let (expected, found) = (of_flood(whole), of_flood(last));
+    for (identity, (step, packet)) in &found {
+        if let Some((expected, other)) = expected.get(identity)
+            && expected != step
+        {
+            let of_it = |of: &&Step| of.identity.clone().plain() == *identity;
+            let steps: Vec<&Step> = whole.steps.iter().filter(of_it).collect();
+            bail!("{identity:?}: {step} instead of {expected}: {packet:?}; {other:?}; {steps:?}");
+        }
     }
     // What REJECT sends from inside its own traversal.
     for step in last.steps.iter().filter(|step| step.identity.protocol != protocol::UDP) {

@@ -461,8 +461,8 @@ fn arp(options: &Options) -> Result<Outcome> {
     session.end()?;
     let figures = total.figures;
     check(figures.traversals > 10 && figures.unseen == 0, format!("{figures}"))?;
-    // What a new bridge sends by itself comes from nowhere.
-    check(figures.inexact * 8 <= figures.packets, format!("{figures}: {:?}", total.reasons))?;
+    // What a new bridge sends by itself, six to eight packets, comes from nowhere.
+    check(figures.inexact * 5 <= figures.packets, format!("{figures}: {:?}", total.reasons))?;
     known_arp()?;
     Ok(Outcome::Passed(format!("{figures}; known requests and replies at a device and at a bridge")))
 }

@@ -150,11 +150,13 @@ pub fn handwritten() -> Result<String> {
     conclude(all.len(), total)
 }
 
-/// Rules of iptables-nft by the probes, which see what others have marked as well. Says what was compared.
+/// Rules of iptables-nft by the probes, which see what others have marked as well: alone beside legacy tables, and without them
+/// beside a device's. Says what was compared.
 pub fn iptables_by_probes() -> Result<String> {
     let mut session = Session { backend: "ebpf", ..session(6, BOTH)? };
     let mut total = Figures::default();
-    let all: Vec<Rules> = of_iptables().filter(|rules| rules.mark == "none").collect();
+    let all: Vec<Rules> =
+        of_iptables().filter(|rules| rules.mark == "none" && rules.legacy == rules.nft.is_empty()).collect();
     for rules in &all {
         total.add(session.judge(rules).with_context(|| format!("{rules:?}"))?);
     }

@@ -20,6 +20,29 @@ pub(crate) struct Row {
     pub(crate) btf: String,
     #[serde(default)]
     pub(crate) may_skip: Vec<String>,
+    #[serde(default)]
+    pub(crate) tests: Tests,
+}
+
+/// Which of the guest tests a kernel is given.
+#[derive(Clone, Copy, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Tests {
+    /// Every one.
+    #[default]
+    All,
+    /// Those that ask something of the kernel.
+    Kernel,
+}
+
+impl Tests {
+    /// The word by which the guest's program knows them.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Kernel => "kernel",
+        }
+    }
 }
 
 impl Row {
@@ -32,6 +55,7 @@ impl Row {
             backends: Vec::new(),
             btf: String::new(),
             may_skip: Vec::new(),
+            tests: Tests::All,
         }
     }
 

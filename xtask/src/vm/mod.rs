@@ -23,7 +23,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::build;
 use crate::places;
 
-use matrix::Row;
+use matrix::{Row, Tests};
 use qemu::{Limits, Machine, Outcome, Verdict};
 use report::{Report, Resume};
 
@@ -142,8 +142,8 @@ pub(crate) struct ShellOptions {
     machine: MachineOptions,
 }
 
-/// The command that runs all guest tests.
-const ALL_TESTS: &str = "exec /bin/guest-tests all";
+/// The program of the guest tests, as a command.
+const GUEST_TESTS: &str = "exec /bin/guest-tests";
 
 /// How often a machine is started anew whose emulator crashed: QEMU 10.0 was seen to fail an assertion of its own
 /// at boot (`iotlb_to_section` in system/physmem.c).
@@ -153,13 +153,15 @@ const CRASHES: usize = 2;
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let rows = options.machine.rows()?;
     let programs = programs(&options.machine)?;
-    let script = script(&options.command);
-    let left = Mutex::new(rows.iter());
+    // The longest ones first: nearly all the time there are as many as may run.
+    let mut order: Vec<&Row> = rows.iter().collect();
+    order.sort_by_key(|row| row.tests);
+    let left = Mutex::new(order.into_iter());
     let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
     let lane = || -> Result<Report> {
         let mut report = Report::default();
         while let Some(row) = next() {
-            report.add(run_row(options, row, &programs, &script, rows.len() == 1)?);
+            report.add(run_row(options, row, &programs, rows.len() == 1)?);
         }
         Ok(report)
     };
@@ -182,20 +184,15 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// Runs the machine of one row.
-fn run_row(
-    options: &Options,
-    row: &Row,
-    programs: &[(PathBuf, PathBuf)],
-    script: &str,
-    alone: bool,
-) -> Result<Report> {
+fn run_row(options: &Options, row: &Row, programs: &[(PathBuf, PathBuf)], alone: bool) -> Result<Report> {
     let started = Instant::now();
     let limits = Limits {
         overall: Duration::from_secs(options.timeout),
         silence: Duration::from_secs(options.silence),
     };
     let mut lines = Report::kernel(row, options.command.is_empty(), alone, std::io::stdout());
-    let mut script = script.to_owned();
+    let whole = script(&options.command, row.tests);
+    let mut script = whole.clone();
     let mut crashes = 0;
     let outcome = loop {
         let guest = Guest { options: &options.machine, row, programs, script: &script, limits };
@@ -207,7 +204,7 @@ fn run_row(
         crashes += 1;
         println!("== kernel {}: the emulator crashed, another machine goes on: {said}", row.name);
         if let Resume::After(test) = resume {
-            script = format!("{ALL_TESTS} --after {}", initramfs::quote(&test));
+            script = format!("{whole} --after {}", initramfs::quote(&test));
         }
     };
     let report = lines.finish(&outcome.verdict, &outcome.complaints);
@@ -333,10 +330,10 @@ fn programs(options: &MachineOptions) -> Result<Vec<(PathBuf, PathBuf)>> {
     Ok(programs)
 }
 
-/// The guest's command as a shell script.
-fn script(command: &[String]) -> String {
+/// The guest's command as a shell script; without one, that of these tests.
+fn script(command: &[String], tests: Tests) -> String {
     match command {
-        [] => ALL_TESTS.to_owned(),
+        [] => format!("{GUEST_TESTS} {}", tests.word()),
         [script] => script.clone(),
         words => words.iter().fold("exec".to_owned(), |text, word| text + " " + &initramfs::quote(word)),
     }
