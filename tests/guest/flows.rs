@@ -1,5 +1,6 @@
 //! Many flows at once, as fast as they go: no packet's story has a step of another packet.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::thread;
@@ -30,6 +31,8 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 const SILENCE: u32 = 30;
 /// Rows that are shown before a step of another packet, and after it if the packet does not end before.
 const AROUND: usize = 60;
+/// So many reasons for doubt are shown, the most frequent ones.
+const REASONS: usize = 8;
 /// Packets of each flow that come alone, and show which ways there are.
 const ALONE: u16 = 3;
 
@@ -138,8 +141,8 @@ struct Told {
     /// Those that were told whole.
     complete: HashSet<Identity>,
     flows: HashSet<u16>,
-    /// Those in doubt.
-    doubtful: usize,
+    /// Those in doubt, by the reason.
+    doubtful: HashMap<String, usize>,
     /// What came in by loopback after so long that it was told as a packet of its own, or before that.
     halves: usize,
 }
@@ -180,7 +183,7 @@ impl Told {
             let told = || format!("packet {number} {identity:?}: {:?}", packet.path);
             check(packet.path.len() == count, format!("{count} steps of {}", told()))?;
             if packet.certainty != Certainty::Complete {
-                self.doubtful += 1;
+                *self.doubtful.entry(packet.why).or_default() += 1;
                 continue;
             }
             let Some(flow) = flow_of(&identity) else { continue };
@@ -226,7 +229,7 @@ fn keep_apart(options: &Options) -> Result<Outcome> {
     }
     told.add(tracer.take(), true)?;
     let end = Instant::now() + Duration::from_secs(options.seconds);
-    let sent = thread::scope(|scope| -> Result<u32> {
+    let (sent, wrong) = thread::scope(|scope| {
         let senders = &senders;
         let send = |half: u16| {
             move || {
@@ -247,18 +250,23 @@ fn keep_apart(options: &Options) -> Result<Outcome> {
         let halves = [scope.spawn(send(0)), scope.spawn(send(1))];
         let wrong =
             wait::until(Duration::from_secs(options.seconds), || told.add(tracer.take(), false).err());
-        wrong.map_or(Ok(()), Err)?;
         let sent = halves.map(|half| half.join().unwrap_or(0));
-        Ok(sent.iter().sum())
-    })?;
+        (sent.iter().sum::<u32>(), wrong)
+    });
     let Ended { trace, errors, status, .. } = tracer.stop(Signal::INT)?;
     let totals = trace.end.context("no totals")?;
-    told.add(trace, false)?;
+    let wrong = wrong.or_else(|| told.add(trace, false).err());
+    wrong.map_or(Ok(()), |wrong| Err(wrong.context(errors.join("\n"))))?;
+    let mut doubtful: Vec<_> = told.doubtful.iter().collect();
+    doubtful.sort_by_key(|(_, count)| Reverse(**count));
+    let reasons: Vec<_> =
+        doubtful.iter().take(REASONS).map(|(why, count)| format!("{count} {why}")).collect();
     let says = format!(
-        "{sent} sent, {} told whole, {} as halves, {} in doubt: {}",
+        "{sent} sent, {} told whole, {} as halves, {} in doubt ({}): {}",
         told.complete.len(),
         told.halves,
-        told.doubtful,
+        told.doubtful.values().sum::<usize>(),
+        reasons.join("; "),
         errors.last().cloned().unwrap_or_default()
     );
     check(
