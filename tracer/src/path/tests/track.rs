@@ -544,6 +544,24 @@ fn silent_packets_come_out_in_order() {
     until(253);
     until(254);
     until(60_000);
+/// What was lost behind a packet is known before the packet's own records are taken.
+#[test]
+fn records_are_taken_long_after_others_were_lost() {
+    let mut tracker = Tracker::default();
+    let mut paths = Vec::new();
+    tracker.lost(START, START + 10 * MS);
+    tracker.heard(START + 10_000 * MS);
+    for (packet, entry_ns) in [(1, START + 5 * MS), (2, START + 15 * MS)] {
+        let (mut traversal, verdict) = traversal("mangle:PRE first", OLD, entry_ns);
+        (traversal.packet, traversal.skb) = (packet, packet * 0x100);
+        meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |_| panic!());
+    }
+    tracker.expire(START + 10_000 * MS, &mut |_| panic!());
+    tracker.expire(START + 10_600 * MS, &mut |path| paths.push(path.clone()));
+    let certainties: Vec<_> = paths.iter().map(|path| path.certainty).collect();
+    assert_eq!(certainties, [Certainty::Inexact, Certainty::Complete], "{paths:?}");
+}
+
     assert_eq!(numbers, [1, 3, 4, 2]);
 }
 

@@ -207,7 +207,10 @@ impl Tracker {
             Some(room) if !first && fate.is_none() => room,
             _ => self.begin(number, room.filter(|_| !first), fate, visit, stands, give),
         };
-        let next = self.rooms[room].go_on(part, visit, stands, self.heard_ns);
+        let open = &mut self.rooms[room];
+        let next = open.go_on(part, visit, stands, self.heard_ns);
+        // Records can be taken long after that.
+        open.may_lack = self.last_missed_ns >= visit.entry_ns;
         self.wait(packet, room, next, visit.entry_ns.max(self.heard_ns), give);
     }
 

@@ -39,6 +39,8 @@ pub(super) struct Open {
     pub(super) is_awaited: bool,
     /// It waits for a verdict from user space.
     pub(super) is_queued: bool,
+    /// When it was added what the packet met last, it was known that some of what came behind was missed, or lost.
+    pub(super) may_lack: bool,
     stands: Rc<Stands>,
     /// Which of them see a packet before what it met last.
     behind: u64,
@@ -156,6 +158,7 @@ impl Open {
             begun: false,
             bridge: None,
         }
+            may_lack: false,
     }
 
     /// Makes another packet of one that is gone, as [`new`](Self::new) does, with what that one had allocated.
@@ -172,7 +175,7 @@ impl Open {
         (self.entry_ns, self.exit_ns) = (visit.entry_ns, visit.entry_ns);
         (self.header, self.established, self.bridge, self.queue) = (None, None, None, None);
         (self.is_decided, self.is_awaited, self.is_queued) = (false, false, false);
-        (self.has_nat, self.begun) = (false, false);
+        (self.has_nat, self.begun, self.may_lack) = (false, false, false);
         (self.hooks, self.behind, self.met) = (0, 0, 0);
         self.devices = [[0; 16]; 2];
     }
@@ -564,9 +567,12 @@ impl Open {
             // It may have waited for any time in a queue.
             let missed = match self.path.verdict {
                 Some(Verdict::Queue) => last_missed_ns >= self.entry_ns,
-                _ => windows.iter().any(|window| {
-                    window.until_ns >= self.entry_ns && window.since_ns <= self.exit_ns + SOON_NS
-                }),
+                _ => {
+                    self.may_lack
+                        || windows.iter().any(|window| {
+                            window.until_ns >= self.entry_ns && window.since_ns <= self.exit_ns + SOON_NS
+                        })
+                }
             };
             let (is_freed, is_told) =
                 (matches!(self.path.ending, Some(Ending::Freed(_))), self.path.ending.is_some());
