@@ -65,6 +65,15 @@ pub(super) struct Bridged {
     met: u64,
 }
 
+/// What has become of a packet at whose place in memory another one is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is in that one, in these words.
+    Became(&'static str),
+    /// It is gone, and what it met last was not seen, or how it ended.
+    Unknown,
+}
+
 /// What a packet waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Next {
@@ -149,6 +158,7 @@ impl Open {
             is_decided: false,
             is_awaited: false,
             is_queued: false,
+            may_lack: false,
             stands,
             behind: 0,
             met: 0,
@@ -158,7 +168,6 @@ impl Open {
             begun: false,
             bridge: None,
         }
-            may_lack: false,
     }
 
     /// Makes another packet of one that is gone, as [`new`](Self::new) does, with what that one had allocated.
@@ -227,11 +236,39 @@ impl Open {
         (missing & !nat) | asked
     }
 
-    /// What has become of this packet, if what is seen now is another one in its memory: the whole packet takes the skb
-    /// of the fragment that came last, and the first fragment takes that of the packet that is cut.
+    /// What has become of this packet, if what is seen now is another one in its memory.
     #[inline]
-    pub(super) fn becomes(&self, visit: &Visit) -> Option<&'static str> {
+    pub(super) fn fate(&self, visit: &Visit) -> Option<Fate> {
         let (before, later) = self.header.as_ref().zip(visit.entry.as_ref())?;
+        if before.stays(later) && !self.has_other_token(visit) {
+            return None;
+        }
+        let became = || self.becomes(before, later, visit).map(Fate::Became);
+        became().or_else(|| self.is_gone(before, later, visit).then_some(Fate::Unknown))
+    }
+
+    /// Whether what follows the header is that of another packet. Conntrack's helpers shift the numbers of TCP.
+    fn has_other_token(&self, visit: &Visit) -> bool {
+        let shifted = visit.place.connection.is_some_and(Connection::shifts_numbers);
+        self.token != 0 && visit.token != 0 && self.token != visit.token && !shifted
+    }
+
+    /// Whether what is seen now is another packet for certain. One thing alone rules may change, or helpers of conntrack, and
+    /// user space all of it.
+    fn is_gone(&self, before: &Header, later: &Header, visit: &Visit) -> bool {
+        let by_user = !self.path.waited.is_empty() || self.path.verdict == Some(Verdict::Queue);
+        let differs = [
+            before.id != later.id,
+            before.len != later.len,
+            before.protocol != later.protocol,
+            self.has_other_token(visit),
+        ];
+        !by_user && before.piece == later.piece && differs.iter().filter(|differs| **differs).count() >= 2
+    }
+
+    /// The whole packet takes the skb of the fragment that came last, and the first fragment takes that of the packet that
+    /// is cut.
+    fn becomes(&self, before: &Header, later: &Header, visit: &Visit) -> Option<&'static str> {
         if before.piece == later.piece || (before.id, before.protocol) != (later.id, later.protocol) {
             return None;
         }
@@ -396,7 +433,7 @@ impl Open {
             }
         }
         if let Some((last, entry)) = self.header.as_ref().zip(visit.entry.as_ref())
-            && !last.stays(entry)
+            && (!last.stays(entry) || self.has_other_token(visit))
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }
