@@ -1,6 +1,7 @@
 //! Many flows at once, as fast as they go: no packet's story has a step of another packet.
 
-use std::collections::{HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use nftracer_tests::lab::{Family, Lab, Place, Spread, addresses};
 use nftracer_tests::netns::Netns;
 use nftracer_tests::packet::{Identity, Packet, Transport};
 use nftracer_tests::ruleset;
-use nftracer_tests::tracer::{Certainty, Ended, Trace, Tracer};
+use nftracer_tests::tracer::{self, Certainty, Ended, Step, Trace, Tracer};
 use nftracer_tests::traffic::{OPEN, Senders, Server, Shot};
 use nftracer_tests::wait;
 use rustix::process::Signal;
@@ -28,6 +29,10 @@ const FIRST: u16 = 20_000;
 const LENGTHS: u16 = 400;
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 const SILENCE: u32 = 30;
+/// Rows that are shown before a step of another packet, and after it if the packet does not end before.
+const AROUND: usize = 60;
+/// So many reasons for doubt are shown, the most frequent ones.
+const REASONS: usize = 8;
 /// Packets of each flow that come alone, and show which ways there are.
 const ALONE: u16 = 3;
 
@@ -90,18 +95,54 @@ fn is_whole(identity: &Identity) -> bool {
     identity.length == headers + u32::from(payload) && (own || identity.echo.is_some())
 }
 
+/// A packet with a step of another one.
+struct Mixed {
+    packet: u64,
+    /// All rows around that step.
+    rows: Vec<Step>,
+}
+
+impl Mixed {
+    /// What can be told of it, when it has ended or enough has come after.
+    fn story(&self, ended: Option<&tracer::Packet>) -> String {
+        let mut story = format!("packet {} has a step of another one; it ended as {ended:?}", self.packet);
+        // Whatever its address was in the meantime, a packet has its number in it.
+        let theirs: HashSet<_> =
+            self.rows.iter().filter(|row| row.packet == self.packet).map(|row| &row.identity).collect();
+        for row in &self.rows {
+            let Step { packet, time, netns, hook, step, identity, doubt, devices, .. } = row;
+            let mark = match (*packet == self.packet, theirs.contains(identity)) {
+                (true, _) => "=>",
+                (false, true) => "->",
+                (false, false) => "  ",
+            };
+            let Identity { src, dst, ports, length, id, echo, .. } = identity;
+            let doubt = if *doubt { " in doubt" } else { "" };
+            let [from, to] = devices.each_ref().map(|device| device.as_deref().unwrap_or("-"));
+            story += &format!(
+                "\n{mark} {time} {packet} {netns} hook {hook} {from}>{to} {step} {src}:{}>{dst}:{} id {id:?} echo {echo:?} length {length}{doubt}",
+                ports[0], ports[1],
+            );
+        }
+        story
+    }
+}
+
 /// What has been told so far.
 #[derive(Default)]
 struct Told {
     /// Packets of which steps were shown and that have not ended, with the number of their steps.
     open: HashMap<u64, (Identity, usize)>,
+    /// The last steps of all packets.
+    recent: VecDeque<Step>,
+    mixed: Option<Mixed>,
     /// The ways of those that came alone, by flow and direction.
     ways: HashMap<(u16, IpAddr), HashSet<Vec<String>>>,
     /// Those that were told whole.
     complete: HashSet<Identity>,
     flows: HashSet<u16>,
-    /// Those in doubt.
-    doubtful: usize,
+    /// Those in doubt, by the reason.
+    doubtful: HashMap<String, usize>,
     /// What came in by loopback after so long that it was told as a packet of its own, or before that.
     halves: usize,
 }
@@ -112,17 +153,37 @@ impl Told {
         for step in trace.steps {
             let (first, count) = self.open.entry(step.packet).or_insert_with(|| (step.identity.clone(), 0));
             *count += 1;
-            let told =
-                || format!("packet {}, {}: {:?} after {first:?}", step.packet, step.step, step.identity);
-            check(step.doubt || *first == step.identity, told())?;
-            check(is_whole(&step.identity), told())?;
+            let fits = (step.doubt || *first == step.identity) && is_whole(&step.identity);
+            if !fits && self.mixed.is_none() {
+                let rows = self.recent.drain(..).collect();
+                self.mixed = Some(Mixed { packet: step.packet, rows });
+            }
+            match &mut self.mixed {
+                Some(mixed) if step.packet == mixed.packet || mixed.rows.len() < 2 * AROUND => {
+                    mixed.rows.push(step);
+                }
+                Some(_) => {}
+                None => {
+                    if self.recent.len() == AROUND {
+                        self.recent.pop_front();
+                    }
+                    self.recent.push_back(step);
+                }
+            }
+        }
+        if let Some(mixed) = &self.mixed {
+            let ended = trace.packets.get(&mixed.packet);
+            check(
+                ended.is_none() && mixed.rows.len() < 2 * AROUND && trace.end.is_none(),
+                mixed.story(ended),
+            )?;
         }
         for (number, packet) in trace.packets {
             let Some((identity, count)) = self.open.remove(&number) else { continue };
             let told = || format!("packet {number} {identity:?}: {:?}", packet.path);
             check(packet.path.len() == count, format!("{count} steps of {}", told()))?;
             if packet.certainty != Certainty::Complete {
-                self.doubtful += 1;
+                *self.doubtful.entry(packet.why).or_default() += 1;
                 continue;
             }
             let Some(flow) = flow_of(&identity) else { continue };
@@ -168,7 +229,7 @@ fn keep_apart(options: &Options) -> Result<Outcome> {
     }
     told.add(tracer.take(), true)?;
     let end = Instant::now() + Duration::from_secs(options.seconds);
-    let sent = thread::scope(|scope| -> Result<u32> {
+    let (sent, wrong) = thread::scope(|scope| {
         let senders = &senders;
         let send = |half: u16| {
             move || {
@@ -189,18 +250,23 @@ fn keep_apart(options: &Options) -> Result<Outcome> {
         let halves = [scope.spawn(send(0)), scope.spawn(send(1))];
         let wrong =
             wait::until(Duration::from_secs(options.seconds), || told.add(tracer.take(), false).err());
-        wrong.map_or(Ok(()), Err)?;
         let sent = halves.map(|half| half.join().unwrap_or(0));
-        Ok(sent.iter().sum())
-    })?;
+        (sent.iter().sum::<u32>(), wrong)
+    });
     let Ended { trace, errors, status, .. } = tracer.stop(Signal::INT)?;
     let totals = trace.end.context("no totals")?;
-    told.add(trace, false)?;
+    let wrong = wrong.or_else(|| told.add(trace, false).err());
+    wrong.map_or(Ok(()), |wrong| Err(wrong.context(errors.join("\n"))))?;
+    let mut doubtful: Vec<_> = told.doubtful.iter().collect();
+    doubtful.sort_by_key(|(_, count)| Reverse(**count));
+    let reasons: Vec<_> =
+        doubtful.iter().take(REASONS).map(|(why, count)| format!("{count} {why}")).collect();
     let says = format!(
-        "{sent} sent, {} told whole, {} as halves, {} in doubt: {}",
+        "{sent} sent, {} told whole, {} as halves, {} in doubt ({}): {}",
         told.complete.len(),
         told.halves,
-        told.doubtful,
+        told.doubtful.values().sum::<usize>(),
+        reasons.join("; "),
         errors.last().cloned().unwrap_or_default()
     );
     check(

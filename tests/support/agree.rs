@@ -152,6 +152,7 @@ mod tests {
             let identity = Identity { src, dst, protocol: 17, ports: [1, 2], length: 29, id, echo };
             trace.steps.extend(steps.iter().map(|(step, verdict)| Step {
                 packet: number,
+                time: Box::default(),
                 netns: 1,
                 hook: 0,
                 step: (*step).to_owned(),

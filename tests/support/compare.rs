@@ -442,6 +442,7 @@ mod tests {
         for (number, (length, certainty, steps)) in (1..).zip(packets) {
             trace.steps.extend(steps.iter().map(|step| Step {
                 packet: number,
+                time: Box::default(),
                 netns: 1,
                 hook: hook(step),
                 step: (*step).to_owned(),

@@ -26,6 +26,8 @@ const ENDS_WITHIN: Duration = Duration::from_secs(180);
 pub struct Step {
     /// nftracer's number of the packet.
     pub packet: u64,
+    /// When it came to the table, to the nanosecond, as it is written; empty where it is not told.
+    pub time: Box<str>,
     /// Inode number of the namespace; 0 where it is not told.
     pub netns: u64,
     /// Number of the netfilter hook; 255 where it is not told.
@@ -411,6 +413,8 @@ enum Row<'a> {
 #[derive(Deserialize)]
 struct StepRow<'a> {
     packet: u64,
+    #[serde(default)]
+    time: &'a str,
     engine: &'a str,
     family: &'a str,
     handle: Option<u64>,
@@ -459,6 +463,7 @@ impl StepRow<'_> {
         let rule = self.rule.map_or_else(|| "?".to_owned(), |rule| rule.to_string());
         Some(Step {
             packet: self.packet,
+            time: self.time.into(),
             netns: self.netns,
             hook: u8::try_from(hook).ok()?,
             step: format!("{}:{}:{}:{rule}", self.table, self.chain, self.kind),

@@ -7,7 +7,7 @@ use crate::config::offset;
 use crate::emit::count;
 use crate::kernel::{self, Access, Probed, copy, read};
 use crate::maps::{EVENTS, HOOK_LIST};
-use crate::select::traced_at;
+use crate::select::{forget_at, traced_at};
 use crate::sender;
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::programs::RawTracePointContext;
@@ -32,10 +32,12 @@ macro_rules! ending {
 #[inline(always)]
 pub fn freed(ctx: &RawTracePointContext, number: impl FnOnce(u64) -> u64) {
     let skb: u64 = ctx.arg(0);
-    if let Some(packet) = traced_at(number(skb)) {
+    let number = number(skb);
+    if let Some(packet) = traced_at(number) {
         let reason = if ending!(has_reason) != 0 { ctx.arg::<u64>(2) as u32 } else { 0 };
         send_freed(skb, ctx.arg(1), reason, packet);
     }
+    forget_at(number);
 }
 
 #[inline(always)]

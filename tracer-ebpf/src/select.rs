@@ -533,6 +533,15 @@ pub fn forget(identity: u64) {
     }
 }
 
+/// Forgets the packet at a place in memory that becomes free: what comes there next is another one, wherever it is seen first.
+#[inline(always)]
+pub fn forget_at(skb_number: u64) {
+    let slot = skb_number >> 8;
+    if (DECIDED.get::<{ DECISIONS - 1 }>(slot) ^ (skb_number << ADDRESS_SHIFT)) >> ADDRESS_FROM == 0 {
+        DECIDED.set::<{ DECISIONS - 1 }>(slot, 0);
+    }
+}
+
 /// The number of the packet that was last traced at this place in memory, as long as its slot tells of it. One that was
 /// displaced is not found.
 #[inline(always)]

@@ -336,8 +336,13 @@ impl Interpreter {
             "nf_hook_slow" => by_function(endings, freed, released, said),
             _ => Ending::Freed(said),
         };
+        // A base chain that was seen, or a table, has ended the path already.
+        let unseen = match &ending {
+            Ending::ByFunction { hooks, .. } => hooks.is_empty(),
+            _ => function == "nft_do_chain",
+        };
         let Self { tracker, outlet, links, .. } = self;
-        tracker.end(freed.packet, ending, &mut |path| outlet.path(&links.settled(path)));
+        tracker.end(freed.packet, ending, unseen, &mut |path| outlet.path(&links.settled(path)));
     }
 
     /// A packet is seen somewhere else: a run of it that is open has ended, though its end was not seen.

@@ -404,6 +404,69 @@ fn another_packet_at_its_address() {
     );
 }
 
+/// A datagram in place of what `traversal` has.
+fn set_datagram(traversal: &mut Traversal, id: u8, len: u8, payload: u8) {
+    for bytes in [&mut traversal.entry_bytes[..], &mut traversal.exit_bytes[..]] {
+        bytes.fill(0);
+        (bytes[0], bytes[3], bytes[5], bytes[9]) = (0x45, len, id, 17);
+        bytes[28..36].fill(payload);
+    }
+    (traversal.entry.copied, traversal.exit.copied) = (36, 36);
+}
+
+/// Paths of what was seen under one number of the kernel program's: headers as [`set_datagram`] takes them.
+fn datagrams(connection: Option<(u8, u64)>, met: [(&str, [u8; 3]); 2]) -> Vec<Path> {
+    let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
+    for (at, (place, [id, len, payload])) in (0..).zip(met) {
+        let (mut traversal, verdict) = traversal(place, connection, START + at * MS);
+        set_datagram(&mut traversal, id, len, payload);
+        meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |path| {
+            paths.push(path.clone())
+        });
+    }
+    tracker.finish(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
+    assert!(tracker.is_empty());
+    paths
+}
+
+#[test]
+fn what_cannot_be_the_same_packet_is_another() {
+    let seen = |connection, second, header| {
+        let paths = datagrams(connection, [("mangle:PRE first", [7, 60, 1]), (second, header)]);
+        paths.into_iter().map(|path| (path.steps.len(), path.certainty, path.why)).collect::<Vec<_>>()
+    };
+    let whole = [(2, Certainty::Complete, Vec::new())];
+    let doubted =
+        [(2, Certainty::Inexact, vec!["another packet may have come to its place in memory".to_owned()])];
+    let two = [
+        (1, Certainty::Inexact, vec!["another packet has come to its place in memory".to_owned()]),
+        (
+            1,
+            Certainty::Inexact,
+            vec!["its earlier tables were not seen, or shown before, as another packet".to_owned()],
+        ),
+    ];
+    let input = "mangle:INPUT";
+    assert_eq!(seen(OLD, input, [7, 60, 1]), whole);
+    // A rule can change one of them.
+    for header in [[8, 60, 1], [7, 64, 1], [7, 60, 2]] {
+        assert_eq!(seen(OLD, input, header), doubted, "{header:?}");
+    }
+    for header in [[8, 64, 1], [8, 60, 2], [7, 64, 2]] {
+        assert_eq!(seen(OLD, input, header), two, "{header:?}");
+    }
+    // As a helper of conntrack does it.
+    let shifts = Some((0, CONFIRMED | NAT | 1 << 6));
+    assert_eq!(seen(shifts, input, [7, 60, 2]), whole);
+    assert_eq!(seen(shifts, input, [7, 64, 2]), doubted);
+}
+
+#[test]
+fn user_space_may_change_all_of_a_packet() {
+    let paths = datagrams(OLD, [("mangle:PRE first queue", [7, 60, 1]), ("mangle:INPUT", [8, 64, 2])]);
+    assert_eq!((paths.len(), paths[0].certainty), (1, Certainty::Inexact), "{paths:?}");
+}
+
 #[test]
 fn a_packet_is_cut_on_its_way_through_loopback() {
     // Length, more fragments and offset, next header; then the fragment header's next header, and more again.
@@ -479,6 +542,24 @@ fn lost_records_may_have_been_its_end() {
     tracker.lost(START, START + 10 * MS);
     tracker.expire(START + 300 * MS, &mut |path| paths.push(path.clone()));
     assert_eq!(paths[0].certainty, Certainty::Inexact);
+}
+
+/// What was lost behind a packet is known before the packet's own records are taken.
+#[test]
+fn records_are_taken_long_after_others_were_lost() {
+    let mut tracker = Tracker::default();
+    let mut paths = Vec::new();
+    tracker.lost(START, START + 10 * MS);
+    tracker.heard(START + 10_000 * MS);
+    for (packet, entry_ns) in [(1, START + 5 * MS), (2, START + 15 * MS)] {
+        let (mut traversal, verdict) = traversal("mangle:PRE first", OLD, entry_ns);
+        (traversal.packet, traversal.skb) = (packet, packet * 0x100);
+        meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |_| panic!());
+    }
+    tracker.expire(START + 10_000 * MS, &mut |_| panic!());
+    tracker.expire(START + 10_600 * MS, &mut |path| paths.push(path.clone()));
+    let certainties: Vec<_> = paths.iter().map(|path| path.certainty).collect();
+    assert_eq!(certainties, [Certainty::Inexact, Certainty::Complete], "{paths:?}");
 }
 
 #[test]
@@ -689,7 +770,7 @@ fn a_packet_that_the_kernel_frees_has_ended_there() {
         assert_eq!(tracker.freed(&freed(1, 8), "ip_error"), None, "another packet has its place");
         assert_eq!(tracker.freed(&freed(1, 7), "ip_rcv_core.isra.0"), None, "so does one that has just come");
         assert!(tracker.freed(&freed(1, 7), "ip_error").is_some());
-        tracker.end(1, said(), &mut |path| paths.push(path.clone()));
+        tracker.end(1, said(), false, &mut |path| paths.push(path.clone()));
         tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
         assert_eq!(paths.iter().map(|path| path.ending.clone()).collect::<Vec<_>>(), [Some(said())]);
         assert!(paths[0].why.is_empty(), "{paths:?}");
@@ -698,11 +779,21 @@ fn a_packet_that_the_kernel_frees_has_ended_there() {
 }
 
 #[test]
+fn a_packet_can_be_dropped_where_it_was_not_seen() {
+    let mut tracker = Tracker::default();
+    tracker.hold();
+    let mut paths = met(&mut tracker, "mangle", &["mangle:PRE"]);
+    tracker.end(1, Ending::Freed(ending::Freed::default()), true, &mut |path| paths.push(path.clone()));
+    tracker.finish(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
+    assert_eq!((paths.len(), &paths[0].why[..]), (1, &["what dropped it was not seen".to_owned()][..]));
+}
+
+#[test]
 fn a_packet_that_was_freed_is_not_on_its_way_when_the_trace_ends() {
     let mut tracker = Tracker::default();
     tracker.hold();
     let mut paths = met(&mut tracker, "mangle", &["mangle:PRE"]);
-    tracker.end(1, Ending::Freed(ending::Freed::default()), &mut |path| paths.push(path.clone()));
+    tracker.end(1, Ending::Freed(ending::Freed::default()), false, &mut |path| paths.push(path.clone()));
     tracker.finish(START + MS, &mut |path| paths.push(path.clone()));
     assert_eq!((paths.len(), paths[0].certainty), (1, Certainty::Complete), "{paths:?}");
 }

@@ -15,7 +15,7 @@ use super::{Certainty, Path};
 use crate::hash::KernelMap;
 use crate::netfilter::{Family, Hook, Verdict};
 use header::Header;
-use open::{Next, Open, unseen};
+use open::{Fate, Next, Open, unseen};
 use rooms::{Room, Rooms};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -144,7 +144,7 @@ pub struct Found {
     /// The packet that was last met under the kernel program's number.
     room: Option<Room>,
     /// What has become of that one, if this is another.
-    fate: Option<&'static str>,
+    fate: Option<Fate>,
 }
 
 impl Tracker {
@@ -152,7 +152,7 @@ impl Tracker {
     #[inline]
     pub fn find(&mut self, visit: &Visit) -> Found {
         let room = self.rooms.of(visit.packet);
-        let fate = room.filter(|_| !visit.first).and_then(|room| self.rooms[room].becomes(visit));
+        let fate = room.filter(|_| !visit.first).and_then(|room| self.rooms[room].fate(visit));
         let number = match room {
             Some(room) if !visit.first && fate.is_none() => self.rooms[room].path.packet,
             _ => self.packets + 1,
@@ -207,7 +207,10 @@ impl Tracker {
             Some(room) if !first && fate.is_none() => room,
             _ => self.begin(number, room.filter(|_| !first), fate, visit, stands, give),
         };
-        let next = self.rooms[room].go_on(part, visit, stands, self.heard_ns);
+        let open = &mut self.rooms[room];
+        let next = open.go_on(part, visit, stands, self.heard_ns);
+        // Records can be taken long after that.
+        open.may_lack = self.last_missed_ns >= visit.entry_ns;
         self.wait(packet, room, next, visit.entry_ns.max(self.heard_ns), give);
     }
 
@@ -216,15 +219,23 @@ impl Tracker {
         &mut self,
         number: u64,
         earlier: Option<Room>,
-        fate: Option<&str>,
+        fate: Option<Fate>,
         visit: &Visit,
         stands: &Rc<Stands>,
         give: &mut impl FnMut(&Path),
     ) -> Room {
-        let bridge = earlier.and_then(|earlier| {
+        let bridge = earlier.zip(fate).and_then(|(earlier, fate)| {
             let earlier = &mut self.rooms[earlier];
-            earlier.path.outcome = fate.map(str::to_owned);
-            earlier.bridge.take()
+            match fate {
+                Fate::Became(outcome) => {
+                    earlier.path.outcome = Some(outcome.to_owned());
+                    earlier.bridge.take()
+                }
+                Fate::Unknown => {
+                    earlier.doubt("another packet has come to its place in memory".to_owned());
+                    None
+                }
+            }
         });
         self.give(visit.packet, give);
         let begins = matches!(
@@ -236,7 +247,9 @@ impl Tracker {
         let torn = earlier.filter(|_| visit.first && !begins).and_then(|earlier| self.rooms.of(earlier));
         let torn = torn.is_some_and(|earlier| {
             let earlier = &mut self.rooms[earlier];
-            let soon = !earlier.last.loopback && visit.entry_ns <= earlier.exit_ns + SOON_NS;
+            let soon = !earlier.last.loopback
+                && earlier.path.ending.is_none()
+                && visit.entry_ns <= earlier.exit_ns + SOON_NS;
             if soon {
                 earlier.doubt("it may have gone on as the packet after it".to_owned());
             }
@@ -247,7 +260,7 @@ impl Tracker {
         let open = &mut self.rooms[room];
         if visit.first {
             open.check_beginning(visit);
-        } else if fate.is_none() {
+        } else if !matches!(fate, Some(Fate::Became(_))) {
             open.doubt("its earlier tables were not seen, or shown before, as another packet".to_owned());
         }
         // What became another packet on its way across a bridge is still there.
@@ -333,15 +346,22 @@ impl Tracker {
     }
 
     /// A packet has ended this way. Of one that could still have been seen, traversals may have been missed: its path
-    /// waits until that is known.
-    pub fn end(&mut self, packet: u64, ending: Ending, give: &mut impl FnMut(&Path)) {
+    /// waits until that is known. `unseen` says that they were: what ended it should have been seen.
+    pub fn end(&mut self, packet: u64, ending: Ending, unseen: bool, give: &mut impl FnMut(&Path)) {
         if let Some(room) = self.rooms.of(packet) {
             let open = &mut self.rooms[room];
+            if unseen {
+                open.doubt("what dropped it was not seen".to_owned());
+            }
             open.path.ending = Some(ending);
             open.is_queued = false;
             self.await_silence(packet, room);
         } else if let Some(room) = self.held.get(&packet) {
-            self.rooms[*room].path.ending = Some(ending);
+            let open = &mut self.rooms[*room];
+            if unseen {
+                open.doubt("what dropped it was not seen".to_owned());
+            }
+            open.path.ending = Some(ending);
             self.give_held(packet, give);
         }
     }

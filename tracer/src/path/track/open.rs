@@ -39,6 +39,8 @@ pub(super) struct Open {
     pub(super) is_awaited: bool,
     /// It waits for a verdict from user space.
     pub(super) is_queued: bool,
+    /// When it was added what the packet met last, it was known that some of what came behind was missed, or lost.
+    pub(super) may_lack: bool,
     stands: Rc<Stands>,
     /// Which of them see a packet before what it met last.
     behind: u64,
@@ -61,6 +63,15 @@ pub(super) struct Bridged {
     last: Place,
     behind: u64,
     met: u64,
+}
+
+/// What has become of a packet at whose place in memory another one is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is in that one, in these words.
+    Became(&'static str),
+    /// It is gone, and what it met last was not seen, or how it ended.
+    Unknown,
 }
 
 /// What a packet waits for.
@@ -147,6 +158,7 @@ impl Open {
             is_decided: false,
             is_awaited: false,
             is_queued: false,
+            may_lack: false,
             stands,
             behind: 0,
             met: 0,
@@ -172,7 +184,7 @@ impl Open {
         (self.entry_ns, self.exit_ns) = (visit.entry_ns, visit.entry_ns);
         (self.header, self.established, self.bridge, self.queue) = (None, None, None, None);
         (self.is_decided, self.is_awaited, self.is_queued) = (false, false, false);
-        (self.has_nat, self.begun) = (false, false);
+        (self.has_nat, self.begun, self.may_lack) = (false, false, false);
         (self.hooks, self.behind, self.met) = (0, 0, 0);
         self.devices = [[0; 16]; 2];
     }
@@ -224,11 +236,39 @@ impl Open {
         (missing & !nat) | asked
     }
 
-    /// What has become of this packet, if what is seen now is another one in its memory: the whole packet takes the skb
-    /// of the fragment that came last, and the first fragment takes that of the packet that is cut.
+    /// What has become of this packet, if what is seen now is another one in its memory.
     #[inline]
-    pub(super) fn becomes(&self, visit: &Visit) -> Option<&'static str> {
+    pub(super) fn fate(&self, visit: &Visit) -> Option<Fate> {
         let (before, later) = self.header.as_ref().zip(visit.entry.as_ref())?;
+        if before.stays(later) && !self.has_other_token(visit) {
+            return None;
+        }
+        let became = || self.becomes(before, later, visit).map(Fate::Became);
+        became().or_else(|| self.is_gone(before, later, visit).then_some(Fate::Unknown))
+    }
+
+    /// Whether what follows the header is that of another packet. Conntrack's helpers shift the numbers of TCP.
+    fn has_other_token(&self, visit: &Visit) -> bool {
+        let shifted = visit.place.connection.is_some_and(Connection::shifts_numbers);
+        self.token != 0 && visit.token != 0 && self.token != visit.token && !shifted
+    }
+
+    /// Whether what is seen now is another packet for certain. One thing alone rules may change, or helpers of conntrack, and
+    /// user space all of it.
+    fn is_gone(&self, before: &Header, later: &Header, visit: &Visit) -> bool {
+        let by_user = !self.path.waited.is_empty() || self.path.verdict == Some(Verdict::Queue);
+        let differs = [
+            before.id != later.id,
+            before.len != later.len,
+            before.protocol != later.protocol,
+            self.has_other_token(visit),
+        ];
+        !by_user && before.piece == later.piece && differs.iter().filter(|differs| **differs).count() >= 2
+    }
+
+    /// The whole packet takes the skb of the fragment that came last, and the first fragment takes that of the packet that
+    /// is cut.
+    fn becomes(&self, before: &Header, later: &Header, visit: &Visit) -> Option<&'static str> {
         if before.piece == later.piece || (before.id, before.protocol) != (later.id, later.protocol) {
             return None;
         }
@@ -393,7 +433,7 @@ impl Open {
             }
         }
         if let Some((last, entry)) = self.header.as_ref().zip(visit.entry.as_ref())
-            && !last.stays(entry)
+            && (!last.stays(entry) || self.has_other_token(visit))
         {
             self.doubt("another packet may have come to its place in memory".to_owned());
         }
@@ -564,9 +604,12 @@ impl Open {
             // It may have waited for any time in a queue.
             let missed = match self.path.verdict {
                 Some(Verdict::Queue) => last_missed_ns >= self.entry_ns,
-                _ => windows.iter().any(|window| {
-                    window.until_ns >= self.entry_ns && window.since_ns <= self.exit_ns + SOON_NS
-                }),
+                _ => {
+                    self.may_lack
+                        || windows.iter().any(|window| {
+                            window.until_ns >= self.entry_ns && window.since_ns <= self.exit_ns + SOON_NS
+                        })
+                }
             };
             let (is_freed, is_told) =
                 (matches!(self.path.ending, Some(Ending::Freed(_))), self.path.ending.is_some());

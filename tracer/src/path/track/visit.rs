@@ -24,6 +24,7 @@ mod info {
 /// `enum ip_conntrack_status`.
 mod status {
     pub(super) const CONFIRMED: u32 = 1 << 3;
+    pub(super) const SEQ_ADJUST: u32 = 1 << 6;
     pub(super) const SRC_NAT_DONE: u32 = 1 << 7;
     pub(super) const DST_NAT_DONE: u32 = 1 << 8;
     pub(super) const TEMPLATE: u32 = 1 << 11;
@@ -200,6 +201,11 @@ impl Connection {
     /// As the kernel's `nf_nat_inet_fn` asks; `nf_nat_ipv4_fn` and its sibling do not come there with ICMP errors.
     pub(super) fn may_be_first(self) -> bool {
         !self.is_error && [info::NEW, info::RELATED, info::RELATED_REPLY].contains(&self.info)
+    }
+
+    /// Whether its packets have become longer or shorter, and what counts their bytes is changed accordingly.
+    pub(super) fn shifts_numbers(self) -> bool {
+        self.status & status::SEQ_ADJUST != 0
     }
 
     pub(super) fn is_done(self, hook: u8) -> bool {
