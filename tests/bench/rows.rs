@@ -258,6 +258,12 @@ const ROWS: &[Row] = &[
         start: |_| nftracer("trace", &["--backend", "ebpf", "--attach", "kprobe", "udp port 9"]),
     },
     Row {
+        name: "nft-accepted-last-rule",
+        title: "nftables: nftracer, filter matches, `--verdict drop --last-rule`, accepted",
+        world: World::Nft,
+        start: |_| nftracer("trace", &["--verdict", "drop", "--last-rule", "udp"]),
+    },
+    Row {
         name: "nft-match-stopped",
         title: "nftables: nftracer, filter matches, the probes alone",
         world: World::Nft,

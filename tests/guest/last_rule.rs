@@ -16,7 +16,8 @@ use rustix::process::Signal;
 
 use crate::{Options, Outcome, Test};
 
-pub(crate) const TESTS: &[Test] = &[Test { name: "last_rule", run: last_rule }];
+pub(crate) const TESTS: &[Test] =
+    &[Test { name: "last_rule", run: last_rule }, Test { name: "last_rule_nft", run: last_rule_nft }];
 
 const SHOWN_WITHIN: Duration = Duration::from_secs(20);
 /// Looks without a change.
@@ -78,6 +79,55 @@ const CASES: &[Case] = &[
 /// Ports that are let through.
 const ACCEPTED: [u16; 2] = [OPEN, 5007];
 
+/// The same in nftables, at a device, too, in a chain that is jumped to, by a map, and by the policy.
+const NFT: &str = "table netdev d {
+ chain in { type filter hook ingress device ra priority 0; meta mark set 1; udp dport 5006 drop; }
+}
+table inet t {
+ chain pre { type filter hook prerouting priority 0; counter; }
+ chain in { type filter hook input priority 0; policy drop; meta l4proto { icmp, ipv6-icmp } accept; udp dport 4000 accept; }
+ chain pass { type filter hook forward priority 0; ip ttl set 60; udp dport vmap { 5001 : drop, 5003 : jump user, 5004 : goto user }; udp dport 5002 reject; }
+ chain user { counter; udp dport 5003 drop; meta mark set 2; udp dport 5004 drop; }
+}
+";
+
+const NFT_CASES: &[Case] = &[
+    Case { port: 5001, to_router: false, step: |_| "t:pass:rule:2" },
+    Case { port: 5002, to_router: false, step: |_| "t:pass:rule:3" },
+    Case { port: 5003, to_router: false, step: |_| "t:user:rule:2" },
+    Case { port: 5004, to_router: false, step: |_| "t:user:rule:4" },
+    Case { port: 5005, to_router: true, step: |_| "t:in:policy:3" },
+    Case { port: 5006, to_router: true, step: |_| "d:in:rule:2" },
+];
+
+fn last_rule_nft(options: &Options) -> Result<Outcome> {
+    crate::load_modules();
+    let lab = Lab::build("lsn", Spread::TwoCpus)?;
+    let senders = Senders::open(&lab)?;
+    lab.r.command("nft", &["-f", "-"], NFT)?;
+    let whole = ["--backend", "ebpf", "--netns", lab.r.name(), "-o", "json", "--verdict", "drop", "udp"];
+    let last = [&whole[..8], &["--last-rule", "udp"]].concat();
+    let mut known = 0;
+    let mut number = FIRST;
+    for attach in ["auto", "kprobe"] {
+        let tracer = Tracer::start(&[&last[..], &["--attach", attach]].concat(), &[])?;
+        known += one_by_one(&senders, &mut number, NFT_CASES, false, &tracer, Some(attach))?;
+        tracer.stop(Signal::INT)?;
+    }
+    let tracers = [Tracer::start(&whole, &[])?, Tracer::start(&last, &[])?];
+    // The rules stay what they are: each rule has to be known.
+    flood(&senders, NFT_CASES, Instant::now() + Duration::from_secs(options.seconds), |_| Ok(()))?;
+    for tracer in &tracers {
+        wait::until_steady(SHOWN_WITHIN, STEADY, || tracer.seen());
+    }
+    let [whole, last] = tracers.map(|tracer| tracer.stop(Signal::INT));
+    let (whole, last) = (whole?.trace, last?.trace);
+    let compared = compare(&whole, &last)?;
+    let unknown = unknown(&last);
+    check(unknown.is_empty(), format!("{unknown:?}"))?;
+    Ok(Outcome::Passed(format!("{known} one by one, {compared}")))
+}
+
 fn last_rule(options: &Options) -> Result<Outcome> {
     crate::load_modules();
     for module in ["xt_HL", "xt_statistic", "ipt_REJECT", "ip6t_REJECT"] {
@@ -101,15 +151,15 @@ fn last_rule(options: &Options) -> Result<Outcome> {
         for many in [false, true] {
             put(many, true)?;
             // On the CPU where the counters were put back, one rule may stay unknown.
-            one_by_one(&senders, &mut number, many, &tracer, None)?;
-            known += one_by_one(&senders, &mut number, many, &tracer, Some(attach))?;
+            one_by_one(&senders, &mut number, CASES, many, &tracer, None)?;
+            known += one_by_one(&senders, &mut number, CASES, many, &tracer, Some(attach))?;
         }
         tracer.stop(Signal::INT)?;
     }
     load(false)?;
     let tracers = [Tracer::start(&whole, &[])?, Tracer::start(&last, &[])?];
     let until = Instant::now() + Duration::from_secs(options.seconds);
-    flood(&senders, &load, until)?;
+    flood(&senders, CASES, until, load)?;
     for tracer in &tracers {
         wait::until_steady(SHOWN_WITHIN, STEADY, || tracer.seen());
     }
@@ -123,13 +173,14 @@ fn last_rule(options: &Options) -> Result<Outcome> {
 fn one_by_one(
     senders: &Senders,
     number: &mut u16,
+    cases: &[Case],
     many: bool,
     tracer: &Tracer,
     must: Option<&str>,
 ) -> Result<u32> {
     let mut known = 0;
     for family in Family::ALL {
-        for case in CASES {
+        for case in cases {
             for port in ACCEPTED {
                 senders.fire(&shot(family, LET_THROUGH, port, false)?);
             }
@@ -180,8 +231,13 @@ fn shot(family: Family, sport: u16, dport: u16, to_router: bool) -> Result<Shot>
     Ok(Shot { from: Place::A, packet })
 }
 
-/// Many packets at once, while the tables are replaced.
-fn flood(senders: &Senders, load: &(impl Fn(bool) -> Result<()> + Sync), until: Instant) -> Result<()> {
+/// Many packets at once, while rules are replaced.
+fn flood(
+    senders: &Senders,
+    cases: &[Case],
+    until: Instant,
+    load: impl Fn(bool) -> Result<()> + Sync,
+) -> Result<()> {
     thread::scope(|scope| {
         let editor = scope.spawn(|| {
             let mut many = false;
@@ -195,7 +251,7 @@ fn flood(senders: &Senders, load: &(impl Fn(bool) -> Result<()> + Sync), until: 
         let mut sport = FLOOD;
         while Instant::now() < until && sport < u16::MAX {
             for family in Family::ALL {
-                let case = &CASES[usize::from(sport) % CASES.len()];
+                let case = &cases[usize::from(sport) % cases.len()];
                 sport += 1;
                 senders.fire(&shot(family, sport, case.port, case.to_router)?);
                 senders.fire(&shot(family, LET_THROUGH, ACCEPTED[usize::from(sport) % 2], false)?);

@@ -65,6 +65,8 @@ offsets! {
     info_rule: "nft_traceinfo" "rule",
     /// The `nft_verdict`, likewise.
     info_verdict: "nft_traceinfo" "verdict",
+    /// The `nft_base_chain` that the packet entered, wherever the arguments are.
+    info_basechain: "nft_traceinfo" "basechain",
 }
 
 /// What user space tells the programs about nftables before they are loaded.
@@ -131,6 +133,8 @@ pub mod fact {
     pub const UNREADABLE: u32 = 1 << 9;
     /// `generations` are those of this namespace alone.
     pub const GENERATIONS: u32 = 1 << 10;
+    /// Its only event is the one that dropped the packet; what came before was not looked for.
+    pub const LAST_RULE: u32 = 1 << 11;
 }
 
 /// A packet enters a base chain.

@@ -303,10 +303,7 @@ fn tell<A: Access>(end: &End) -> Option<()> {
     if !is_wanted::<A>(&call, Layout::IP) {
         return None;
     }
-    let told = last.packets.get().wrapping_add(1);
-    last.packets.set(told);
-    let selected = Selected { packet: (cpu_number() << 48) | told, first: true };
-    begin::<A>(state, traversal, 0, &call, (hook, selected), kernel::now_ns(), (0, 0));
+    begin::<A>(state, traversal, 0, &call, (hook, next_packet()?), kernel::now_ns(), (0, 0));
     traversal.facts |= fact::LAST_RULE;
     identify(cpu(), traversal, frame);
     traversal.verdict = end.verdict;
@@ -319,6 +316,15 @@ fn tell<A: Access>(end: &End) -> Option<()> {
     traversal.match_count = u32::from(is_known);
     send_without_exit(state, record);
     Some(())
+}
+
+/// A packet of which something is told: once, so that it never goes on.
+#[inline(always)]
+pub fn next_packet() -> Option<Selected> {
+    let last = LAST.get(0)?;
+    let told = last.packets.get().wrapping_add(1);
+    last.packets.set(told);
+    Some(Selected { packet: (cpu_number() << 48) | told, first: true })
 }
 
 /// Lets the functions of [`snapshot`] see a table as that of a frame.

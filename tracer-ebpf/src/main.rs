@@ -159,6 +159,31 @@ pub fn last_leave_typed(ctx: FExitContext) -> i32 {
     0
 }
 
+/// As [`nft_traced`], for the last rule alone.
+#[kprobe]
+pub fn last_nft_traced(ctx: ProbeContext) -> u32 {
+    if let Some(traced) = nft::Traced::from_arguments(kernel::five_arguments(ctx.as_ptr())) {
+        nft::dropped::<Probed>(&traced, |skb| skb);
+    }
+    0
+}
+
+/// As [`nft_traced_typed`], likewise.
+#[fentry]
+pub fn last_nft_traced_typed(ctx: FEntryContext) -> i32 {
+    nft::dropped::<Typed>(&traced_by_arguments(&ctx), distance);
+    0
+}
+
+/// As [`nft_traced_info_typed`], likewise.
+#[fentry]
+pub fn last_nft_traced_info_typed(ctx: FEntryContext) -> i32 {
+    if let Some(traced) = nft::Traced::from_info::<Typed>(ctx.arg(0), ctx.arg::<u64>(2) as u32, distance) {
+        nft::dropped::<Typed>(&traced, distance);
+    }
+    0
+}
+
 /// Entry of `xt_replace_table(table, num_counters, newinfo, error)`.
 #[kprobe]
 pub fn table_replaced(ctx: ProbeContext) -> u32 {
@@ -207,10 +232,15 @@ pub fn nft_enter_typed(ctx: FEntryContext) -> i32 {
 /// As [`nft_traced`], where the function is `(pkt, verdict, rule, info, type)`.
 #[fentry]
 pub fn nft_traced_typed(ctx: FEntryContext) -> i32 {
-    let (pkt, verdict, rule) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
-    let what = ctx.arg::<u64>(4) as u32;
-    nft::traced::<Typed>(&nft::Traced { info: 0, pkt, verdict, rule, key: distance(pkt), what });
+    nft::traced::<Typed>(&traced_by_arguments(&ctx));
     0
+}
+
+#[inline(always)]
+fn traced_by_arguments(ctx: &FEntryContext) -> nft::Traced {
+    let (pkt, verdict, rule, info) = (ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg(3));
+    let what = ctx.arg::<u64>(4) as u32;
+    nft::Traced { info, pkt, verdict, rule, key: distance(pkt), what }
 }
 
 /// As [`nft_traced`], where the function is `(info, chain, type)`.

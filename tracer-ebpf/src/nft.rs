@@ -12,9 +12,12 @@ use crate::counts;
 use crate::emit::{count, wake};
 use crate::frame::{State, cpu, cpu_number, state};
 use crate::kernel::{self, Access, HookState, Probed, Skb, copy, read};
+use crate::last_rule;
 use crate::legacy::{Call, NO_OWNER, device, drop_none, known_owner};
 use crate::maps::{COMMITS, COMMITTING, EVENTS, OPEN_RUNS, Words};
-use crate::select::{ADDRESS_FROM, ADDRESS_SHIFT, Layout, Question, Selected, blurred, forget, namespace};
+use crate::select::{
+    ADDRESS_FROM, ADDRESS_SHIFT, Layout, Question, Selected, blurred, forget, is_wanted, namespace,
+};
 use crate::snapshot::bounded;
 use tracer_common::count::{self, by};
 use tracer_common::counter::Counter;
@@ -274,6 +277,26 @@ fn begin<A: Access>(call: &Call) -> Option<()> {
     if counts::counts() {
         return begin_counted::<A>(call, question.layout(), &selected, &hook_state);
     }
+    let (run, slot) = send_run::<A>(call, place, selected, &hook_state, 0)?;
+    // SAFETY: a map value.
+    let open = unsafe { &mut *open_run(call.key)? };
+    (open.run, open.index, open.commit_slot) = (run, 0, slot);
+    open.key = call.key;
+    if config!(timed) != 0 {
+        open.began_ns = kernel::now_ns();
+    }
+    Some(())
+}
+
+/// Sends what is known of a run when it begins, with these facts more. Returns its number and the slot of its commits.
+#[inline(always)]
+fn send_run<A: Access>(
+    call: &Call,
+    place: Place,
+    selected: Selected,
+    hook_state: &HookState,
+    facts: u32,
+) -> Option<(u64, u32)> {
     let state = state()?;
     let number = state.runs.get() + 1;
     state.runs.set(number);
@@ -295,16 +318,10 @@ fn begin<A: Access>(call: &Call) -> Option<()> {
     record.netns = netns;
     record.hook = place.hook;
     record.family = place.family;
-    fill::<A>(state, record, call, selected, &hook_state);
+    fill::<A>(state, record, call, selected, hook_state);
+    record.facts |= facts;
     entry.submit(wake());
-    // SAFETY: a map value.
-    let open = unsafe { &mut *open_run(call.key)? };
-    (open.run, open.index, open.commit_slot) = (run, 0, slot);
-    open.key = call.key;
-    if config!(timed) != 0 {
-        open.began_ns = kernel::now_ns();
-    }
-    Some(())
+    Some((run, slot))
 }
 
 /// Opens a run that is counted.
@@ -463,10 +480,10 @@ pub struct Traced {
 impl Traced {
     /// From the registers, whichever hold what on this kernel.
     #[inline(always)]
-    pub fn from_arguments([first, second, third, _, fifth]: [u64; 5]) -> Option<Self> {
+    pub fn from_arguments([first, second, third, fourth, fifth]: [u64; 5]) -> Option<Self> {
         if nft!(witness) == Witness::TraceArguments as u32 {
             let (pkt, verdict, rule) = (first, second, third);
-            return Some(Self { info: 0, pkt, verdict, rule, key: pkt, what: fifth as u32 });
+            return Some(Self { info: fourth, pkt, verdict, rule, key: pkt, what: fifth as u32 });
         }
         Self::from_info::<Probed>(first, third as u32, |pkt| pkt)
     }
@@ -477,6 +494,24 @@ impl Traced {
         let pkt = A::field(info, nft_offset!(info_pkt))?;
         Some(Self { info, pkt, verdict: 0, rule: 0, key: number_of(pkt), what })
     }
+
+    /// Pointers to the verdict and the rule.
+    #[inline(always)]
+    fn verdict_and_rule<A: Access>(&self) -> Option<(u64, u64)> {
+        if nft!(witness) == Witness::TraceInfo as u32 {
+            let (verdict, rule) = (nft_offset!(info_verdict), nft_offset!(info_rule));
+            Some((A::field(self.info, verdict)?, A::field(self.info, rule)?))
+        } else {
+            Some((self.verdict, self.rule))
+        }
+    }
+}
+
+/// The handle of a rule.
+#[inline(always)]
+fn handle<A: Access>(rule: u64) -> Option<u64> {
+    let word: u64 = A::field(rule, u64::from(nft!(rule_word)))?;
+    Some((word >> (nft!(rule_shift) & 63)) & ((1 << HANDLE_BITS) - 1))
 }
 
 /// The kernel tells of a verdict. While another program is at work here it is that of a run that began since and was
@@ -509,11 +544,7 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
     let index = open.index;
     open.index = index.wrapping_add(1);
     // What cannot be read is missing from the run, and its number tells.
-    let (verdict, rule) = if nft!(witness) == Witness::TraceInfo as u32 {
-        (A::field(traced.info, nft_offset!(info_verdict))?, A::field(traced.info, nft_offset!(info_rule))?)
-    } else {
-        (traced.verdict, traced.rule)
-    };
+    let (verdict, rule) = traced.verdict_and_rule::<A>()?;
     let policy = traced.what == what::POLICY;
     let code: i32 = if policy { code::CONTINUE } else { A::field(verdict, nft_offset!(verdict_code))? };
     let target = if code == code::JUMP || code == code::GOTO {
@@ -524,12 +555,7 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
     };
     // At the end of a chain the rule is whatever was there last.
     let decided = traced.what == what::RULE || (traced.what == what::RETURN && code == code::RETURN);
-    let rule = if decided {
-        let word: u64 = A::field(rule, u64::from(nft!(rule_word)))?;
-        (word >> (nft!(rule_shift) & 63)) & ((1 << HANDLE_BITS) - 1)
-    } else {
-        0
-    };
+    let rule = if decided { handle::<A>(rule)? } else { 0 };
     let low = code & 0xff;
     if counts::counts() {
         if policy {
@@ -574,6 +600,71 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
     let took_ns = kernel::now_ns().wrapping_sub(came_ns);
     open.began_ns = open.began_ns.wrapping_add(took_ns);
     Some(())
+}
+
+/// The kernel tells of a verdict, and only those that drop a packet are wanted, with what they drop. That needs nothing of
+/// what came before: the base chain is told with each.
+#[inline(always)]
+pub fn dropped<A: Access>(traced: &Traced, number_of: impl FnOnce(u64) -> u64) {
+    let Some(dropped) = Dropped::of::<A>(traced) else { return };
+    match cpu().claim() {
+        Some(_alone) => drop_none(dropped.tell::<A>(traced, number_of)),
+        None => count(Counter::RunsLeftOut, 1),
+    }
+}
+
+/// A verdict by which a packet is dropped.
+struct Dropped {
+    /// Pointer to the rule; `None` where the policy decided.
+    rule: Option<u64>,
+    /// Address of the base chain.
+    chain: u64,
+    code: i32,
+}
+
+impl Dropped {
+    #[inline(always)]
+    fn of<A: Access>(traced: &Traced) -> Option<Self> {
+        let chain =
+            || Some(read::<u64>(traced.info + nft_offset!(info_basechain))? + nft_offset!(base_chain));
+        if traced.what == what::POLICY {
+            let chain = chain()?;
+            return (drops(chain) != 0).then_some(Self { rule: None, chain, code: code::CONTINUE });
+        }
+        let (verdict, rule) = traced.verdict_and_rule::<A>()?;
+        let code: i32 = A::field(verdict, nft_offset!(verdict_code))?;
+        let is_drop = traced.what == what::RULE && code >= 0 && code & 0xff == NF_DROP;
+        if is_drop { Some(Self { rule: Some(rule), chain: chain()?, code }) } else { None }
+    }
+
+    /// Sends the packet, if it is one that was asked for, and what dropped it.
+    #[inline(always)]
+    fn tell<A: Access>(&self, traced: &Traced, number_of: impl FnOnce(u64) -> u64) -> Option<()> {
+        let (skb, state) = packet_and_state::<A>(traced.pkt)?;
+        let place = Place::of::<A>(skb, state)?;
+        let call = Call { skb, skb_number: number_of(skb), state, table: self.chain, key: traced.key };
+        if !is_wanted::<A>(&call, Layout::at(place.hook, place.family)) {
+            return None;
+        }
+        let hook_state = A::hook_state(state)?;
+        let selected = last_rule::next_packet()?;
+        let (run, slot) = send_run::<A>(&call, place, selected, &hook_state, fact::LAST_RULE)?;
+        send(Event {
+            kind: kind::EVENT,
+            index: 0,
+            run,
+            rule: match self.rule {
+                Some(rule) => handle::<A>(rule)?,
+                None => 0,
+            },
+            target: 0,
+            what: traced.what,
+            code: self.code,
+            commits: commits(slot).begun as u32,
+            mark: A::field(skb, offset!(skb_mark))?,
+        });
+        Some(())
+    }
 }
 
 /// A run has ended, by a verdict or by the policy. Of a packet that does not go on nothing more can come.

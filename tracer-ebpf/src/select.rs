@@ -164,6 +164,18 @@ impl Layout {
     pub const FRAMED: Self = Self(1);
     /// No IP packet: a filter can only be asked about its frame.
     pub const ARP: Self = Self(2);
+
+    /// Of a packet of this family at this hook, one of a base chain.
+    #[inline(always)]
+    pub fn at(hook: u8, family: u8) -> Self {
+        if family == NFPROTO_ARP {
+            Self::ARP
+        } else if hook == EGRESS {
+            Self::FRAMED
+        } else {
+            Self::IP
+        }
+    }
 }
 
 const NFPROTO_ARP: u8 = 3;
@@ -232,13 +244,7 @@ impl Question {
     /// The same for a base chain of a device, which can be that of several, and see a packet at each of them.
     #[inline(always)]
     pub fn at_device(call: &Call, hook: u8, family: u8, chain: u64, device: u32) -> Self {
-        let layout = if family == NFPROTO_ARP {
-            Layout::ARP
-        } else if hook == EGRESS {
-            Layout::FRAMED
-        } else {
-            Layout::IP
-        };
+        let layout = Layout::at(hook, family);
         let now =
             if hook < BRIDGE { u64::from(hook) << 3 } else { AT_BRIDGE + u64::from((hook - BRIDGE) & 7) };
         let device = u64::from(device);

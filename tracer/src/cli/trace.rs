@@ -49,8 +49,8 @@ pub(super) struct TraceArgs {
     #[command(flatten)]
     verdicts: VerdictArgs,
 
-    /// With --verdict drop, show of each packet only the rule of a legacy table that dropped it, not those before: packets
-    /// that are accepted cost next to nothing then. The filter is asked about packets as they are when they are dropped.
+    /// With --verdict drop, show of each packet only the rule or policy that dropped it, not those before: packets that are
+    /// accepted cost next to nothing then. The filter is asked about packets as they are when they are dropped.
     /// For ebpf
     #[arg(long, requires = "verdict", conflicts_with_all = ["indev", "outdev", "uid", "table", "chain", "rule", "cgroup", "follow", "conntrack", "sample", "limit", "max_cost", "who", "latency", "slow", "summary", "count_by", "explain"])]
     last_rule: bool,

@@ -120,22 +120,21 @@ pub enum Method {
 pub enum Sight {
     /// All that packets meet, also in nftables in the way that a [`Witness`] names, unless it is not to be traced.
     Whole(Option<u32>),
-    /// The last rule in legacy tables of packets that are dropped.
-    LastRule,
+    /// The last rule of packets that are dropped, also in nftables likewise.
+    LastRule(Option<u32>),
 }
 
 impl Sight {
     fn witness(self) -> Option<u32> {
         match self {
-            Self::Whole(witness) => witness,
-            Self::LastRule => None,
+            Self::Whole(witness) | Self::LastRule(witness) => witness,
         }
     }
 
     fn probes(self) -> &'static [Probe] {
         match self {
             Self::Whole(_) => PROBES,
-            Self::LastRule => LAST_RULE_PROBES,
+            Self::LastRule(_) => LAST_RULE_PROBES,
         }
     }
 }

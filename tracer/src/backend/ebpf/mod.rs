@@ -181,8 +181,8 @@ pub struct Options<'a> {
     pub choice: Choice<'a>,
     /// Whether it is told who sends packets.
     pub who: bool,
-    /// Only the last rule in legacy tables of packets that are dropped, with room for the counters of all tables, in pages
-    /// of [`PAGE_ENTRIES`].
+    /// Only the last rule of packets that are dropped, with room for the counters of all legacy tables, in pages of
+    /// [`PAGE_ENTRIES`].
     pub last_rule: Option<u32>,
 }
 
@@ -465,7 +465,7 @@ impl Ebpf {
             map.set(0, PodThrottle(throttle), 0).map_err(refused)?;
         }
         let sight = match options.last_rule {
-            Some(_) => Sight::LastRule,
+            Some(_) => Sight::LastRule(witness),
             None => Sight::Whole(witness),
         };
         let probes = attach::Probes::place(&object, &mut programs, &kernel, options.method, sight)?;

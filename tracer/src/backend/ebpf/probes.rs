@@ -226,4 +226,32 @@ pub const LAST_RULE_PROBES: &[Probe] = &[
         point: Point::Entry,
         need: Need::Family("ip"),
     },
+    Probe {
+        program: "commit_leave",
+        typed: None,
+        symbol: "nf_tables_commit",
+        point: Point::Return,
+        need: Need::Nftables,
+    },
+    Probe {
+        program: "commit_enter",
+        typed: None,
+        symbol: "nf_tables_commit",
+        point: Point::Entry,
+        need: Need::Nftables,
+    },
+    Probe {
+        program: "last_nft_traced",
+        typed: Some("last_nft_traced_info_typed"),
+        symbol: "__nft_trace_packet",
+        point: Point::Entry,
+        need: Need::NftRules(Witness::TraceInfo),
+    },
+    Probe {
+        program: "last_nft_traced",
+        typed: Some("last_nft_traced_typed"),
+        symbol: "__nft_trace_packet",
+        point: Point::Entry,
+        need: Need::NftRules(Witness::TraceArguments),
+    },
 ];

@@ -386,8 +386,18 @@ impl Interpreter {
         };
         let nothing = nftables::Ruleset::default();
         let ruleset = version.as_ref().map_or(&nothing, |version| &version.ruleset);
-        let followed = nftables::run::follow(ruleset, run, events);
+        let mut followed = nftables::run::follow(ruleset, run, events);
         why = why.or(followed.doubt);
+        let is_last_rule = run.facts & tracer_common::nft::fact::LAST_RULE != 0;
+        if is_last_rule {
+            why = Some(match why {
+                None => last_rule::WHY.to_owned(),
+                Some(doubt) => {
+                    followed.met.clear();
+                    last_rule::unknown(Some(doubt))
+                }
+            });
+        }
         let mut names = std::mem::take(&mut self.names);
         let mut mark = run.mark;
         self.shown.forget();
@@ -449,7 +459,12 @@ impl Interpreter {
             queue: events.last().and_then(|event| queue_of(event.code.cast_unsigned())),
         };
         let Self { tracker, outlet, links, standings, history, .. } = self;
-        let stands = standings.of((run.netns, family), history, version.as_ref());
+        let stands = if is_last_rule {
+            // As for a traversal.
+            Rc::default()
+        } else {
+            standings.of((run.netns, family), history, version.as_ref())
+        };
         tracker.add(&visit, found, part, &stands, &mut |path| outlet.path(&links.settled(path)));
         self.names = names;
     }

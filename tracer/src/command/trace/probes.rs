@@ -18,7 +18,7 @@ use crate::sink::{Output, Sink, Start};
 use crate::sys::netlink::{NETFILTER, Received, Socket};
 use crate::sys::privilege::{Capability, Privileges};
 use crate::sys::{bpf, cgroup, clock, kernel, netns};
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use std::fs::File;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::OwnedFd;
@@ -330,16 +330,17 @@ impl Placed {
         let largest = sizes.iter().max().copied().unwrap_or(0);
         let nftables = match config.mark {
             _ if !kernel::has_nftables() => ebpf::Nftables::Absent,
-            _ if config.last_rule => ebpf::Nftables::Absent,
             // Where there is nothing else, base chains may come.
             _ if kernel::has_legacy_tables() && !namespaces.have_base_chains() => ebpf::Nftables::Absent,
             // What becomes of packets is known without the rules.
             _ if counts.is_some_and(|counts| counts.by != by::RULE) => ebpf::Nftables::Ends,
+            // Rules alone are looked for.
+            Mark::None if config.last_rule => ebpf::Nftables::Absent,
             Mark::None => ebpf::Nftables::Ends,
             _ => ebpf::Nftables::Rules,
         };
-        if config.last_rule {
-            check_tables(&namespaces)?;
+        if config.last_rule && config.mark == Mark::None && namespaces.have_base_chains() {
+            say("--last-rule with --mark none: packets that rules of nftables drop are not shown");
         }
         let key = match nftables {
             ebpf::Nftables::Rules => Some(turn_key(&namespaces.home().map_err(Failure::running)?)?),
@@ -388,19 +389,6 @@ impl Placed {
         let start = wish.start("ebpf", footprint, ebpf.log_style());
         Ok(Self { ebpf, namespaces, key, start })
     }
-}
-
-/// `--last-rule` looks at legacy tables alone.
-fn check_tables(namespaces: &Namespaces) -> Result<(), Failure> {
-    if !kernel::has_legacy_tables() {
-        let failure =
-            Failure::unusable(anyhow!("--last-rule: it looks at legacy tables, and the kernel has none"));
-        return Err(failure.with_remedy("leave out --last-rule"));
-    }
-    if kernel::has_nftables() && namespaces.have_base_chains() {
-        say("--last-rule: packets that rules of nftables drop are not shown");
-    }
-    Ok(())
 }
 
 /// Pages for the counters of tables of these sizes, when they have grown or others have come.

@@ -22,7 +22,9 @@ pub(super) fn resolve(kernel: &Kernel<'_>) -> Result<NftConfig, Unresolved> {
     let mut offsets = [ABSENT; NFT_FIELDS.len()];
     let definitions = kernel.definitions(NFT_FIELDS);
     for (field, offset) in NFT_FIELDS.iter().zip(&mut offsets) {
-        if witness != Witness::TraceInfo && field.structure == "nft_traceinfo" {
+        // What is an argument.
+        let is_argument = matches!(field.name, "info_pkt" | "info_rule" | "info_verdict");
+        if witness != Witness::TraceInfo && is_argument {
             continue;
         }
         let found = definitions
@@ -132,6 +134,7 @@ const KNOWN: &[Known] = &[
                 info_pkt: 0,
                 info_rule: 24,
                 info_verdict: 32,
+                info_basechain: 8,
             },
         },
         facts: &[
