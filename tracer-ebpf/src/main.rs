@@ -162,25 +162,25 @@ pub fn last_leave_typed(ctx: FExitContext) -> i32 {
 /// As [`nft_traced`], for the last rule alone.
 #[kprobe]
 pub fn last_nft_traced(ctx: ProbeContext) -> u32 {
-    if let Some(traced) = nft::Traced::from_arguments(kernel::five_arguments(ctx.as_ptr())) {
-        nft::dropped::<Probed>(&traced, |skb| skb);
-    }
+    let arguments = kernel::five_arguments(ctx.as_ptr());
+    let traced = || nft::Traced::from_arguments(arguments);
+    nft::dropped::<Probed>(&nft::Told::from_arguments(arguments), traced, |skb| skb);
     0
 }
 
 /// As [`nft_traced_typed`], likewise.
 #[fentry]
 pub fn last_nft_traced_typed(ctx: FEntryContext) -> i32 {
-    nft::dropped::<Typed>(&traced_by_arguments(&ctx), distance);
+    let told = nft::Told { info: ctx.arg(3), verdict: ctx.arg(1), what: ctx.arg::<u64>(4) as u32 };
+    nft::dropped::<Typed>(&told, || Some(traced_by_arguments(&ctx)), distance);
     0
 }
 
 /// As [`nft_traced_info_typed`], likewise.
 #[fentry]
 pub fn last_nft_traced_info_typed(ctx: FEntryContext) -> i32 {
-    if let Some(traced) = nft::Traced::from_info::<Typed>(ctx.arg(0), ctx.arg::<u64>(2) as u32, distance) {
-        nft::dropped::<Typed>(&traced, distance);
-    }
+    let told = nft::Told { info: ctx.arg(0), verdict: 0, what: ctx.arg::<u64>(2) as u32 };
+    nft::dropped::<Typed>(&told, || traced_by_info(&ctx), distance);
     0
 }
 
@@ -246,10 +246,15 @@ fn traced_by_arguments(ctx: &FEntryContext) -> nft::Traced {
 /// As [`nft_traced`], where the function is `(info, chain, type)`.
 #[fentry]
 pub fn nft_traced_info_typed(ctx: FEntryContext) -> i32 {
-    if let Some(traced) = nft::Traced::from_info::<Typed>(ctx.arg(0), ctx.arg::<u64>(2) as u32, distance) {
+    if let Some(traced) = traced_by_info(&ctx) {
         nft::traced::<Typed>(&traced);
     }
     0
+}
+
+#[inline(always)]
+fn traced_by_info(ctx: &FEntryContext) -> Option<nft::Traced> {
+    nft::Traced::from_info::<Typed>(ctx.arg(0), ctx.arg::<u64>(2) as u32, distance)
 }
 
 /// As [`nft_leave`], as [`leave_typed`] is to [`leave`].

@@ -605,66 +605,84 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
 /// The kernel tells of a verdict, and only those that drop a packet are wanted, with what they drop. That needs nothing of
 /// what came before: the base chain is told with each.
 #[inline(always)]
-pub fn dropped<A: Access>(traced: &Traced, number_of: impl FnOnce(u64) -> u64) {
-    let Some(dropped) = Dropped::of::<A>(traced) else { return };
+pub fn dropped<A: Access>(told: &Told, traced: impl FnOnce() -> Option<Traced>, number_of: fn(u64) -> u64) {
+    if told.drops::<A>() != Some(true) {
+        return;
+    }
     match cpu().claim() {
-        Some(_alone) => drop_none(dropped.tell::<A>(traced, number_of)),
+        Some(_alone) => drop_none(traced().and_then(|traced| tell_dropped::<A>(&traced, number_of))),
         None => count(Counter::RunsLeftOut, 1),
     }
 }
 
-/// A verdict by which a packet is dropped.
-struct Dropped {
-    /// Pointer to the rule; `None` where the policy decided.
-    rule: Option<u64>,
-    /// Address of the base chain.
-    chain: u64,
-    code: i32,
+/// As much of what `__nft_trace_packet` was called with as tells whether a packet is dropped: most are not.
+#[derive(Clone, Copy)]
+pub struct Told {
+    /// Pointer to the `nft_traceinfo`.
+    pub info: u64,
+    /// Pointer to the verdict; 0 where it is in `info`.
+    pub verdict: u64,
+    pub what: u32,
 }
 
-impl Dropped {
+impl Told {
+    /// From the registers, whichever hold what on this kernel.
     #[inline(always)]
-    fn of<A: Access>(traced: &Traced) -> Option<Self> {
-        let chain =
-            || Some(read::<u64>(traced.info + nft_offset!(info_basechain))? + nft_offset!(base_chain));
-        if traced.what == what::POLICY {
-            let chain = chain()?;
-            return (drops(chain) != 0).then_some(Self { rule: None, chain, code: code::CONTINUE });
+    pub fn from_arguments([first, second, third, fourth, fifth]: [u64; 5]) -> Self {
+        if nft!(witness) == Witness::TraceArguments as u32 {
+            Self { info: fourth, verdict: second, what: fifth as u32 }
+        } else {
+            Self { info: first, verdict: 0, what: third as u32 }
         }
-        let (verdict, rule) = traced.verdict_and_rule::<A>()?;
-        let code: i32 = A::field(verdict, nft_offset!(verdict_code))?;
-        let is_drop = traced.what == what::RULE && code >= 0 && code & 0xff == NF_DROP;
-        if is_drop { Some(Self { rule: Some(rule), chain: chain()?, code }) } else { None }
     }
 
-    /// Sends the packet, if it is one that was asked for, and what dropped it.
     #[inline(always)]
-    fn tell<A: Access>(&self, traced: &Traced, number_of: impl FnOnce(u64) -> u64) -> Option<()> {
-        let (skb, state) = packet_and_state::<A>(traced.pkt)?;
-        let place = Place::of::<A>(skb, state)?;
-        let call = Call { skb, skb_number: number_of(skb), state, table: self.chain, key: traced.key };
-        if !is_wanted::<A>(&call, Layout::at(place.hook, place.family)) {
-            return None;
+    fn drops<A: Access>(&self) -> Option<bool> {
+        if self.what == what::POLICY {
+            let base: u64 = A::field(self.info, nft_offset!(info_basechain))?;
+            return Some(A::field::<u8>(base, nft_offset!(base_policy))? == NF_DROP as u8);
         }
-        let hook_state = A::hook_state(state)?;
-        let selected = last_rule::next_packet()?;
-        let (run, slot) = send_run::<A>(&call, place, selected, &hook_state, fact::LAST_RULE)?;
-        send(Event {
-            kind: kind::EVENT,
-            index: 0,
-            run,
-            rule: match self.rule {
-                Some(rule) => handle::<A>(rule)?,
-                None => 0,
-            },
-            target: 0,
-            what: traced.what,
-            code: self.code,
-            commits: commits(slot).begun as u32,
-            mark: A::field(skb, offset!(skb_mark))?,
-        });
-        Some(())
+        let verdict = if nft!(witness) == Witness::TraceInfo as u32 {
+            A::field(self.info, nft_offset!(info_verdict))?
+        } else {
+            self.verdict
+        };
+        let code: i32 = A::field(verdict, nft_offset!(verdict_code))?;
+        Some(self.what == what::RULE && code >= 0 && code & 0xff == NF_DROP)
     }
+}
+
+/// Sends a packet that is dropped, if it is one that was asked for, and what drops it.
+#[inline(always)]
+fn tell_dropped<A: Access>(traced: &Traced, number_of: fn(u64) -> u64) -> Option<()> {
+    let (skb, state) = packet_and_state::<A>(traced.pkt)?;
+    let place = Place::of::<A>(skb, state)?;
+    let base: u64 = read(traced.info + nft_offset!(info_basechain))?;
+    let chain = base + nft_offset!(base_chain);
+    let call = Call { skb, skb_number: number_of(skb), state, table: chain, key: traced.key };
+    if !is_wanted::<A>(&call, Layout::at(place.hook, place.family)) {
+        return None;
+    }
+    let (rule, code) = if traced.what == what::POLICY {
+        (0, code::CONTINUE)
+    } else {
+        let (verdict, rule) = traced.verdict_and_rule::<A>()?;
+        (handle::<A>(rule)?, A::field(verdict, nft_offset!(verdict_code))?)
+    };
+    let hook_state = A::hook_state(state)?;
+    let (run, slot) = send_run::<A>(&call, place, last_rule::next_packet()?, &hook_state, fact::LAST_RULE)?;
+    send(Event {
+        kind: kind::EVENT,
+        index: 0,
+        run,
+        rule,
+        target: 0,
+        what: traced.what,
+        code,
+        commits: commits(slot).begun as u32,
+        mark: A::field(skb, offset!(skb_mark))?,
+    });
+    Some(())
 }
 
 /// A run has ended, by a verdict or by the policy. Of a packet that does not go on nothing more can come.
