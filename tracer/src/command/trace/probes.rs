@@ -33,6 +33,9 @@ use tracer_common::legacy::Traversal;
 
 /// Records taken before signals and time are looked at again.
 const BATCH: usize = 4096;
+/// Records of which it is only counted at the end how many were not read: more than the usual ring holds, and an end to
+/// what the kernel goes on to fill in.
+const UNREAD: usize = 1 << 20;
 /// Records taken before it is asked whether rules of nftables have changed: on kernels whose announcements leave something
 /// open they have to be read before they change again.
 const PART: usize = 512;
@@ -658,13 +661,17 @@ impl Session for Probing {
         let interpreter = &mut self.interpreter;
         let read_until_ns = if taken < BATCH { clock::monotonic_ns() } else { interpreter.seen_ns() };
         interpreter.give_out_rest(read_until_ns);
+        // What nobody asked for is not missed.
+        let unread =
+            if taken < BATCH || interpreter.enough() { 0 } else { self.ebpf.get_mut().drain(UNREAD, |_| ()) };
+        let interpreter = &mut self.interpreter;
         let ebpf = self.ebpf.get_ref();
         let lost = ebpf.lost().map_err(Failure::running)?;
         let missed = ebpf.missed_traversals().map_err(Failure::running)? + lost.missed_runs;
         let throttled = ebpf.throttled().map_err(Failure::running)?;
         let (sampled, limited) = self.asked;
         interpreter.left_out(sampled.then_some(throttled.by_chance), limited.then_some(throttled.by_limit));
-        let totals = interpreter.finish(lost.records, missed).context("cannot write")?;
+        let totals = interpreter.finish(lost.records + unread as u64, missed).context("cannot write")?;
         eprintln!("{totals}");
         Ok(())
     }
