@@ -74,16 +74,18 @@ impl<'r> Followed<'r> {
         let table = table.ok_or_else(|| format!("nftables has no table with handle {}", run.table))?;
         let base = chain(table, run.chain)?;
         let generation = ruleset.generation;
+        let name = format!("{} {}:{}", table.family.name(), table.name, base.name);
         let stack = match events {
-            // Where the rule is: what came before was not looked for.
-            [last, ..] if run.facts & fact::LAST_RULE != 0 => {
-                let found = table.rule(last.rule).filter(|_| last.what != what::POLICY);
-                found.map(|(chain, number, _)| Frame { chain, number: number - 1 }).into_iter().collect()
+            // What came before was not looked for: the packet is where the rule is.
+            [last, ..] if run.facts & fact::LAST_RULE != 0 && last.what != what::POLICY => {
+                let unknown = || format!("in {name}, its table has no rule with handle {}", last.rule);
+                let (chain, number, _) = table.rule(last.rule).ok_or_else(unknown)?;
+                vec![Frame { chain, number: number - 1 }]
             }
+            [_, ..] if run.facts & fact::LAST_RULE != 0 => Vec::new(),
             _ => vec![Frame { chain: base, number: 0 }],
         };
         let mut place = Place { generation, table, base, stack };
-        let name = format!("{} {}:{}", table.family.name(), table.name, base.name);
         for (index, event) in (0..).zip(events) {
             if event.index != index {
                 return Err(format!("a verdict of {name} was not seen"));

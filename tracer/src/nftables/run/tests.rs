@@ -21,6 +21,9 @@ struct Scenario {
     /// What the kernel told: `HANDLE continue`, `HANDLE accept`, `HANDLE jump CHAIN`, `end`, `policy`, `left VERDICT`;
     /// `missed` for one that was not seen, `changed` for a change of the rules before the next.
     events: Vec<String>,
+    /// Whether only the verdict that dropped the packet was looked for.
+    #[serde(default)]
+    last: bool,
     /// `table:chain:kind:number` and what it did.
     path: Vec<String>,
     /// What the base chain decided.
@@ -73,7 +76,8 @@ impl Scenario {
         let found = |held: &&Table| held.family.name() == family && *held.name == *table;
         let table = ruleset.tables.iter().find(found).expect("a table");
         let handle = |name: &str| table.chain(name).expect("a chain").handle;
-        let run = Run { table: table.handle, chain: handle(chain), ..Run::new_zeroed() };
+        let facts = if self.last { fact::LAST_RULE } else { 0 };
+        let run = Run { table: table.handle, chain: handle(chain), facts, ..Run::new_zeroed() };
         let (mut events, mut index, mut commits) = (Vec::new(), 0, 0);
         for line in &self.events {
             let words: Vec<&str> = line.split(' ').collect();
