@@ -144,6 +144,10 @@ pub(in crate::command) fn attempt(plan: Plan) -> Result<Option<String>, Failure>
     check_namespace(&here, plan)?;
     let absent = absent_modules(plan, std::slice::from_ref(&here))?;
     if !absent.is_empty() {
+        // Who may read the kernel's log does not depend on them.
+        if matches!(plan, Plan::Log(_)) {
+            open_log(None, plan)?;
+        }
         return Ok(Some(absent.join(", ")));
     }
     // Who may not make one can be asked for its source only.
