@@ -66,15 +66,36 @@ pub enum Need {
     IfPresent,
 }
 
+/// A legacy table is replaced. Counted by each kind of trace.
+const TABLE_REPLACED: Probe = Probe {
+    program: "table_replaced",
+    typed: None,
+    symbol: "xt_replace_table",
+    point: Point::Entry,
+    need: Need::Always,
+};
+
+/// Rules of nftables have changed. Counted by each kind of trace.
+const COMMIT_LEAVE: Probe = Probe {
+    program: "commit_leave",
+    typed: None,
+    symbol: "nf_tables_commit",
+    point: Point::Return,
+    need: Need::Nftables,
+};
+
+/// Rules of nftables are about to change. Counted by each kind of trace.
+const COMMIT_ENTER: Probe = Probe {
+    program: "commit_enter",
+    typed: None,
+    symbol: "nf_tables_commit",
+    point: Point::Entry,
+    need: Need::Nftables,
+};
+
 /// All probes, in the order they are placed: exits before entries, so that no entry is seen without its exit.
 pub const PROBES: &[Probe] = &[
-    Probe {
-        program: "table_replaced",
-        typed: None,
-        symbol: "xt_replace_table",
-        point: Point::Entry,
-        need: Need::Always,
-    },
+    TABLE_REPLACED,
     Probe {
         program: "counters_added",
         typed: None,
@@ -124,20 +145,8 @@ pub const PROBES: &[Probe] = &[
         point: Point::Entry,
         need: Need::Family("ip"),
     },
-    Probe {
-        program: "commit_leave",
-        typed: None,
-        symbol: "nf_tables_commit",
-        point: Point::Return,
-        need: Need::Nftables,
-    },
-    Probe {
-        program: "commit_enter",
-        typed: None,
-        symbol: "nf_tables_commit",
-        point: Point::Entry,
-        need: Need::Nftables,
-    },
+    COMMIT_LEAVE,
+    COMMIT_ENTER,
     Probe {
         program: "nft_leave",
         typed: Some("nft_leave_typed"),
@@ -170,13 +179,7 @@ pub const PROBES: &[Probe] = &[
 
 /// Those for the last rule of packets that are dropped, in the same order.
 pub const LAST_RULE_PROBES: &[Probe] = &[
-    Probe {
-        program: "table_replaced",
-        typed: None,
-        symbol: "xt_replace_table",
-        point: Point::Entry,
-        need: Need::Always,
-    },
+    TABLE_REPLACED,
     Probe {
         program: "last_counters_added",
         typed: None,
@@ -226,20 +229,8 @@ pub const LAST_RULE_PROBES: &[Probe] = &[
         point: Point::Entry,
         need: Need::Family("ip"),
     },
-    Probe {
-        program: "commit_leave",
-        typed: None,
-        symbol: "nf_tables_commit",
-        point: Point::Return,
-        need: Need::Nftables,
-    },
-    Probe {
-        program: "commit_enter",
-        typed: None,
-        symbol: "nf_tables_commit",
-        point: Point::Entry,
-        need: Need::Nftables,
-    },
+    COMMIT_LEAVE,
+    COMMIT_ENTER,
     Probe {
         program: "last_nft_traced",
         typed: Some("last_nft_traced_info_typed"),

@@ -350,18 +350,11 @@ impl Tracker {
     pub fn end(&mut self, packet: u64, ending: Ending, unseen: bool, give: &mut impl FnMut(&Path)) {
         if let Some(room) = self.rooms.of(packet) {
             let open = &mut self.rooms[room];
-            if unseen {
-                open.doubt("what dropped it was not seen".to_owned());
-            }
-            open.path.ending = Some(ending);
+            open.ended(ending, unseen);
             open.is_queued = false;
             self.await_silence(packet, room);
         } else if let Some(room) = self.held.get(&packet) {
-            let open = &mut self.rooms[*room];
-            if unseen {
-                open.doubt("what dropped it was not seen".to_owned());
-            }
-            open.path.ending = Some(ending);
+            self.rooms[*room].ended(ending, unseen);
             self.give_held(packet, give);
         }
     }

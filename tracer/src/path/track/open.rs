@@ -247,6 +247,14 @@ impl Open {
         became().or_else(|| self.is_gone(before, later, visit).then_some(Fate::Unknown))
     }
 
+    /// The packet has ended this way; `unseen` says that what ended it should have been seen.
+    pub(super) fn ended(&mut self, ending: Ending, unseen: bool) {
+        if unseen {
+            self.doubt("what dropped it was not seen".to_owned());
+        }
+        self.path.ending = Some(ending);
+    }
+
     /// Whether what follows the header is that of another packet. Conntrack's helpers shift the numbers of TCP.
     fn has_other_token(&self, visit: &Visit) -> bool {
         let shifted = visit.place.connection.is_some_and(Connection::shifts_numbers);
