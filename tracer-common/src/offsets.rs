@@ -1,7 +1,13 @@
 //! Field offsets of the running kernel, resolved in user space and handed over as frozen global data.
 
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
 /// The offset of a field that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
+
+/// What stands for the first member of [`Offsets`] in instructions that load a field, the next ones for those behind it: the
+/// loader writes the field's offset in its place. No structure of the programs' own reaches that far.
+pub const PLACEHOLDER: usize = 0x7f00;
 
 macro_rules! offsets {
     ($(#[$title:meta])* $name:ident, $fields:ident; $($(#[$doc:meta])* $field:ident: $structure:literal $path:literal,)*) => {
@@ -37,6 +43,13 @@ pub struct Field {
     pub structure: &'static str,
     /// The field in it; dots step into nested structures, anonymous ones are searched by themselves.
     pub path: &'static str,
+}
+
+impl Offsets {
+    /// The offset of a field by its row in [`FIELDS`].
+    pub fn of(&self, field: usize) -> Option<u32> {
+        <[u32]>::ref_from_bytes(self.as_bytes()).ok()?.get(field).copied()
+    }
 }
 
 offsets! {

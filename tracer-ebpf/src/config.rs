@@ -48,4 +48,25 @@ macro_rules! offset {
     };
 }
 
-pub(crate) use {config, offset};
+/// A field of a kernel structure to which there is a typed pointer. One instruction, into which the loader writes where the
+/// field is: with an offset from [`CONFIG`] it takes six more.
+macro_rules! load {
+    ($structure:expr, $field:ident: $number:ident) => {{
+        const AT: usize = ::core::mem::offset_of!(::tracer_common::offsets::Offsets, $field) / size_of::<u32>();
+        let value: u64;
+        // SAFETY: the kernel catches faults of such loads, and they clear what they do not fill of the register.
+        unsafe {
+            ::core::arch::asm!(
+                concat!("{0} = *(", stringify!($number), " *)({1} + {2})"),
+                out(reg) value,
+                in(reg) $structure,
+                const ::tracer_common::offsets::PLACEHOLDER + AT,
+                options(pure, readonly, nostack, preserves_flags)
+            );
+            ::core::hint::assert_unchecked(value <= $number::MAX as u64);
+        }
+        value as $number
+    }};
+}
+
+pub(crate) use {config, load, offset};

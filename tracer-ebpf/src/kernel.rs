@@ -1,6 +1,6 @@
 //! Reads of registers and kernel memory. No structure layout is compiled in.
 
-use crate::config::{config, offset};
+use crate::config::{config, load, offset};
 use crate::frame::{Cpu, cpu_number};
 use crate::maps::SKB;
 use aya_ebpf::bindings::pt_regs;
@@ -185,6 +185,8 @@ pub trait Access {
     fn field<T: Copy>(structure: u64, offset: u64) -> Option<T>;
     /// The name of a `struct net_device`.
     fn device_name(device: u64) -> Option<[u64; 2]>;
+    /// Number of the input device of a `struct nf_hook_state`, where there is one.
+    fn input_index(state: u64) -> Option<u32>;
     /// Hook number of a `struct nf_hook_state`.
     fn hook(state: u64) -> Option<u8>;
     /// Hook number and family of a `struct nf_hook_state`.
@@ -203,13 +205,6 @@ pub struct Typed;
 /// No structure is that large: the verifier would refuse the load of a field that this kernel does not have.
 const NO_FIELD: u64 = 1 << 16;
 
-impl Typed {
-    #[inline(always)]
-    fn load<T: Copy + Default>(structure: u64, offset: u64) -> T {
-        Self::field(structure, offset).unwrap_or_default()
-    }
-}
-
 impl Access for Typed {
     const TYPED: bool = true;
 
@@ -224,37 +219,42 @@ impl Access for Typed {
 
     #[inline(always)]
     fn device_name(device: u64) -> Option<[u64; 2]> {
-        let name = offset!(dev_name);
-        Some([Self::field(device, name)?, Self::field(device, name + 8)?])
+        Some([load!(device, dev_name: u64), load!(device + 8, dev_name: u64)])
+    }
+
+    #[inline(always)]
+    fn input_index(state: u64) -> Option<u32> {
+        let device = load!(state, state_in: u64);
+        Some(load!(device, dev_ifindex: u32))
     }
 
     #[inline(always)]
     fn hook(state: u64) -> Option<u8> {
-        Self::field(state, offset!(state_hook))
+        Some(load!(state, state_hook: u8))
     }
 
     #[inline(always)]
     fn hook_and_family(state: u64) -> Option<(u8, u8)> {
-        Some((Self::hook(state)?, Self::field(state, offset!(state_pf))?))
+        Some((load!(state, state_hook: u8), load!(state, state_pf: u8)))
     }
 
     #[inline(always)]
     fn hook_state(state: u64) -> Option<HookState> {
         Some(HookState {
-            indev: Self::load(state, offset!(state_in)),
-            outdev: Self::load(state, offset!(state_out)),
-            net: Self::load(state, offset!(state_net)),
+            indev: load!(state, state_in: u64),
+            outdev: load!(state, state_out: u64),
+            net: load!(state, state_net: u64),
         })
     }
 
     #[inline(always)]
     fn packet(skb: u64) -> Option<Packet> {
         Some(Packet {
-            head: Self::load(skb, offset!(skb_head)),
-            network_header: Self::load(skb, offset!(skb_network_header)),
-            len: Self::load(skb, offset!(skb_len)),
-            data_len: Self::load(skb, offset!(skb_data_len)),
-            mark: Self::load(skb, offset!(skb_mark)),
+            head: load!(skb, skb_head: u64),
+            network_header: load!(skb, skb_network_header: u16),
+            len: load!(skb, skb_len: u32),
+            data_len: load!(skb, skb_data_len: u32),
+            mark: load!(skb, skb_mark: u32),
         })
     }
 
@@ -262,10 +262,10 @@ impl Access for Typed {
     fn skb(skb: u64) -> Option<Skb> {
         Some(Skb {
             packet: Self::packet(skb)?,
-            mac_header: Self::load(skb, offset!(skb_mac_header)),
-            dev: Self::load(skb, offset!(skb_dev)),
-            sock: Self::load(skb, offset!(skb_sk)),
-            nfct: Self::load(skb, offset!(skb_nfct)),
+            mac_header: load!(skb, skb_mac_header: u16),
+            dev: load!(skb, skb_dev: u64),
+            sock: load!(skb, skb_sk: u64),
+            nfct: load!(skb, skb_nfct: u64),
         })
     }
 }
@@ -284,6 +284,12 @@ impl Access for Probed {
     #[inline(always)]
     fn device_name(device: u64) -> Option<[u64; 2]> {
         read(device + offset!(dev_name))
+    }
+
+    #[inline(always)]
+    fn input_index(state: u64) -> Option<u32> {
+        let device: u64 = read(state + offset!(state_in))?;
+        read(device + offset!(dev_ifindex))
     }
 
     /// Hook numbers are below 256 and the machine is little endian: the first byte is enough where the field has four.

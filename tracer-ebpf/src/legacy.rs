@@ -13,7 +13,8 @@ use crate::emit::{count, send, send_traversal};
 use crate::frame::{Cpu, DEPTH, Frame, KnownTable, Rules, SMALL, State, cpu, distance, state};
 use crate::kernel::{self, Access, HookState, Packet, Skb, copy, read, read_pair};
 use crate::maps::{RECORDS, Record, replace_count};
-use crate::select::{Layout, Question, Selected};
+use crate::nft::nft;
+use crate::select::{Layout, Question, Selected, goes_on_untraced};
 use crate::snapshot;
 use core::ffi::c_void;
 use tracer_common::count::by;
@@ -62,16 +63,30 @@ pub struct End {
 /// A packet enters a table. `call` fetches the arguments from the context.
 #[inline(always)]
 pub fn enter<A: Access>(context: *mut c_void, call: impl Fn(*mut c_void) -> Call) {
+    if nft!(witness) != 0 {
+        look::<A, _>(context, call);
+        return;
+    }
     let cpu = cpu();
-    let arguments = call(context);
-    let Some(question) = Question::of::<A>(&arguments) else { return };
     // That takes no look at what other programs have open, and one instruction that cannot be torn: it can be done in the
     // middle of another one's work.
+    if cpu.is_quiet() && goes_on_untraced::<A>(&call(context)) {
+        cpu.outermost.add(1);
+        return;
+    }
+    follow::<A, _>(context, call);
+}
+
+/// The same where base chains of nftables stand between the tables. Apart from it, as [`follow`] is.
+#[inline(never)]
+fn look<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, call: F) {
+    let cpu = cpu();
+    let Some(question) = Question::of::<A>(&call(context)) else { return };
     if cpu.is_quiet() && question.is_untraced() {
         cpu.outermost.add(1);
         return;
     }
-    follow::<A, _>(context, call, question.now(), question.table());
+    follow::<A, _>(context, call);
 }
 
 /// A traversal that is not looked at, because another program is at work here. What it does to the sequence count is
@@ -91,14 +106,16 @@ fn leave_out() {
 /// The way of a packet that is traced, has to be judged, or comes while another one is followed. Apart from the short
 /// one, which would have to share its registers.
 #[inline(never)]
-fn follow<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, call: F, now: u64, table: u64) {
+fn follow<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, call: F) {
     let cpu = cpu();
     // No closure: it would be a function with a frame of its own on the short stack. The decision is read behind it: what
     // interrupts this could decide about another packet in its place.
     match cpu.claim() {
         Some(_alone) => {
             let call = call(context);
-            judge::<A>(cpu, &call, &Question::again(&call, now, table));
+            if let Some(question) = Question::of::<A>(&call) {
+                judge::<A>(cpu, &call, &question);
+            }
         }
         None => leave_out(),
     }

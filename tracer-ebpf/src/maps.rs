@@ -16,6 +16,7 @@ use tracer_common::ending::HookList;
 use tracer_common::filter::{Header, Key};
 use tracer_common::legacy::{LongTail, RULES_PER_BLOCK, TABLE_SLOTS, TableChunk, Traversal, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits};
+use tracer_common::offsets::PLACEHOLDER;
 use tracer_common::throttle::Throttle;
 use tracer_common::translated::Workspace;
 
@@ -43,6 +44,11 @@ pub struct BlockOffsets {
     pub number: u32,
     pub offset: [u32; MAX_BLOCKS as usize],
 }
+
+// What loads a part of them would be taken for what stands for a kernel field.
+const _: () = assert!(
+    size_of::<State>() < PLACEHOLDER && size_of::<Last>() < PLACEHOLDER && size_of::<Record>() < PLACEHOLDER
+);
 
 /// What the filter looks at.
 #[repr(C)]

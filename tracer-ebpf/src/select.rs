@@ -208,29 +208,11 @@ impl Question {
     /// Asks about a traversal of a legacy table.
     #[inline(always)]
     pub fn of<A: Access>(call: &Call) -> Option<Self> {
-        let hook = u64::from(A::hook(call.state)?);
+        let hook = A::hook(call.state)?;
         let table = table::<A>(call)?;
-        let class = table & CLASS;
-        let rank = if class == u64::from(NAT_CLASS) { u64::from(rank(hook as u8, NAT_CLASS)) } else { class };
-        Some(Self::new(call.skb_number, (hook << 3) | rank, table, Met::LEGACY))
-    }
-
-    /// The same question about the same traversal, from what the first one found out.
-    #[inline(always)]
-    pub fn again(call: &Call, now: u64, table: u64) -> Self {
-        Self::new(call.skb_number, now, table, Met::LEGACY)
-    }
-
-    /// Hook and rank.
-    #[inline(always)]
-    pub fn now(&self) -> u64 {
-        self.now
-    }
-
-    /// What is remembered of the table.
-    #[inline(always)]
-    pub fn table(&self) -> u64 {
-        self.table
+        let question = Self::new(call.skb_number, position(hook, table), table, Met::LEGACY);
+        let noise = question.decided;
+        Some(Self { now: blurred(question.now, noise), table: blurred(table, noise), ..question })
     }
 
     /// Asks about a run through a base chain, whose address `call` has for the table's. `chain` is what is remembered
@@ -312,18 +294,10 @@ impl Question {
         (self.decided ^ self.identity) >> PLACE_FROM == 0
     }
 
-    #[inline(always)]
-    fn goes_on_from(&self, before: u64) -> bool {
-        let pairs = (&raw const FOLLOWS).cast::<u8>();
-        let index = mask::<4095>((before << 6) | self.now) as usize;
-        // SAFETY: the index is masked; volatile because the table is worth its loads.
-        unsafe { pairs.add(index).read_volatile() != 0 }
-    }
-
     /// Whether the packet can come here after `before`, where `met` saw it.
     #[inline(always)]
     fn goes_on_past(&self, before: u64, met: impl FnOnce() -> Met) -> bool {
-        self.goes_on_from(before)
+        is_forward(before, self.now)
             || (nft!(witness) != 0
                 && before & POSITION == self.now
                 && self.now < AT_DEVICE
@@ -386,7 +360,7 @@ impl Question {
         unsafe { self.word.write_volatile(self.identity | traced | self.now) };
     }
 
-    /// Whether it is known already that the packet is not traced: the way of most packets, as short as can be.
+    /// Whether it is known already that the packet is not traced.
     #[inline(always)]
     pub fn is_untraced(&self) -> bool {
         let position = self.decided ^ self.identity;
@@ -404,15 +378,13 @@ impl Question {
         const INGRESS: u64 = tracer_common::place::INGRESS as u64;
         const EGRESS: u64 = tracer_common::place::EGRESS as u64;
         let (from, to) = ((before & POSITION) >> 3, self.now >> 3);
-        let (out, into) = (from == POSTROUTING || from == OUTPUT, to == PREROUTING || to == INPUT);
         let at_device = || {
-            (from == EGRESS && (into || to == INGRESS)) || (from == INGRESS && into) || (out && to == INGRESS)
+            (from == EGRESS && (to == PREROUTING || to == INPUT || to == INGRESS))
+                || (from == INGRESS && (to == PREROUTING || to == INPUT))
+                || (leaves(from) && to == INGRESS)
         };
-        if !(out && into) && !(nft!(witness) != 0 && at_device()) {
-            return false;
-        }
-        let device = A::field::<u64>(call.state, offset!(state_in));
-        device.and_then(|device| A::field::<u32>(device, offset!(dev_ifindex))) == Some(LOOPBACK)
+        (loops(from, to) || (nft!(witness) != 0 && at_device()))
+            && A::input_index(call.state) == Some(LOOPBACK)
     }
 
     /// Decides whether this traversal is to be traced, and as which packet's.
@@ -528,6 +500,70 @@ impl Question {
         }
         PACKETS.set::<{ DECISIONS - 1 }>(self.slot, number | KEPT);
     }
+}
+
+/// Whether it is known that a packet is not traced: the way of most packets, as short as can be. Only where no base chains
+/// of nftables stand between the tables.
+///
+/// The classes of a hook's tables rise, so that the hook is asked for only where they do not: until then a packet that has
+/// come to another hook is taken to be at the one before still. One that begins anew in the same memory begins with the
+/// lowest class that there is: all tables but `nat` see each packet.
+#[inline(always)]
+pub fn goes_on_untraced<A: Access>(call: &Call) -> bool {
+    let class_of = TABLE_CLASSES.get::<{ CLASS_SLOTS - 1 }>(class_slot(call.table));
+    let table = class_of ^ (call.table << ADDRESS_SHIFT);
+    let word = DECIDED.at::<{ DECISIONS - 1 }>(call.skb_number >> 8);
+    // SAFETY: a word of global data; volatile because other CPUs write there.
+    let decided = unsafe { word.read_volatile() };
+    let before = decided ^ (call.skb_number << ADDRESS_SHIFT) ^ (table & PLACE);
+    if table >> ADDRESS_FROM != 0 || before > POSITION {
+        return false;
+    }
+    let (class_before, class) = (before & CLASS, table & CLASS);
+    let now = if class > class_before && class_before != u64::from(NAT_CLASS) {
+        before - class_before + class
+    } else {
+        let Some(hook) = A::hook(call.state) else { return false };
+        let now = position(hook, table);
+        if !is_forward(before, now)
+            && !(loops(before >> 3, now >> 3) && A::input_index(call.state) == Some(LOOPBACK))
+        {
+            return false;
+        }
+        now
+    };
+    // SAFETY: as for the reading.
+    unsafe { word.write_volatile(decided ^ before ^ now) };
+    true
+}
+
+/// Hook and rank of a table, of which `table` is what is remembered.
+#[inline(always)]
+fn position(hook: u8, table: u64) -> u64 {
+    let class = table & CLASS;
+    let rank = if class == u64::from(NAT_CLASS) { u64::from(rank(hook, NAT_CLASS)) } else { class };
+    (u64::from(hook) << 3) | rank
+}
+
+/// [`follows`], from [`FOLLOWS`].
+#[inline(always)]
+fn is_forward(before: u64, now: u64) -> bool {
+    let pairs = (&raw const FOLLOWS).cast::<u8>();
+    let index = mask::<4095>((before << 6) | now) as usize;
+    // SAFETY: the index is masked; volatile because the table is worth its loads.
+    unsafe { pairs.add(index).read_volatile() != 0 }
+}
+
+/// Whether packets leave by this hook.
+#[inline(always)]
+fn leaves(hook: u64) -> bool {
+    hook == POSTROUTING || hook == OUTPUT
+}
+
+/// Whether a packet that was at one hook can come to the other by a loopback device.
+#[inline(always)]
+fn loops(from: u64, to: u64) -> bool {
+    leaves(from) && (to == PREROUTING || to == INPUT)
 }
 
 /// Forgets a packet of which nothing more can come, so that the next one in its memory is judged.

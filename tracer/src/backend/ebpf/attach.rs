@@ -364,7 +364,7 @@ fn each_typed<T>(
             None => Err(typed::Error::NotDescribed(probe.symbol)),
         })
         .collect::<Result<_, _>>()?;
-    let typed = typed::Programs::of(object, programs)?;
+    let typed = typed::Programs::of(object, programs, &kernel.layout.offsets)?;
     wanted
         .into_iter()
         .map(|(probe, program, target)| {

@@ -8,10 +8,12 @@ use super::probes::Point;
 use crate::sys::bpf::{self, Attach, Refused, Tracing};
 use aya::maps::Map;
 use aya_obj::Object;
+use aya_obj::generated::{BPF_ALU64, BPF_K, BPF_LDX, BPF_MOV, bpf_insn};
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use thiserror::Error;
+use tracer_common::offsets::{ABSENT, Offsets, PLACEHOLDER};
 
 /// Why programs cannot run at a function without kprobes.
 #[derive(Debug, Error)]
@@ -72,7 +74,7 @@ pub struct Programs {
 
 impl Programs {
     /// Takes the object apart. Before any map is taken out of `loaded`.
-    pub fn of(object: &[u8], loaded: &aya::Ebpf) -> Result<Self, Error> {
+    pub fn of(object: &[u8], loaded: &aya::Ebpf, offsets: &Offsets) -> Result<Self, Error> {
         let broken = |error: &dyn std::error::Error| Error::Object(error.to_string());
         let mut object = Object::parse(object).map_err(|error| broken(&error))?;
         let features = aya::features();
@@ -91,6 +93,9 @@ impl Programs {
         object.relocate_maps(known, &text).map_err(|error| broken(&error))?;
         object.relocate_calls(&text).map_err(|error| broken(&error))?;
         object.sanitize_functions(features);
+        for instruction in object.functions.values_mut().flat_map(|function| &mut function.instructions) {
+            place(instruction, offsets)?;
+        }
         Ok(Self { object, btf })
     }
 
@@ -148,7 +153,24 @@ impl Programs {
     }
 }
 
-fn instruction_bytes(instruction: &aya_obj::generated::bpf_insn) -> [u8; 8] {
+/// Writes into an instruction that loads a field where that is on this kernel. A field that it does not have is zero.
+fn place(instruction: &mut bpf_insn, offsets: &Offsets) -> Result<(), Error> {
+    const CLASS: u8 = 7;
+    let field = usize::try_from(instruction.off).ok().and_then(|off| off.checked_sub(PLACEHOLDER));
+    let (true, Some(field)) = (instruction.code & CLASS == BPF_LDX as u8, field) else { return Ok(()) };
+    let unknown = || Error::Object(format!("an instruction loads field {field}"));
+    let offset = offsets.of(field).ok_or_else(unknown)?;
+    if offset == ABSENT {
+        instruction.code = (BPF_ALU64 | BPF_MOV | BPF_K) as u8;
+        instruction.set_src_reg(0);
+        instruction.off = 0;
+    } else {
+        instruction.off = i16::try_from(offset).map_err(|_| unknown())?;
+    }
+    Ok(())
+}
+
+fn instruction_bytes(instruction: &bpf_insn) -> [u8; 8] {
     let registers = instruction.dst_reg() | instruction.src_reg() << 4;
     let [off_low, off_high] = instruction.off.to_ne_bytes();
     let [a, b, c, d] = instruction.imm.to_ne_bytes();
@@ -166,4 +188,45 @@ fn descriptor(map: &Map) -> Option<RawFd> {
         return None;
     };
     Some(data.fd().as_fd().as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::offset_of;
+
+    /// `r3 = *(u16 *)(r2 + off)`
+    const LOAD: u8 = 0x69;
+
+    fn instruction(code: u8, off: usize) -> bpf_insn {
+        let registers = bpf_insn::new_bitfield_1(3, 2);
+        bpf_insn { code, _bitfield_align_1: [], _bitfield_1: registers, off: off.try_into().unwrap(), imm: 0 }
+    }
+
+    fn placed(code: u8, off: usize) -> [u8; 8] {
+        let offsets = Offsets { skb_mac_header: 182, ..Offsets::UNRESOLVED };
+        let mut instruction = instruction(code, off);
+        place(&mut instruction, &offsets).unwrap();
+        instruction_bytes(&instruction)
+    }
+
+    #[test]
+    fn a_load_gets_the_offset_that_its_number_stands_for() {
+        let field = |at: usize| PLACEHOLDER + at / 4;
+        assert_eq!(
+            placed(LOAD, field(offset_of!(Offsets, skb_mac_header))),
+            [LOAD, 0x23, 182, 0, 0, 0, 0, 0]
+        );
+        // r3 = 0
+        assert_eq!(placed(LOAD, field(offset_of!(Offsets, skb_nfct))), [0xb7, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(placed(LOAD, 182), [LOAD, 0x23, 182, 0, 0, 0, 0, 0]);
+        // A store, and a jump: `goto +0x7f03`
+        assert_eq!(placed(0x6b, PLACEHOLDER), [0x6b, 0x23, 0, 0x7f, 0, 0, 0, 0]);
+        assert_eq!(placed(0x05, PLACEHOLDER + 3), [0x05, 0x23, 3, 0x7f, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_number_that_stands_for_nothing_is_an_error() {
+        assert!(place(&mut instruction(LOAD, 0x7fff), &Offsets::UNRESOLVED).is_err());
+    }
 }
