@@ -533,6 +533,63 @@ fn what_was_missed_may_have_been_its_end() {
     assert_eq!(later("mangle:POST first", missed, 3 * MS), Certainty::Inexact);
 }
 
+/// Fragments by the packet's number, the offset in units of eight bytes with the flag for more, and the length; then what
+/// became of them at INPUT, while traversals are missed. How certain the paths of the fragments are, and their outcomes.
+fn put_together(pieces: &[(u64, u16, u8)], whole: (u64, u8)) -> Vec<(u64, Certainty, Option<String>)> {
+    let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
+    let seen = pieces.iter().map(|(packet, offset, len)| (*packet, *offset, *len, "mangle:PRE first"));
+    for (packet, offset, len, place) in seen.chain([(whole.0, 0, whole.1, "mangle:INPUT missed")]) {
+        let (mut traversal, verdict) = traversal(place, None, START + MS);
+        set_datagram(&mut traversal, 7, len, 0);
+        for bytes in [&mut traversal.entry_bytes[..], &mut traversal.exit_bytes[..]] {
+            bytes[6..8].copy_from_slice(&offset.to_be_bytes());
+        }
+        (traversal.packet, traversal.skb) = (packet, packet * 0x100);
+        tracker.notice(&traversal);
+        meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |path| {
+            paths.push(path.clone())
+        });
+    }
+    tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
+    assert!(tracker.is_empty());
+    let of_pieces = paths.into_iter().filter(|path| path.packet <= pieces.len() as u64);
+    of_pieces.map(|path| (path.packet, path.certainty, path.outcome)).collect()
+}
+
+#[test]
+fn fragments_that_make_a_datagram_have_met_nothing_else() {
+    const MORE: u16 = 0x2000;
+    let together = || Some("put together with other fragments".to_owned());
+    let (sure, doubted) = (Certainty::Complete, Certainty::Inexact);
+    let three = [(1, MORE, 36), (2, MORE | 2, 36), (3, 4, 29)];
+    let all = put_together(&three, (3, 61));
+    assert_eq!(all, [(1, sure, together()), (2, sure, together()), (3, sure, together())]);
+    // One came twice, or was not seen: nobody knows which of them went elsewhere.
+    for whole in [(3, 45), (3, 77)] {
+        let left = put_together(&three, whole);
+        assert_eq!(left, [(3, doubted, together()), (1, doubted, None), (2, doubted, None)]);
+    }
+}
+
+#[test]
+fn a_fragment_that_others_have_replaced_has_met_nothing_else() {
+    let certainty = |function: &str| {
+        let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
+        let (mut traversal, verdict) = traversal("mangle:PRE first", None, START);
+        set_datagram(&mut traversal, 7, 36, 0);
+        (traversal.entry_bytes[7], traversal.exit_bytes[7]) = (2, 2);
+        meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |_| panic!());
+        tracker.lost(START, START + MS);
+        let freed = ending::Freed { symbol: function.to_owned(), ..Default::default() };
+        tracker.end(1, Ending::Freed(freed), false, &mut |_| panic!());
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
+        assert!(tracker.is_empty());
+        paths[0].certainty
+    };
+    assert_eq!(certainty("ip_defrag+0x42d"), Certainty::Complete);
+    assert_eq!(certainty("ip_rcv_finish+0x1"), Certainty::Inexact);
+}
+
 #[test]
 fn lost_records_may_have_been_its_end() {
     let mut tracker = Tracker::default();

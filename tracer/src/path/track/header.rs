@@ -28,6 +28,23 @@ pub(super) struct Header {
     pub(super) addresses: u64,
 }
 
+/// What all fragments of a datagram of IPv4 have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Datagram {
+    netns: u32,
+    addresses: u64,
+    id: u32,
+    protocol: u8,
+}
+
+impl Datagram {
+    /// The one that a packet in a namespace is, or is a fragment of.
+    pub(super) fn of(netns: u32, header: &Header) -> Self {
+        let Header { addresses, id, protocol, .. } = *header;
+        Self { netns, addresses, id, protocol }
+    }
+}
+
 /// Whether a packet is a fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Piece {
@@ -81,6 +98,11 @@ impl Header {
             || entry_bytes.first_chunk::<FIXED>() == exit_bytes.first_chunk::<FIXED>()
                 && before.copied.min(ENTRY_BYTES as u32) == after.copied.min(EXIT_BYTES as u32);
         if same { entry } else { Self::of(family, after.copied, exit_bytes) }
+    }
+
+    /// Bytes behind a header of IPv4 without options.
+    pub(super) fn payload(&self) -> u32 {
+        self.len.saturating_sub(20)
     }
 
     /// Whether this can be the same packet some time later.

@@ -14,10 +14,11 @@ use super::stands::Stands;
 use super::{Certainty, Path};
 use crate::hash::KernelMap;
 use crate::netfilter::{Family, Hook, Verdict};
-use header::Header;
-use open::{Fate, Next, Open, unseen};
+use header::{Datagram, Header};
+use open::{Fate, GATHERED, Next, Open, unseen};
 use rooms::{Room, Rooms};
 use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use tracer_common::ending::{Freed, Reinjected};
 use tracer_common::legacy::Traversal;
@@ -48,6 +49,8 @@ pub struct Tracker {
     queued: VecDeque<(u64, u64)>,
     /// Packets by the address of their skb.
     by_skb: KernelMap<u64, u64>,
+    /// Fragments that wait for the others of their datagram.
+    pieces: KernelMap<Datagram, Vec<u64>>,
     windows: VecDeque<Window>,
     /// The end of the latest window.
     last_missed_ns: u64,
@@ -211,6 +214,14 @@ impl Tracker {
         let next = open.go_on(part, visit, stands, self.heard_ns);
         // Records can be taken long after that.
         open.may_lack = self.last_missed_ns >= visit.entry_ns;
+        let datagram = open.datagram();
+        let before = std::mem::replace(&mut open.piece_of, datagram);
+        if before != datagram {
+            self.forget_piece(before, packet);
+            if let Some(datagram) = datagram {
+                self.pieces.entry(datagram).or_default().push(packet);
+            }
+        }
         self.wait(packet, room, next, visit.entry_ns.max(self.heard_ns), give);
     }
 
@@ -237,6 +248,9 @@ impl Tracker {
                 }
             }
         });
+        if fate == Some(Fate::Became(GATHERED)) {
+            self.gather(visit, give);
+        }
         self.give(visit.packet, give);
         let begins = matches!(
             hook_of(visit.place.hook),
@@ -269,6 +283,29 @@ impl Tracker {
             open.doubt("it may be the rest of a packet that was shown before".to_owned());
         }
         room
+    }
+
+    /// A datagram has been put together where nothing but that comes between PREROUTING and here. If its fragments that
+    /// were seen make all of it, each of them came to this end, whatever was missed meanwhile.
+    fn gather(&mut self, whole: &Visit, give: &mut impl FnMut(&Path)) {
+        let Some(header) = whole.entry.filter(|_| whole.place.hook == Hook::Input as u8) else { return };
+        let datagram = Datagram::of(whole.netns, &header);
+        let Some(pieces) = self.pieces.get(&datagram).cloned() else { return };
+        let rooms = &mut self.rooms;
+        let payload =
+            |piece: &u64| rooms.of(*piece).and_then(|room| rooms[room].header).map_or(0, |it| it.payload());
+        if pieces.iter().map(payload).sum::<u32>() != header.payload() {
+            return;
+        }
+        for piece in pieces {
+            let Some(room) = self.rooms.of(piece) else { continue };
+            let open = &mut self.rooms[room];
+            open.is_gathered = true;
+            if piece != whole.packet {
+                open.path.outcome = Some(GATHERED.to_owned());
+                self.give(piece, give);
+            }
+        }
     }
 
     /// Gives a packet out, or waits for what comes next of it. What it met last was over at `exit_ns`.
@@ -345,6 +382,16 @@ impl Tracker {
         Some(Released { family: path.family, netns: path.netns, unseen })
     }
 
+    /// A packet does not wait any more for the other fragments of its datagram.
+    fn forget_piece(&mut self, datagram: Option<Datagram>, packet: u64) {
+        if let Some(Entry::Occupied(mut pieces)) = datagram.map(|datagram| self.pieces.entry(datagram)) {
+            pieces.get_mut().retain(|piece| *piece != packet);
+            if pieces.get().is_empty() {
+                pieces.remove();
+            }
+        }
+    }
+
     /// A packet has ended this way. Of one that could still have been seen, traversals may have been missed: its path
     /// waits until that is known. `unseen` says that they were: what ended it should have been seen.
     pub fn end(&mut self, packet: u64, ending: Ending, unseen: bool, give: &mut impl FnMut(&Path)) {
@@ -352,6 +399,8 @@ impl Tracker {
             let open = &mut self.rooms[room];
             open.ended(ending, unseen);
             open.is_queued = false;
+            let piece_of = open.piece_of.take();
+            self.forget_piece(piece_of, packet);
             self.await_silence(packet, room);
         } else if let Some(room) = self.held.get(&packet) {
             self.rooms[*room].ended(ending, unseen);
@@ -445,8 +494,9 @@ impl Tracker {
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         // What is remembered of packets that left is never more than so much.
-        let Self { rooms, held, silent, queued, holding, by_skb, windows, .. } = self;
+        let Self { rooms, held, silent, queued, holding, by_skb, pieces, windows, .. } = self;
         rooms.is_empty()
+            && pieces.is_empty()
             && held.len() + by_skb.len() + silent.len() + queued.len() + holding.len() + windows.len() == 0
     }
 
@@ -468,6 +518,8 @@ impl Tracker {
         if !self.omits_endings {
             open.tell_ending();
         }
+        let piece_of = open.piece_of.take();
+        self.forget_piece(piece_of, packet);
         Some(room)
     }
 }

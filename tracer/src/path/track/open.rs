@@ -1,7 +1,7 @@
 //! A packet on its way: what it has met, checked against what stands at the hooks.
 #![forbid(unsafe_code)]
 
-use super::header::{Header, Piece};
+use super::header::{Datagram, Header, Piece};
 use super::visit::{Connection, Place, Visit, device, hook_of, is_destination, trimmed};
 use super::{Part, SOON_NS, Window};
 use crate::netfilter::{Family, Hook, Verdict};
@@ -14,6 +14,10 @@ use std::rc::Rc;
 
 /// Steps for which a path has room from the beginning.
 const USUAL_STEPS: usize = 16;
+/// What became of a fragment at its destination.
+pub(super) const GATHERED: &str = "put together with other fragments";
+/// The kernel's function that does it.
+const GATHERS: &str = "ip_defrag";
 /// Conntrack comes after what is below this priority.
 const CONNTRACK: i32 = -200;
 
@@ -41,6 +45,10 @@ pub(super) struct Open {
     pub(super) is_queued: bool,
     /// When it was added what the packet met last, it was known that some of what came behind was missed, or lost.
     pub(super) may_lack: bool,
+    /// The datagram that it is a fragment of, while it may wait for the others.
+    pub(super) piece_of: Option<Datagram>,
+    /// It is a fragment that came to where they are put together, which is behind PREROUTING and before all that comes next.
+    pub(super) is_gathered: bool,
     stands: Rc<Stands>,
     /// Which of them see a packet before what it met last.
     behind: u64,
@@ -159,6 +167,8 @@ impl Open {
             is_awaited: false,
             is_queued: false,
             may_lack: false,
+            piece_of: None,
+            is_gathered: false,
             stands,
             behind: 0,
             met: 0,
@@ -183,8 +193,9 @@ impl Open {
         (self.last, self.skb) = (visit.place, visit.skb);
         (self.entry_ns, self.exit_ns) = (visit.entry_ns, visit.entry_ns);
         (self.header, self.established, self.bridge, self.queue) = (None, None, None, None);
+        self.piece_of = None;
         (self.is_decided, self.is_awaited, self.is_queued) = (false, false, false);
-        (self.has_nat, self.begun, self.may_lack) = (false, false, false);
+        (self.has_nat, self.begun, self.may_lack, self.is_gathered) = (false, false, false, false);
         (self.hooks, self.behind, self.met) = (0, 0, 0);
         self.devices = [[0; 16]; 2];
     }
@@ -252,7 +263,21 @@ impl Open {
         if unseen {
             self.doubt("what dropped it was not seen".to_owned());
         }
+        let function = ending.freed().and_then(|freed| freed.symbol.split(['+', '.']).next());
+        self.is_gathered |= self.piece_of.is_some() && function == Some(GATHERS);
         self.path.ending = Some(ending);
+    }
+
+    /// The datagram that this is a fragment of, if it has come as far as fragments come before they are put together:
+    /// `ip_local_deliver` in `net/ipv4/ip_input.c`. With conntrack no table sees them, and IPv6 knows none at its hooks.
+    pub(super) fn datagram(&self) -> Option<Datagram> {
+        let header = self.header.as_ref().filter(|header| header.piece != Piece::Whole)?;
+        let is_there = self.path.family == Family::Ipv4
+            && self.begun
+            && self.bridge.is_none()
+            && self.last.hook == Hook::Prerouting as u8
+            && self.path.verdict == Some(Verdict::Accept);
+        is_there.then_some(Datagram::of(self.path.netns?, header))
     }
 
     /// Whether what follows the header is that of another packet. Conntrack's helpers shift the numbers of TCP.
@@ -288,7 +313,7 @@ impl Open {
                     || self.bridge.is_some()
                     || self.last.hook == Hook::Ingress as u8 =>
             {
-                Some("put together with other fragments")
+                Some(GATHERED)
             }
             // After POSTROUTING: `ip_finish_output` and its sibling. Only through loopback, or by a device with chains of
             // its own, is the fragment seen again.
@@ -608,7 +633,8 @@ impl Open {
     /// traversal was missed at that time. One that had to be seen again was missed, where `hears_of_freed` says that it would
     /// be known if the kernel had freed it.
     pub(super) fn end(&mut self, windows: &VecDeque<Window>, last_missed_ns: u64, hears_of_freed: bool) {
-        if self.is_unfinished() {
+        let is_done = self.is_gathered && self.ahead() == 0;
+        if !is_done && self.is_unfinished() {
             // It may have waited for any time in a queue.
             let missed = match self.path.verdict {
                 Some(Verdict::Queue) => last_missed_ns >= self.entry_ns,
