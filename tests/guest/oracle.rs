@@ -31,7 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
 /// Packets of one family that share a ruleset.
 const SHOTS: usize = 60;
 /// Generated rulesets whose packets are compared together: most of the time goes into waiting for the last of them.
-const RULESETS_AT_ONCE: usize = 5;
+const RULESETS_AT_ONCE: usize = 10;
 /// Generated rulesets that one run of the tracer sees; then it starts anew.
 const RULESETS_PER_RUN: usize = 100;
 

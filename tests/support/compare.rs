@@ -4,11 +4,12 @@
 //! NAT on the way does not matter, and each packet of a batch looks different from all others. Packets that do look
 //! the same, such as the copies that TEE makes, are compared together.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::AddAssign;
 
+use crate::hash::{Map, Set};
 use crate::listener::Row;
 use crate::packet::Identity;
 use crate::tracer::{Certainty, Step, Trace};
@@ -20,13 +21,13 @@ const MARKER: &str = "marker:";
 
 /// One packet's way through one table at one hook.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Traversal {
+pub struct Traversal<'a> {
     /// Inode number of the namespace.
     pub netns: u64,
     /// Number of the netfilter hook.
     pub hook: u8,
     /// The table.
-    pub table: String,
+    pub table: &'a str,
     /// The packet.
     pub packet: Identity,
 }
@@ -118,8 +119,8 @@ pub struct Verdict {
     pub wrong: Vec<Wrong>,
     /// Why packets were inexact, how often, and the path of one of them.
     pub reasons: BTreeMap<String, (u64, String)>,
-    /// A traversal of those nftracer does not know.
-    pub unseen_example: Option<Traversal>,
+    /// A traversal of those nftracer does not know, in words.
+    pub unseen_example: Option<String>,
 }
 
 impl Verdict {
@@ -144,7 +145,7 @@ pub fn compare(rows: &[Row], trace: &Trace, namespaces: &[u64], oracle_lost: u64
     verdict.figures.oracle_lost = oracle_lost;
     // Packets of which the kernel shows that there are several that look the same.
     let several = kernel.iter().filter(|(_, theirs)| starts_again(theirs));
-    let twins: HashSet<_> = several.map(|(traversal, _)| (traversal.netns, &traversal.packet)).collect();
+    let twins: Set<_> = several.map(|(traversal, _)| (traversal.netns, &traversal.packet)).collect();
     for (traversal, steps) in &tracer {
         let theirs = kernel.get(traversal).map(Vec::as_slice).unwrap_or_default();
         let doubts = Doubts {
@@ -153,7 +154,7 @@ pub fn compare(rows: &[Row], trace: &Trace, namespaces: &[u64], oracle_lost: u64
         };
         judge(traversal, theirs, steps, trace, doubts, &mut verdict);
     }
-    let doubtful: HashSet<_> = tracer
+    let doubtful: Set<_> = tracer
         .iter()
         .filter(|(_, steps)| steps.iter().any(|step| is_inexact(trace, step.packet)))
         .map(|(traversal, _)| (traversal.netns, &traversal.packet))
@@ -161,7 +162,7 @@ pub fn compare(rows: &[Row], trace: &Trace, namespaces: &[u64], oracle_lost: u64
     for traversal in kernel.keys().filter(|traversal| !tracer.contains_key(*traversal)) {
         verdict.figures.unseen += 1;
         verdict.figures.told += u64::from(doubtful.contains(&(traversal.netns, &traversal.packet)));
-        verdict.unseen_example.get_or_insert_with(|| traversal.clone());
+        verdict.unseen_example.get_or_insert_with(|| format!("{traversal:?}"));
     }
     check_paths(trace, &mut verdict);
     check_order(&kernel, trace, &mut verdict);
@@ -175,18 +176,22 @@ pub fn is_finished(trace: &Trace) -> bool {
 
 /// Whether both sides told of the same traversals in these namespaces, and nftracer finished all packets.
 pub fn is_settled(rows: &[Row], trace: &Trace, namespaces: &[u64]) -> bool {
+    // As long as one of them has more to tell there is nothing to compare.
+    let told = rows.iter().filter(|row| is_ours(&row.packet, &row.step)).count();
+    if told != trace.steps.iter().filter(|step| is_compared(step, namespaces)).count() || !is_finished(trace)
+    {
+        return false;
+    }
     let kernel = kernel_traversals(rows, trace.detailed);
     let tracer = tracer_traversals(trace, namespaces);
     let steps = |traversal| tracer.get(traversal).map_or(0, Vec::len);
-    kernel.len() == tracer.len()
-        && kernel.iter().all(|(traversal, theirs)| steps(traversal) == theirs.len())
-        && is_finished(trace)
+    kernel.len() == tracer.len() && kernel.iter().all(|(traversal, theirs)| steps(traversal) == theirs.len())
 }
 
-type Kernel<'a> = HashMap<Traversal, Vec<(usize, &'a Row)>>;
+type Kernel<'a> = Map<Traversal<'a>, Vec<(usize, &'a Row)>>;
 
 fn kernel_traversals(rows: &[Row], detailed: bool) -> Kernel<'_> {
-    let mut traversals = Kernel::new();
+    let mut traversals = Kernel::default();
     for (at, row) in rows.iter().enumerate() {
         if is_ours(&row.packet, &row.step) {
             let traversal = traversal(row.netns, row.hook, &row.step, &row.packet, detailed);
@@ -196,10 +201,9 @@ fn kernel_traversals(rows: &[Row], detailed: bool) -> Kernel<'_> {
     traversals
 }
 
-fn tracer_traversals<'a>(trace: &'a Trace, namespaces: &[u64]) -> HashMap<Traversal, Vec<&'a Step>> {
-    let mut traversals = HashMap::<_, Vec<_>>::new();
-    let ours = |step: &&Step| is_ours(&step.identity, &step.step) && !is_foreign(step, namespaces);
-    for step in trace.steps.iter().filter(ours) {
+fn tracer_traversals<'a>(trace: &'a Trace, namespaces: &[u64]) -> Map<Traversal<'a>, Vec<&'a Step>> {
+    let mut traversals = Map::<_, Vec<_>>::default();
+    for step in trace.steps.iter().filter(|step| is_compared(step, namespaces)) {
         let traversal = traversal(step.netns, step.hook, &step.step, &step.identity, trace.detailed);
         traversals.entry(traversal).or_default().push(step);
     }
@@ -211,6 +215,11 @@ fn is_foreign(step: &Step, namespaces: &[u64]) -> bool {
     step.netns != 0 && !namespaces.contains(&step.netns)
 }
 
+/// What both sides tell of.
+fn is_compared(step: &Step, namespaces: &[u64]) -> bool {
+    is_ours(&step.identity, &step.step) && !is_foreign(step, namespaces)
+}
+
 /// Not what the kernel sends on its own account, and not the rules that switch TRACE on.
 fn is_ours(packet: &Identity, step: &str) -> bool {
     let multicast = match packet.dst {
@@ -220,15 +229,15 @@ fn is_ours(packet: &Identity, step: &str) -> bool {
     !multicast && !TRACE_RULES.contains(&step) && !step.starts_with(MARKER)
 }
 
-fn traversal(netns: u64, hook: u8, step: &str, packet: &Identity, detailed: bool) -> Traversal {
-    let table = step.split(':').next().unwrap_or_default().to_owned();
+fn traversal<'a>(netns: u64, hook: u8, step: &'a str, packet: &Identity, detailed: bool) -> Traversal<'a> {
+    let table = step.split(':').next().unwrap_or_default();
     let packet = if detailed { packet.clone() } else { packet.clone().plain() };
     Traversal { netns, hook, table, packet }
 }
 
 fn count_packets(trace: &Trace, namespaces: &[u64], verdict: &mut Verdict) {
     let foreign = trace.steps.iter().filter(|step| is_foreign(step, namespaces));
-    let foreign: HashSet<u64> = foreign.map(|step| step.packet).collect();
+    let foreign: Set<u64> = foreign.map(|step| step.packet).collect();
     for packet in
         trace.packets.iter().filter(|(number, _)| !foreign.contains(number)).map(|(_, packet)| packet)
     {
@@ -260,7 +269,7 @@ struct Doubts {
 }
 
 fn judge(
-    traversal: &Traversal,
+    traversal: &Traversal<'_>,
     theirs: &[(usize, &Row)],
     steps: &[&Step],
     trace: &Trace,
@@ -291,7 +300,7 @@ fn judge(
         // One of several that look the same was not seen.
         _ if contains(&kernel, &tracer) && kernel.len() > tracer.len() && doubts.twins => {
             verdict.figures.unseen += 1;
-            verdict.unseen_example.get_or_insert_with(|| traversal.clone());
+            verdict.unseen_example.get_or_insert_with(|| format!("{traversal:?}"));
         }
         _ if doubts.oracle_short && contains(&tracer, &kernel) => verdict.figures.unjudged += 1,
         _ => verdict.wrong.push(Wrong {
@@ -313,7 +322,7 @@ fn starts_again(theirs: &[(usize, &Row)]) -> bool {
 /// Holds the marks against each other. Which of several packets that look the same is which is not known: of those it
 /// is asked whether each step came with each mark as often.
 fn judge_marks(
-    traversal: &Traversal,
+    traversal: &Traversal<'_>,
     theirs: &[(usize, &Row)],
     steps: &[&Step],
     several: bool,
@@ -353,7 +362,7 @@ fn judge_marks(
 
 /// The path of a packet is the list of its steps, and there is one for each packet.
 fn check_paths(trace: &Trace, verdict: &mut Verdict) {
-    let mut steps = HashMap::<u64, Vec<&str>>::new();
+    let mut steps = Map::<u64, Vec<&str>>::default();
     for step in &trace.steps {
         steps.entry(step.packet).or_default().push(&step.step);
     }
@@ -373,7 +382,7 @@ fn check_paths(trace: &Trace, verdict: &mut Verdict) {
 
 /// The traversals of a complete packet come in the kernel's order.
 fn check_order(kernel: &Kernel<'_>, trace: &Trace, verdict: &mut Verdict) {
-    let mut last = HashMap::<u64, (usize, &str)>::new();
+    let mut last = Map::<u64, (usize, &str)>::default();
     for step in trace.steps.iter().filter(|step| is_ours(&step.identity, &step.step)) {
         let complete = trace.packets.get(&step.packet).is_some_and(|it| it.certainty == Certainty::Complete);
         let key = traversal(step.netns, step.hook, &step.step, &step.identity, trace.detailed);

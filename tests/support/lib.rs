@@ -17,6 +17,7 @@ pub mod corpus;
 pub mod doctor;
 pub mod faults;
 pub mod generate;
+pub mod hash;
 pub mod kmsg;
 pub mod lab;
 pub mod listener;

@@ -1,9 +1,10 @@
 //! The program under test: started, waited for, read, ended.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::env;
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -14,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::hash::Map;
 use crate::packet::Identity;
 use crate::wait;
 
@@ -116,7 +118,7 @@ pub struct Trace {
     /// The steps in the order they came.
     pub steps: Vec<Step>,
     /// The packets that are done.
-    pub packets: HashMap<u64, Packet>,
+    pub packets: Map<u64, Packet>,
     /// The last line.
     pub end: Option<Totals>,
     /// Whether the first line was the one it has to be.
@@ -341,10 +343,13 @@ fn read_stdout(stdout: ChildStdout, output: &Mutex<Output>) {
     }
 }
 
-/// Steps are most of the rows, and need no look at the type twice when that comes first.
+/// Steps and packets are most of the rows, and are read in one go when the type comes first.
 fn parse(line: &str) -> serde_json::Result<Row<'_>> {
     if line.starts_with(r#"{"type":"step","#) {
         return serde_json::from_str(line).map(Row::Step);
+    }
+    if line.starts_with(r#"{"type":"packet","#) {
+        return serde_json::from_str(line).map(Row::Packet);
     }
     serde_json::from_str(line)
 }
@@ -377,7 +382,8 @@ impl Trace {
                 }
                 None => self.odd.push(line.to_owned()),
             },
-            Row::Packet { packet, path, certainty, why, verdict, note, ending, queues } => {
+            Row::Packet(row) => {
+                let PacketRow { packet, path, certainty, why, verdict, note, ending, queues } = *row;
                 let (why, verdict) = (why.unwrap_or_default(), verdict.unwrap_or_default());
                 self.packets.insert(packet, Packet { certainty, why, path, verdict, note, ending, queues });
             }
@@ -393,21 +399,36 @@ enum Row<'a> {
     Start {},
     #[serde(borrow)]
     Step(Box<StepRow<'a>>),
-    Packet {
-        packet: u64,
-        path: Vec<String>,
-        certainty: Certainty,
-        why: Option<String>,
-        verdict: Option<String>,
-        note: Option<String>,
-        #[serde(default)]
-        ending: Value,
-        #[serde(default)]
-        queues: Value,
-    },
+    Packet(Box<PacketRow>),
     End(Totals),
     #[serde(other)]
     Other,
+}
+
+#[derive(Deserialize)]
+struct PacketRow {
+    packet: u64,
+    path: Vec<String>,
+    certainty: Certainty,
+    why: Option<String>,
+    verdict: Option<String>,
+    note: Option<String>,
+    #[serde(default)]
+    ending: Value,
+    #[serde(default)]
+    queues: Value,
+}
+
+/// Text that is copied only where it is escaped.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
 }
 
 #[derive(Deserialize)]
@@ -418,16 +439,20 @@ struct StepRow<'a> {
     engine: &'a str,
     family: &'a str,
     handle: Option<u64>,
-    nft: Option<std::borrow::Cow<'a, str>>,
-    verdict: Option<std::borrow::Cow<'a, str>>,
+    #[serde(borrow)]
+    nft: Option<Text<'a>>,
+    #[serde(borrow)]
+    verdict: Option<Text<'a>>,
     hook: Option<&'a str>,
     table: &'a str,
-    chain: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    chain: Cow<'a, str>,
     kind: &'a str,
     rule: Option<u32>,
     src: Option<IpAddr>,
     dst: Option<IpAddr>,
-    proto: Option<std::borrow::Cow<'a, str>>,
+    #[serde(borrow)]
+    proto: Option<Text<'a>>,
     sport: Option<u16>,
     dport: Option<u16>,
     length: Option<u32>,
@@ -439,13 +464,15 @@ struct StepRow<'a> {
     mark: u32,
     #[serde(default)]
     netns: u64,
-    netns_name: Option<std::borrow::Cow<'a, str>>,
-    #[serde(rename = "in")]
-    indev: Option<std::borrow::Cow<'a, str>>,
-    #[serde(rename = "out")]
-    outdev: Option<std::borrow::Cow<'a, str>>,
+    #[serde(borrow)]
+    netns_name: Option<Text<'a>>,
+    #[serde(borrow, rename = "in")]
+    indev: Option<Text<'a>>,
+    #[serde(borrow, rename = "out")]
+    outdev: Option<Text<'a>>,
     doubt: Option<serde::de::IgnoredAny>,
-    text: Option<std::borrow::Cow<'a, str>>,
+    #[serde(borrow)]
+    text: Option<Text<'a>>,
 }
 
 impl StepRow<'_> {
@@ -461,12 +488,13 @@ impl StepRow<'_> {
             None => usize::from(u8::MAX),
         };
         let rule = self.rule.map_or_else(|| "?".to_owned(), |rule| rule.to_string());
+        let step = [self.table, &self.chain, self.kind, &rule].join(":");
         Some(Step {
             packet: self.packet,
             time: self.time.into(),
             netns: self.netns,
             hook: u8::try_from(hook).ok()?,
-            step: format!("{}:{}:{}:{rule}", self.table, self.chain, self.kind),
+            step,
             identity: Identity {
                 src: self.src?,
                 dst: self.dst?,
