@@ -40,6 +40,9 @@ pub(crate) struct Options {
     /// Names of tests, or the beginnings of names; `all`; `kernel`, those that have to hold on each; `list`
     #[arg(required = true)]
     tests: Vec<String>,
+    /// Of these only one part of so many, as in 1/2; each takes turns with the others
+    #[arg(long, value_parser = part)]
+    part: Option<(usize, usize)>,
     /// Goes on after this test
     #[arg(long)]
     after: Option<String>,
@@ -64,6 +67,15 @@ pub(crate) struct Options {
     /// Prints every ruleset and what each comparison found
     #[arg(long)]
     verbose: bool,
+}
+
+/// Reads `1/2`.
+fn part(text: &str) -> Result<(usize, usize), String> {
+    let numbers =
+        text.split_once('/').and_then(|(part, parts)| Some((part.parse().ok()?, parts.parse().ok()?)));
+    numbers
+        .filter(|(part, parts)| (1..=*parts).contains(part))
+        .ok_or_else(|| "a part is written as 1/2, the first of two".to_owned())
 }
 
 /// How a test ended that did not fail.
@@ -166,6 +178,9 @@ fn main() -> ExitCode {
         .filter(|test| all || (kernel && of_kernel(test)) || named(test))
         .chain(long().filter(named))
         .collect();
+    if let Some((part, parts)) = options.part {
+        tests = tests.into_iter().skip(part - 1).step_by(parts).collect();
+    }
     if let Some(last) = &options.after
         && let Some(at) = tests.iter().position(|test| test.name == last)
     {

@@ -7,10 +7,12 @@ mod matrix;
 mod qemu;
 mod report;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::env;
+use std::fmt::Write as _;
 use std::fs;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Write as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -153,20 +155,18 @@ const CRASHES: usize = 2;
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let rows = options.machine.rows()?;
     let programs = programs(&options.machine)?;
-    // The longest ones first, and the newest, which are the slowest: nearly all the time there are as many as may run.
-    let mut order: Vec<&Row> = rows.iter().rev().collect();
-    order.sort_by_key(|row| !row.tests.iter().any(|name| name == "all"));
-    let left = Mutex::new(order.into_iter());
+    let jobs = jobs(&rows, options.jobs > 1 && options.command.is_empty());
+    let (count, left) = (jobs.len(), Mutex::new(jobs.into_iter()));
     let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
     let lane = || -> Result<Report> {
         let mut report = Report::default();
-        while let Some(row) = next() {
-            report.add(run_row(options, row, &programs, rows.len() == 1)?);
+        while let Some(job) = next() {
+            report.add(run_job(options, &job, &programs, count == 1)?);
         }
         Ok(report)
     };
     let report = thread::scope(|scope| -> Result<Report> {
-        let lanes: Vec<_> = (0..options.jobs.clamp(1, rows.len())).map(|_| scope.spawn(lane)).collect();
+        let lanes: Vec<_> = (0..options.jobs.clamp(1, count)).map(|_| scope.spawn(lane)).collect();
         let mut report = Report::default();
         for lane in lanes {
             report.add(lane.join().map_err(|_| anyhow!("a machine's thread panicked"))??);
@@ -183,32 +183,69 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(if report.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Runs the machine of one row.
-fn run_row(options: &Options, row: &Row, programs: &[(PathBuf, PathBuf)], alone: bool) -> Result<Report> {
+/// What one machine does.
+struct Job<'a> {
+    row: &'a Row,
+    /// Which of the parts that the tests are split into, from 1; 0 for all of them.
+    part: usize,
+}
+
+impl Job<'_> {
+    /// The row's name, and the part.
+    fn name(&self) -> String {
+        match self.part {
+            0 => self.row.name.clone(),
+            part => format!("{}, part {part} of {PARTS}", self.row.name),
+        }
+    }
+}
+
+/// Parts that the tests of a kernel are split into where several machines may run: towards the end no machine has much
+/// more to do than another.
+const PARTS: usize = 2;
+
+/// What there is to do, in the order in which it is begun: the kernels with the most tests first. The last part has the test
+/// that takes longest.
+fn jobs(rows: &[Row], split: bool) -> Vec<Job<'_>> {
+    let parts = if split { 1..=PARTS } else { 0..=0 };
+    let mut jobs: Vec<Job<'_>> =
+        parts.rev().flat_map(|part| rows.iter().rev().map(move |row| Job { row, part })).collect();
+    let is_all = |job: &Job<'_>| job.row.tests.iter().any(|name| name == "all");
+    jobs.sort_by_key(|job| (!is_all(job), Reverse(job.part), Reverse(job.row.tests.len())));
+    jobs
+}
+
+/// Runs the machine of a job.
+fn run_job(options: &Options, job: &Job<'_>, programs: &[(PathBuf, PathBuf)], alone: bool) -> Result<Report> {
+    let (row, name) = (job.row, job.name());
     let started = Instant::now();
     let limits = Limits {
         overall: Duration::from_secs(options.timeout),
         silence: Duration::from_secs(options.silence),
     };
     let mut lines = Report::kernel(row, options.command.is_empty(), alone, std::io::stdout());
-    let whole = script(&options.command, &row.tests);
+    let mut whole = script(&options.command, &row.tests);
+    if job.part != 0 {
+        let _ = write!(whole, " --part {}/{PARTS}", job.part);
+    }
     let mut script = whole.clone();
     let mut crashes = 0;
     let outcome = loop {
-        let guest = Guest { options: &options.machine, row, programs, script: &script, limits };
+        let guest =
+            Guest { options: &options.machine, row, part: job.part, programs, script: &script, limits };
         let prepared = guest.prepare(false)?;
-        println!("== kernel {}: {}", row.name, prepared.kernel.release);
+        println!("== kernel {name}: {}", prepared.kernel.release);
         let outcome = guest.run(&prepared, |bytes| lines.take(bytes))?;
         let (Verdict::Crashed(said), true) = (&outcome.verdict, crashes < CRASHES) else { break outcome };
         let Some(resume) = lines.resume() else { break outcome };
         crashes += 1;
-        println!("== kernel {}: the emulator crashed, another machine goes on: {said}", row.name);
+        println!("== kernel {name}: the emulator crashed, another machine goes on: {said}");
         if let Resume::After(test) = resume {
             script = format!("{whole} --after {}", initramfs::quote(&test));
         }
     };
     let report = lines.finish(&outcome.verdict, &outcome.complaints);
-    println!("== kernel {}: {} s", row.name, started.elapsed().as_secs());
+    println!("== kernel {name}: {} s", started.elapsed().as_secs());
     explain(row, &outcome);
     if let Some(folder) = &options.out {
         unpack(&outcome.files, &folder.join(&row.name))?;
@@ -227,7 +264,7 @@ pub(crate) fn attached(options: &MachineOptions, script: &str) -> Result<ExitCod
     let row = rows.pop().context("there is no such kernel")?;
     let programs = programs(options)?;
     let limits = Limits { overall: Duration::MAX, silence: Duration::MAX };
-    let guest = Guest { options, row: &row, programs: &programs, script, limits };
+    let guest = Guest { options, row: &row, part: 0, programs: &programs, script, limits };
     let outcome = guest.run(&guest.prepare(true)?, |_| {})?;
     explain(&row, &outcome);
     Ok(match outcome.verdict {
@@ -240,6 +277,8 @@ pub(crate) fn attached(options: &MachineOptions, script: &str) -> Result<ExitCod
 struct Guest<'a> {
     options: &'a MachineOptions,
     row: &'a Row,
+    /// As in [`Job`].
+    part: usize,
     programs: &'a [(PathBuf, PathBuf)],
     script: &'a str,
     limits: Limits,
@@ -265,7 +304,8 @@ impl Guest<'_> {
         static CACHE: Mutex<()> = Mutex::new(());
         let _only = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
         let kernel = debian::kernel(&self.row.suite, &self.row.pattern, self.options.refresh)?;
-        let folder = env::temp_dir().join(format!("nftracer-vm-{}-{}", std::process::id(), self.row.name));
+        let name = format!("nftracer-vm-{}-{}-{}", std::process::id(), self.row.name, self.part);
+        let folder = env::temp_dir().join(name);
         fs::create_dir_all(&folder)?;
         let prepared = Prepared { kernel, folder, terminal };
         let mut files = self.programs.to_vec();
@@ -400,4 +440,22 @@ fn unpack(archive: &[u8], folder: &Path) -> Result<()> {
         bail!("cannot unpack what the guest left");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_begin_and_the_shortest_end() {
+        let row = |name: &str, tests: &[&str]| Row {
+            tests: tests.iter().map(|test| (*test).to_owned()).collect(),
+            ..Row::any(name, "*")
+        };
+        let rows = [row("5", &["kernel", "a", "b"]), row("6", &["all"]), row("7", &["kernel"])];
+        let names = |split| jobs(&rows, split).iter().map(Job::name).collect::<Vec<_>>();
+        assert_eq!(names(false), ["6", "5", "7"]);
+        let parts = [("6", 2), ("6", 1), ("5", 2), ("7", 2), ("5", 1), ("7", 1)];
+        assert_eq!(names(true), parts.map(|(name, part)| format!("{name}, part {part} of 2")));
+    }
 }
