@@ -37,6 +37,7 @@ pub mod owner;
 pub mod explain;
 pub mod why;
 mod hash;
+mod kallsyms;
 // The shell: the kernel, files, people.
 pub mod backend;
 pub mod fetch;

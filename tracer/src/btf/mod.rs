@@ -19,6 +19,7 @@ pub use function::{Param, Prototype};
 pub use member::Member;
 pub use types::{Kind, RawMember, Type, TypeId};
 
+use std::cell::OnceCell;
 use std::fmt;
 use types::u32_at;
 
@@ -99,6 +100,9 @@ pub struct Btf<'a> {
     strings: &'a [u8],
     /// Where each type starts in `types`.
     index: Vec<u32>,
+    /// Types by what [`name_key`] makes of their kinds and names, in order, each with its place in `index`; made when the
+    /// first name is looked for.
+    by_name: OnceCell<Vec<(u32, u32)>>,
     first_id: u32,
     first_string: u32,
     base: Option<&'a Btf<'a>>,
@@ -136,7 +140,7 @@ impl<'a> Btf<'a> {
             index.push(offset as u32);
             offset += length;
         }
-        Ok(Self { types, strings, index, first_id, first_string, base })
+        Ok(Self { types, strings, index, by_name: OnceCell::new(), first_id, first_string, base })
     }
 
     /// One past the last type id, where a module's BTF continues.
@@ -166,11 +170,28 @@ impl<'a> Btf<'a> {
     ///
     /// A name can be there twice, when two source files disagree about a structure.
     pub fn named<'s>(&'s self, kind: Kind, name: &'s str) -> impl Iterator<Item = TypeId> + use<'s, 'a> {
-        self.index.iter().zip(self.first_id..).filter_map(move |(offset, id)| {
-            let record = self.types.get(*offset as usize..)?;
+        let key = name_key(kind as u8, name.as_bytes());
+        let by_name = self.by_name.get_or_init(|| self.sort_names());
+        let first = by_name.partition_point(|(other, _)| *other < key);
+        let alike = by_name[first..].iter().take_while(move |(other, _)| *other == key);
+        alike.filter_map(move |(_, at)| {
+            let record = self.types.get(*self.index.get(*at as usize)? as usize..)?;
             let matches = types::kind_of(record) == kind as u8 && self.string_is(u32_at(record, 0)?, name);
-            matches.then_some(TypeId(id))
+            matches.then_some(TypeId(self.first_id.saturating_add(*at)))
         })
+    }
+
+    /// All that have names.
+    fn sort_names(&self) -> Vec<(u32, u32)> {
+        let key = |offset: &u32| {
+            let record = self.types.get(*offset as usize..)?;
+            let name = u32_at(record, 0).filter(|name| *name != 0)?;
+            Some(name_key(types::kind_of(record), self.string_bytes(name)))
+        };
+        let keys = self.index.iter().zip(0..).filter_map(|(offset, at)| Some((key(offset)?, at)));
+        let mut by_name: Vec<(u32, u32)> = keys.collect();
+        by_name.sort_unstable();
+        by_name
     }
 
     /// The first type of that kind and name, here or in the base.
@@ -215,6 +236,12 @@ impl<'a> Btf<'a> {
             (None, None) => &[],
         }
     }
+}
+
+/// A number for a kind and a name, which ends where it is zero; seldom the same for others.
+fn name_key(kind: u8, name: &[u8]) -> u32 {
+    let add = |key: u32, byte: u8| (key ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    name.iter().take_while(|byte| **byte != 0).fold(add(0x811c_9dc5, kind), |key, byte| add(key, *byte))
 }
 
 /// The type and the string section.

@@ -1,12 +1,13 @@
 //! The running kernel: what it has, what it allows, what is loaded.
 
+use crate::kallsyms;
 use crate::sys::netns;
 use crate::sys::privilege::Privileges;
 use crate::sys::tracefs::{Event, Tracefs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -206,26 +207,20 @@ fn built_in() -> &'static Symbols {
 
 impl Symbols {
     fn gather() -> Self {
-        fs::File::open("/proc/kallsyms")
-            .and_then(|file| Self::parse(BufReader::with_capacity(1 << 16, file)))
-            .unwrap_or_default()
+        fs::read("/proc/kallsyms").map(|bytes| Self::parse(&bytes)).unwrap_or_default()
     }
 
-    /// Lines are `ADDRESS TYPE NAME` and, for modules, a tab and `[MODULE]`.
-    fn parse(mut lines: impl BufRead) -> io::Result<Self> {
+    fn parse(bytes: &[u8]) -> Self {
         let mut symbols = Self::default();
-        let mut line = String::new();
-        while lines.read_line(&mut line)? > 0 {
-            let mut words = line.split_ascii_whitespace();
-            let (address, name) = (words.next().unwrap_or_default(), words.nth(1).unwrap_or_default());
-            symbols.addresses |= address.bytes().any(|digit| digit != b'0');
-            if TABLE_FUNCTIONS.contains(&name) || [CHAIN_FUNCTION, PER_CPU_OFFSET, SEQUENCE].contains(&name) {
-                let module = words.next().map(|word| word.trim_matches(['[', ']']).to_owned());
-                symbols.found.insert(name.to_owned(), module);
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        for symbol in kallsyms::symbols(bytes) {
+            symbols.addresses = symbols.addresses || symbol.address().is_some();
+            let is = |name: &&str| name.as_bytes() == symbol.name;
+            if TABLE_FUNCTIONS.iter().any(is) || [CHAIN_FUNCTION, PER_CPU_OFFSET, SEQUENCE].iter().any(is) {
+                symbols.found.insert(text(symbol.name), symbol.module.map(text));
             }
-            line.clear();
         }
-        Ok(symbols)
+        symbols
     }
 }
 
@@ -343,11 +338,11 @@ mod tests {
     fn symbols_are_read() {
         let text = "ffffffff81000000 T _text\nffffffffc0500000 t ipt_do_table\t[ip_tables]\n\
                     0000000000017d20 A __per_cpu_offset\n";
-        let symbols = Symbols::parse(text.as_bytes()).expect("memory can be read");
+        let symbols = Symbols::parse(text.as_bytes());
         assert!(symbols.addresses);
         assert_eq!(symbols.found.get("ipt_do_table"), Some(&Some("ip_tables".to_owned())));
         assert_eq!(symbols.found.get("__per_cpu_offset"), Some(&None));
-        let hidden = Symbols::parse("0000000000000000 T _text\n".as_bytes()).expect("memory can be read");
+        let hidden = Symbols::parse(b"0000000000000000 T _text\n");
         assert_eq!(hidden, Symbols::default());
     }
 

@@ -1,7 +1,7 @@
 //! The kernel's functions by their addresses.
 #![forbid(unsafe_code)]
 
-use super::offsets::{address, symbol};
+use crate::kallsyms;
 
 /// A place in the kernel's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,10 +28,11 @@ impl Functions {
     /// Reads `/proc/kallsyms`.
     pub fn parse(kallsyms: &[u8]) -> Self {
         let mut functions = Self::default();
-        for line in kallsyms.split(|byte| *byte == b'\n') {
-            let is_code = line.get(17).is_some_and(|kind| matches!(kind, b't' | b'T' | b'w' | b'W'));
-            let Some((digits, name)) = symbol(line).filter(|_| is_code) else { continue };
-            let (Some(address), Ok(name)) = (address(digits), std::str::from_utf8(name)) else { continue };
+        let is_code = |symbol: &kallsyms::Symbol<'_>| matches!(symbol.kind, b't' | b'T' | b'w' | b'W');
+        for symbol in kallsyms::symbols(kallsyms).filter(is_code) {
+            let Some((address, name)) = symbol.address().zip(std::str::from_utf8(symbol.name).ok()) else {
+                continue;
+            };
             let Ok(at) = u32::try_from(functions.names.len()) else { break };
             functions.begin.push((address, at));
             functions.names.push_str(name);

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use crate::btf::{self, Btf, Kind, Member, Prototype, TypeId};
+use crate::kallsyms;
 use std::collections::BTreeMap;
 use std::fmt;
 use tracer_common::config::ArgumentOrder;
@@ -537,16 +538,16 @@ impl Symbols {
         self.ipt_do_table || self.ip6t_do_table
     }
 
-    /// Reads `/proc/kallsyms`, of which a line is `ffffffff81000000 T _text`, for modules followed by their name.
+    /// Reads `/proc/kallsyms`.
     pub fn parse(kallsyms: &[u8]) -> Self {
         let mut symbols = Self { hidden: true, ..Self::default() };
-        for (digits, name) in kallsyms.split(|byte| *byte == b'\n').filter_map(symbol) {
-            symbols.hidden = symbols.hidden && address(digits).is_none();
-            match name {
-                b"__per_cpu_offset" => symbols.per_cpu_offset = address(digits),
-                b"xt_recseq" => symbols.recseq = address(digits),
-                b"__preempt_count" => symbols.preempt_count = address(digits),
-                b"pcpu_hot" => symbols.pcpu_hot = address(digits),
+        for symbol in kallsyms::symbols(kallsyms) {
+            symbols.hidden = symbols.hidden && symbol.address().is_none();
+            match symbol.name {
+                b"__per_cpu_offset" => symbols.per_cpu_offset = symbol.address(),
+                b"xt_recseq" => symbols.recseq = symbol.address(),
+                b"__preempt_count" => symbols.preempt_count = symbol.address(),
+                b"pcpu_hot" => symbols.pcpu_hot = symbol.address(),
                 b"preempt_schedule" => symbols.preemption = true,
                 b"arch_rethook_trampoline" => symbols.rethook = true,
                 b"xt_replace_table" => symbols.replace_table = true,
@@ -565,19 +566,4 @@ impl Symbols {
         }
         symbols
     }
-}
-
-/// The address digits and the name in a line.
-pub(super) fn symbol(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    // Sixteen digits, the type, and a blank behind each.
-    let (digits, rest) = line.split_at_checked(16)?;
-    let [b' ', _, b' ', name @ ..] = rest else { return None };
-    let end = name.iter().position(|byte| matches!(byte, b'\t' | b' ')).unwrap_or(name.len());
-    Some((digits, &name[..end]))
-}
-
-/// The address, unless it is hidden.
-pub(super) fn address(digits: &[u8]) -> Option<u64> {
-    let address = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    (address != 0).then_some(address)
 }
