@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -246,9 +247,7 @@ fn qemu(machine: &Machine<'_>, sockets: &Sockets) -> Result<Command> {
     }
     let arguments = format!(
         "console=ttyS0 loglevel=4 panic=-1 oops=panic random.trust_cpu=on rdinit=/init {PATIENCE} {} {}",
-        // What only takes time where nothing is measured: a guard of every return, and a clock that is a device, which the
-        // kernel takes where it does not trust the processors' own.
-        if machine.count_instructions { "maxcpus=1" } else { "mitigations=off tsc=reliable" },
+        if machine.count_instructions { "maxcpus=1".to_owned() } else { unmeasured() },
         machine.kernel_arguments
     );
     command
@@ -281,6 +280,36 @@ fn qemu(machine: &Machine<'_>, sockets: &Sockets) -> Result<Command> {
     ]);
     command.stderr(Stdio::piped());
     Ok(command)
+}
+
+/// What spares a kernel time where nothing is measured: a guard of every return, and a clock that is a device, which it takes
+/// where it does not trust the processors' own.
+fn unmeasured() -> String {
+    const ALWAYS: &str = "mitigations=off";
+    // By itself it finds out how fast that one is in a few milliseconds of its start, in which this machine may do
+    // something else: guests were seen whose clocks were far ahead.
+    tsc_khz().map_or(ALWAYS.to_owned(), |khz| format!("{ALWAYS} tsc=reliable tsc_early_khz={khz}"))
+}
+
+/// How fast the time-stamp counter of this machine is, which is also that of an emulated one.
+#[cfg(target_arch = "x86_64")]
+fn tsc_khz() -> Option<u128> {
+    static KHZ: LazyLock<u128> = LazyLock::new(|| {
+        #[expect(unsafe_code, reason = "an instruction without preconditions")]
+        // SAFETY: as just said.
+        let ticks = || unsafe { std::arch::x86_64::_rdtsc() };
+        let (start, first) = (Instant::now(), ticks());
+        thread::sleep(Duration::from_millis(200));
+        let (counted, took) = (ticks() - first, start.elapsed());
+        u128::from(counted) * 1_000_000 / took.as_nanos()
+    });
+    Some(*KHZ)
+}
+
+/// A machine of another kind has none.
+#[cfg(not(target_arch = "x86_64"))]
+fn tsc_khz() -> Option<u128> {
+    None
 }
 
 /// Listening sockets, by the name of what connects to them.
