@@ -153,6 +153,18 @@ const ROWS: &[Row] = &[
         start: |_| nftracer("json", &["udp"]),
     },
     Row {
+        name: "no-match-session",
+        title: "the same with kprobe.session: filter does not match",
+        world: World::Seven,
+        start: |_| nftracer("trace", &["--attach", "session", "udp port 9"]),
+    },
+    Row {
+        name: "match-stopped-session",
+        title: "kprobe.session: filter matches, the probes alone",
+        world: World::Seven,
+        start: |_| stopped(&["--attach", "session", "udp"]),
+    },
+    Row {
         name: "no-match-kprobe",
         title: "the same with kprobes: filter does not match",
         world: World::Seven,

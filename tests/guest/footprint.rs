@@ -13,10 +13,19 @@ use nftracer_tests::traffic::Planner;
 use nftracer_tests::wait;
 use rustix::process::Signal;
 
+use crate::kprobe_session::with_session;
 use crate::session::Session;
 use crate::{Options, Outcome, Test, check};
 
-pub(crate) const TESTS: &[Test] = &[Test { name: "leaves_no_trace", run: leaves_no_trace }];
+pub(crate) const TESTS: &[Test] = &[
+    Test { name: "leaves_no_trace", run: |options| leaves_no_trace(options, &[], &End::ALL) },
+    Test {
+        name: "session_leaves_no_trace",
+        run: |options| with_session(|session| leaves_no_trace(options, session, ABRUPT_AND_NOT)),
+    },
+];
+
+const ABRUPT_AND_NOT: &[End] = &[End::Duration, End::Signal(Signal::KILL)];
 
 /// The kernel frees programs and maps some time after their last user is gone.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
@@ -30,7 +39,7 @@ pub(crate) enum End {
     Signal(Signal),
 }
 
-fn leaves_no_trace(options: &Options) -> Result<Outcome> {
+fn leaves_no_trace(options: &Options, way: &[&str], ends: &[End]) -> Result<Outcome> {
     let session = Session::new(&[], Spread::SameCpu)?;
     for family in Family::ALL {
         let nat = HANDWRITTEN.iter().find(|ruleset| ruleset.name == "nat").context("a ruleset with NAT")?;
@@ -38,9 +47,9 @@ fn leaves_no_trace(options: &Options) -> Result<Outcome> {
     }
     let mut planner = Planner::new(options.seed, 0, 1);
     let before = State::of(&session.lab.r)?;
-    for end in End::ALL {
+    for end in ends {
         let mut fire = || session.fire(&planner.shots(Family::Ipv4, 20));
-        let changed = end.run(&session.lab.r, &[], &before, &mut fire).with_context(|| format!("{end:?}"))?;
+        let changed = end.run(&session.lab.r, way, &before, &mut fire).with_context(|| format!("{end:?}"))?;
         let changed = changed.unwrap_or_default();
         check(changed.is_empty(), format!("{end:?}, while it runs:\n{}", changed.join("\n")))?;
         let mut differences = Vec::new();
@@ -50,7 +59,7 @@ fn leaves_no_trace(options: &Options) -> Result<Outcome> {
         });
         check(differences.is_empty(), format!("after {end:?}:\n{}", differences.join("\n")))?;
     }
-    Ok(Outcome::Passed(format!("{} ways to end", End::ALL.len())))
+    Ok(Outcome::Passed(format!("{} ways to end", ends.len())))
 }
 
 impl End {

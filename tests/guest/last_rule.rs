@@ -14,10 +14,17 @@ use nftracer_tests::traffic::{OPEN, Senders, Shot};
 use nftracer_tests::{check, ruleset, wait};
 use rustix::process::Signal;
 
+use crate::kprobe_session::with_session;
 use crate::{Options, Outcome, Test};
 
-pub(crate) const TESTS: &[Test] =
-    &[Test { name: "last_rule", run: last_rule }, Test { name: "last_rule_nft", run: last_rule_nft }];
+pub(crate) const TESTS: &[Test] = &[
+    Test { name: "last_rule", run: |options| last_rule(options, &["auto", "kprobe"]) },
+    Test {
+        name: "session_last_rule",
+        run: |options| with_session(|session| last_rule(options, &session[1..])),
+    },
+    Test { name: "last_rule_nft", run: last_rule_nft },
+];
 
 const SHOWN_WITHIN: Duration = Duration::from_secs(20);
 /// Looks without a change.
@@ -128,7 +135,8 @@ fn last_rule_nft(options: &Options) -> Result<Outcome> {
     Ok(Outcome::Passed(format!("{known} one by one, {compared}")))
 }
 
-fn last_rule(options: &Options) -> Result<Outcome> {
+/// Each in these ways of placing probes, and a flood in the first of them.
+fn last_rule(options: &Options, attached: &[&str]) -> Result<Outcome> {
     crate::load_modules();
     for module in ["xt_HL", "xt_statistic", "ipt_REJECT", "ip6t_REJECT"] {
         let _ = netns::run("modprobe", &["-q", module], "");
@@ -146,8 +154,8 @@ fn last_rule(options: &Options) -> Result<Outcome> {
     let last = [&whole[..8], &["--last-rule", filter]].concat();
     let mut known = 0;
     let mut number = FIRST;
-    for attach in ["auto", "kprobe"] {
-        let tracer = Tracer::start(&[&last[..], &["--attach", attach]].concat(), &[])?;
+    for attach in attached {
+        let tracer = Tracer::start(&[&last[..], &["--attach", *attach]].concat(), &[])?;
         for many in [false, true] {
             put(many, true)?;
             // On the CPU where the counters were put back, one rule may stay unknown.
@@ -157,7 +165,8 @@ fn last_rule(options: &Options) -> Result<Outcome> {
         tracer.stop(Signal::INT)?;
     }
     load(false)?;
-    let tracers = [Tracer::start(&whole, &[])?, Tracer::start(&last, &[])?];
+    let start = |arguments: &[&str]| Tracer::start(&[arguments, &["--attach", attached[0]]].concat(), &[]);
+    let tracers = [start(&whole)?, start(&last)?];
     let until = Instant::now() + Duration::from_secs(options.seconds);
     flood(&senders, CASES, until, load)?;
     for tracer in &tracers {

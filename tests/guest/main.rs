@@ -13,6 +13,7 @@ mod follow;
 mod footprint;
 #[path = "../old_kernel/kernel.rs"]
 mod kernel;
+mod kprobe_session;
 mod last_rule;
 mod latency;
 mod lines;

@@ -16,16 +16,29 @@ use nftracer_tests::tracer::Totals;
 use nftracer_tests::traffic::{OPEN, Planner, Shot, connection};
 use nftracer_tests::{netns, wait};
 
+use crate::kprobe_session::with_session;
 use crate::session::Session;
 use crate::{Options, Outcome, Test, check};
 
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "oracle_itself", run: itself },
-    Test { name: "oracle_handwritten_ipv4", run: |options| handwritten(options, Family::Ipv4) },
-    Test { name: "oracle_handwritten_ipv6", run: |options| handwritten(options, Family::Ipv6) },
+    Test { name: "oracle_handwritten_ipv4", run: |options| handwritten(options, Family::Ipv4, &[]) },
+    Test { name: "oracle_handwritten_ipv6", run: |options| handwritten(options, Family::Ipv6, &[]) },
     Test { name: "oracle_generated", run: generated },
-    Test { name: "oracle_loaded", run: |options| loaded(options, false) },
-    Test { name: "oracle_edited", run: |options| loaded(options, true) },
+    Test { name: "oracle_loaded", run: |options| loaded(options, false, &[]) },
+    Test { name: "oracle_edited", run: |options| loaded(options, true, &[]) },
+    Test {
+        name: "oracle_session_ipv4",
+        run: |options| with_session(|session| handwritten(options, Family::Ipv4, session)),
+    },
+    Test {
+        name: "oracle_session_ipv6",
+        run: |options| with_session(|session| handwritten(options, Family::Ipv6, session)),
+    },
+    Test {
+        name: "oracle_session_loaded",
+        run: |options| with_session(|session| loaded(options, false, session)),
+    },
 ];
 
 /// Packets of one family that share a ruleset.
@@ -89,7 +102,7 @@ fn itself(options: &Options) -> Result<Outcome> {
     Ok(Outcome::Passed(format!("{packets} packets sent, {rows} lines of the kernel{without}")))
 }
 
-fn handwritten(options: &Options, family: Family) -> Result<Outcome> {
+fn handwritten(options: &Options, family: Family, way: &[&str]) -> Result<Outcome> {
     let mut session = Session::new(&[Place::R], Spread::SameCpu)?;
     let mut planner = Planner::new(options.seed, 0, 1);
     let mut total = Verdict::default();
@@ -98,7 +111,8 @@ fn handwritten(options: &Options, family: Family) -> Result<Outcome> {
         session.load(Place::R, family, &text)?;
         // The first is there before the tracer, which has to notice the others.
         if number == 0 {
-            session.trace()?;
+            let name = session.lab.r.name().to_owned();
+            session.trace_with(&[&["--netns", &name, "-o", "json"], way].concat())?;
         }
         session.fire(&planner.shots(family, SHOTS));
         let fired = Instant::now();
@@ -250,7 +264,7 @@ fn shrink(session: &mut Session, case: &Case, verdict: Verdict, options: &Option
 }
 
 /// Senders in all namespaces at once, all of them with rulesets that send packets from inside a traversal.
-fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
+fn loaded(options: &Options, edited: bool, way: &[&str]) -> Result<Outcome> {
     const PLACES: [Place; 3] = [Place::A, Place::R, Place::B];
     const BURST: usize = 20;
     let mut session = Session::new(&PLACES, Spread::TwoCpus)?;
@@ -259,7 +273,7 @@ fn loaded(options: &Options, edited: bool) -> Result<Outcome> {
     let texts = HANDWRITTEN.iter().filter(|ruleset| disturbing.contains(&ruleset.name));
     let texts: Vec<_> = texts.collect();
     // Room for a burst: the reader is slower than the senders.
-    session.trace_with(&["--all-netns", "-o", "json", "--buffer", "64M"])?;
+    session.trace_with(&[&["--all-netns", "-o", "json", "--buffer", "64M"], way].concat())?;
     let end = Instant::now() + Duration::from_secs(options.seconds);
     let (mut total, mut round, edits) = (Verdict::default(), 0, AtomicU64::new(0));
     // Three senders at once, each with numbers of its own.

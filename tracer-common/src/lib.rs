@@ -20,6 +20,7 @@ pub mod nft;
 pub mod offsets;
 pub mod place;
 pub mod sender;
+pub mod session;
 pub mod throttle;
 pub mod translated;
 

@@ -20,6 +20,7 @@ mod nft;
 mod replace;
 mod select;
 mod sender;
+mod session;
 mod snapshot;
 mod throttle;
 mod translated;

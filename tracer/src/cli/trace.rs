@@ -145,7 +145,8 @@ pub(super) struct SourceArgs {
     #[arg(long, value_name = "MARK")]
     mark: Vec<MarkArg>,
 
-    /// How the kernel's functions are probed, for ebpf: fentry is cheaper, kprobe works on older kernels
+    /// How the kernel's functions are probed, for ebpf: fentry is cheapest; session needs no BTF of modules, for legacy
+    /// tables, with kprobes for nftables; kprobe works on older kernels. auto takes the first that works
     #[arg(long, value_name = "METHOD", default_value = "auto")]
     attach: AttachArg,
 
@@ -190,6 +191,7 @@ enum BackendArg {
 enum AttachArg {
     Auto,
     Fentry,
+    Session,
     Kprobe,
 }
 
@@ -552,6 +554,7 @@ impl From<AttachArg> for Method {
         match typed {
             AttachArg::Auto => Self::Auto,
             AttachArg::Fentry => Self::Fentry,
+            AttachArg::Session => Self::Session,
             AttachArg::Kprobe => Self::Kprobe,
         }
     }

@@ -11,7 +11,7 @@ use crate::error::Failure;
 use crate::fetch;
 use crate::filter;
 use crate::footprint;
-use crate::sys::kernel::{Fentry, Host};
+use crate::sys::kernel::{Host, Tried};
 use crate::sys::tracefs::Tracefs;
 use crate::sys::{module, netns, nftables, pcap};
 use crate::text;
@@ -38,7 +38,7 @@ pub fn run(config: DoctorConfig) -> Result<(), Failure> {
 /// All that is known, with the ways of tracing without probes tried.
 fn diagnosis() -> Diagnosis {
     let mut host = host();
-    host.fentry = fentry(&host);
+    (host.fentry, host.session) = tried(&host);
     // Who may not look has left nothing.
     host.leftovers.extend(footprint::leftovers().unwrap_or_default());
     if let Ok(namespace) = netns::current() {
@@ -92,18 +92,22 @@ fn layout() -> Vec<String> {
     }
 }
 
-/// Has the kernel look at the programs that need no kprobes. None of them is placed.
-fn fentry(host: &Host) -> Fentry {
+/// Has the kernel look at the programs that need no kprobes, and where it does not take them at those of a
+/// kprobe.session. None of them is placed.
+fn tried(host: &Host) -> (Tried, Tried) {
     if diagnose(host, Vec::new()).obstacle("ebpf").is_some() {
-        return Fentry::NotTried;
+        return (Tried::NotTried, Tried::NotTried);
     }
+    let refused = |error: &dyn std::error::Error| Tried::Refused(error.to_string());
     let everything = match filter::compile("", &pcap::compile) {
         Ok(everything) => everything,
-        Err(error) => return Fentry::Refused(error.to_string()),
+        Err(error) => return (refused(&error), Tried::NotTried),
     };
-    match ebpf::try_fentry(&everything) {
-        Ok(()) => Fentry::Works,
-        Err(error) => Fentry::Refused(error.to_string()),
+    match (ebpf::try_fentry(&everything), || ebpf::try_session(&everything)) {
+        (Ok(()), _) => (Tried::Works, Tried::NotTried),
+        (Err(error), session) => {
+            (refused(&error), session().map_or_else(|error| refused(&error), |()| Tried::Works))
+        }
     }
 }
 

@@ -2,8 +2,7 @@
 
 use super::{Finding, Status};
 use crate::sys::kernel::{
-    Answer, CHAIN_FUNCTION, Fentry, Host, LOAD_RULES, PER_CPU_OFFSET, SEQUENCE, TABLE_FUNCTIONS,
-    TABLE_MODULES,
+    Answer, CHAIN_FUNCTION, Host, LOAD_RULES, PER_CPU_OFFSET, SEQUENCE, TABLE_FUNCTIONS, TABLE_MODULES, Tried,
 };
 use crate::sys::privilege::Capability;
 
@@ -218,13 +217,21 @@ fn kprobes(host: &Host) -> Outcome {
     }
 }
 
-/// Kprobes do instead, so that this never stands in the way.
+/// A kprobe.session or kprobes do instead, so that this never stands in the way.
 fn fentry(host: &Host) -> Outcome {
-    match &host.fentry {
-        Fentry::NotTried => ok("not tried"),
-        Fentry::Works => ok("the table functions are probed by fentry and fexit"),
-        Fentry::Refused(reason) => warn("the table functions are probed by kprobes")
-            .because(format!("a packet costs about twice as much as with fentry, and {reason}")),
+    match (&host.fentry, &host.session) {
+        (Tried::NotTried, _) => ok("not tried"),
+        (Tried::Works, _) => ok("the table functions are probed by fentry and fexit"),
+        (Tried::Refused(reason), Tried::Works) => warn("the table functions are probed by kprobe.session")
+            .because(format!("a packet costs more than with fentry, and {reason}")),
+        (Tried::Refused(reason), session) => {
+            let session = match session {
+                Tried::Refused(reason) => format!("; {reason}"),
+                Tried::NotTried | Tried::Works => String::new(),
+            };
+            warn("the table functions are probed by kprobes")
+                .because(format!("a packet costs about twice as much as with fentry, and {reason}{session}"))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Hosts as they are met, and what is said about them.
 
 use super::{Obstacle, Status, Usability, diagnose};
-use crate::sys::kernel::{Answer, Fentry, Host, Symbols};
+use crate::sys::kernel::{Answer, Host, Symbols, Tried};
 use crate::sys::privilege::{Capability, Privileges};
 use expect_test::{Expect, expect, expect_file};
 
@@ -14,7 +14,8 @@ fn good() -> Host {
     Host {
         programs: true,
         layout: Vec::new(),
-        fentry: Fentry::Works,
+        fentry: Tried::Works,
+        session: Tried::NotTried,
         release: "6.1.0-18-amd64".to_owned(),
         arch: "x86_64".to_owned(),
         privileges: Privileges { effective: Capability::ALL.to_vec(), whole_host: true },
@@ -141,9 +142,11 @@ fn in_a_container() {
 
 #[test]
 fn without_fentry() {
-    let fentry = Fentry::Refused("no BTF describes `ipt_do_table`".to_owned());
+    let fentry = Tried::Refused("no BTF describes `ipt_do_table`".to_owned());
+    check(Host { fentry: fentry.clone(), session: Tried::Works, ..good() }, expect![[r#""#]]);
+    let session = Tried::Refused("the kernel has no `register_fprobe_ips`".to_owned());
     check(
-        Host { fentry, ..good() },
+        Host { fentry, session, ..good() },
         expect![[r#"
         warn: fentry: the table functions are probed by kprobes
           a packet costs about twice as much as with fentry, and no BTF describes `ipt_do_table`

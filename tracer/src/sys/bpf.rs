@@ -1,10 +1,11 @@
-//! bpf(2), as far as aya does not do it: programs at the functions of a module.
+//! bpf(2), as far as aya does not do it: programs at the functions of a module, and at entry and return of functions in one.
 //!
 //! The attributes are prefixes of `union bpf_attr` in `include/uapi/linux/bpf.h`; the kernel takes the rest as zero.
 
 use aya_obj::generated::bpf_prog_info;
+use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 const PROG_LOAD: libc::c_int = 5;
@@ -14,8 +15,10 @@ const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BTF_LOAD: libc::c_int = 18;
 const BTF_GET_FD_BY_ID: libc::c_int = 19;
 const BTF_GET_NEXT_ID: libc::c_int = 23;
+const LINK_CREATE: libc::c_int = 28;
 const ENABLE_STATS: libc::c_int = 32;
 
+const PROG_TYPE_KPROBE: u32 = 2;
 const PROG_TYPE_TRACING: u32 = 26;
 /// Bytes for the verifier's words.
 const LOG_BYTES: u32 = 1 << 20;
@@ -28,11 +31,13 @@ pub enum Attach {
     Entry = 24,
     /// `BPF_TRACE_FEXIT`
     Exit = 25,
+    /// `BPF_TRACE_KPROBE_SESSION`: at both.
+    Session = 56,
 }
 
-/// A program for one function.
+/// A program for functions.
 #[derive(Clone, Copy, Debug)]
-pub struct Tracing<'a> {
+pub struct Program<'a> {
     /// Its name, of which the kernel keeps 15 bytes.
     pub name: &'a str,
     /// `struct bpf_insn`, eight bytes each.
@@ -45,7 +50,7 @@ pub struct Tracing<'a> {
     pub function_bytes: u32,
     /// Where at the function.
     pub attach: Attach,
-    /// The function's id in the BTF of its module, or of the kernel.
+    /// The function's id in the BTF of its module, or of the kernel; 0 where it is named when the program is attached.
     pub target: u32,
     /// The module's BTF; `None` for a function of the kernel itself.
     pub module: Option<BorrowedFd<'a>>,
@@ -111,27 +116,16 @@ fn name_of_kernel_btf(btf: &OwnedFd) -> io::Result<Option<Vec<u8>>> {
         name_bytes: u32,
         kernel: u32,
     }
-    #[repr(C)]
-    struct Attributes {
-        fd: i32,
-        info_bytes: u32,
-        info: u64,
-    }
     // A module's name has at most 55 bytes (`MODULE_NAME_LEN`).
     let mut name = [0_u8; 64];
     let mut info = Info { name: name.as_mut_ptr() as u64, name_bytes: name.len() as u32, ..Info::default() };
-    let mut attributes = Attributes {
-        fd: btf.as_raw_fd(),
-        info_bytes: size_of::<Info>() as u32,
-        info: (&raw mut info) as u64,
-    };
-    call(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    ask(btf.as_fd(), &mut info)?;
     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
     Ok((info.kernel != 0).then(|| name.to_vec()))
 }
 
 /// Loads a program. Asked again for the verifier's words when it is refused.
-pub fn load_tracing(program: &Tracing<'_>) -> Result<OwnedFd, Refused> {
+pub fn load_program(program: &Program<'_>) -> Result<OwnedFd, Refused> {
     let first = match load(program, &mut []) {
         Ok(fd) => return Ok(fd),
         Err(error) => error,
@@ -148,7 +142,7 @@ pub fn load_tracing(program: &Tracing<'_>) -> Result<OwnedFd, Refused> {
     }
 }
 
-fn load(program: &Tracing<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
+fn load(program: &Program<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attributes {
         program_type: u32,
@@ -177,7 +171,10 @@ fn load(program: &Tracing<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
     let mut name = [0; 16];
     name.iter_mut().zip(program.name.bytes().take(15)).for_each(|(to, from)| *to = from);
     let mut attributes = Attributes {
-        program_type: PROG_TYPE_TRACING,
+        program_type: match program.attach {
+            Attach::Entry | Attach::Exit => PROG_TYPE_TRACING,
+            Attach::Session => PROG_TYPE_KPROBE,
+        },
         instructions_count: u32::try_from(program.instructions.len() / 8).map_err(io::Error::other)?,
         instructions: program.instructions.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
@@ -214,6 +211,55 @@ pub fn attach_tracing(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     descriptor(RAW_TRACEPOINT_OPEN, &mut Attributes { name: 0, program: program.as_raw_fd(), reserved: 0 })
 }
 
+/// Lets a program for [`Attach::Session`] run at functions, until the result is dropped.
+pub fn attach_session(program: BorrowedFd<'_>, symbols: &[&CStr]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        program: i32,
+        target: u32,
+        attach: u32,
+        flags: u32,
+        multi_flags: u32,
+        count: u32,
+        symbols: u64,
+        addresses: u64,
+        cookies: u64,
+    }
+    let symbols: Vec<u64> = symbols.iter().map(|symbol| symbol.as_ptr() as u64).collect();
+    let mut attributes = Attributes {
+        program: program.as_raw_fd(),
+        target: 0,
+        attach: Attach::Session as u32,
+        flags: 0,
+        multi_flags: 0,
+        count: u32::try_from(symbols.len()).map_err(io::Error::other)?,
+        symbols: symbols.as_ptr() as u64,
+        addresses: 0,
+        cookies: 0,
+    };
+    descriptor(LINK_CREATE, &mut attributes)
+}
+
+/// How often the kernel did not get as far as the program of such a link, at the entry of a function.
+pub fn session_misses(link: BorrowedFd<'_>) -> io::Result<u64> {
+    /// `struct bpf_link_info` of a link of the type `BPF_LINK_TYPE_KPROBE_MULTI`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        link_type: u32,
+        id: u32,
+        program: u32,
+        reserved: u32,
+        addresses: u64,
+        count: u32,
+        flags: u32,
+        missed: u64,
+    }
+    let mut info = Info::default();
+    ask(link, &mut info)?;
+    Ok(info.missed)
+}
+
 /// Makes the kernel measure how long programs run, those of others as well, until this is dropped. Kernels can do that
 /// since 5.8.
 pub fn measure_programs() -> io::Result<OwnedFd> {
@@ -234,22 +280,24 @@ pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 fn info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
+    #[expect(unsafe_code, reason = "the generated structure has no default")]
+    // SAFETY: numbers only, for which all zeros are valid.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    ask(program, &mut info)?;
+    Ok(info)
+}
+
+/// What the kernel knows of an object of this kind, in the structure that it has for it.
+fn ask<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     #[repr(C)]
     struct Attributes {
         fd: i32,
         info_bytes: u32,
         info: u64,
     }
-    #[expect(unsafe_code, reason = "the generated structure has no default")]
-    // SAFETY: numbers only, for which all zeros are valid.
-    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
-    let mut attributes = Attributes {
-        fd: program.as_raw_fd(),
-        info_bytes: size_of::<bpf_prog_info>() as u32,
-        info: (&raw mut info) as u64,
-    };
-    call(OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    Ok(info)
+    let info_bytes = size_of::<T>() as u32;
+    let mut attributes = Attributes { fd: object.as_raw_fd(), info_bytes, info: (&raw mut *info) as u64 };
+    call(OBJ_GET_INFO_BY_FD, &mut attributes).map(drop)
 }
 
 /// Where a program for raw tracepoints runs when it is called.

@@ -36,9 +36,9 @@ pub fn sees_all_processes() -> bool {
     fs::read_link(PIDS).is_ok_and(|link| link == Path::new(HOST_PIDS))
 }
 
-/// Whether programs can be placed at functions without kprobes.
+/// Whether the kernel takes programs of a kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Fentry {
+pub enum Tried {
     /// Nobody asked.
     #[default]
     NotTried,
@@ -56,7 +56,9 @@ pub struct Host {
     /// Why the layout of the kernel's structures is not known; empty when it is, or when nobody asked.
     pub layout: Vec<String>,
     /// Whether the kernel takes fentry and fexit programs at its table functions.
-    pub fentry: Fentry,
+    pub fentry: Tried,
+    /// Whether it takes one program at their entry and return, where it does not take those.
+    pub session: Tried,
     /// `uname -r`
     pub release: String,
     /// The architecture of this program, and so of the kernel: programs are not built for 32 bits.
@@ -129,13 +131,15 @@ pub struct Symbols {
 }
 
 impl Host {
-    /// Looks at the running kernel. For the caller to fill: [`Host::programs`], [`Host::layout`], [`Host::fentry`].
+    /// Looks at the running kernel. For the caller to fill: [`Host::programs`], [`Host::layout`], [`Host::fentry`],
+    /// [`Host::session`].
     pub fn gather() -> Self {
         let tracefs = Tracefs::find();
         Self {
             programs: false,
             layout: Vec::new(),
-            fentry: Fentry::NotTried,
+            fentry: Tried::NotTried,
+            session: Tried::NotTried,
             // The system call, for it needs no /proc.
             release: rustix::system::uname().release().to_string_lossy().into_owned(),
             arch: std::env::consts::ARCH.to_owned(),

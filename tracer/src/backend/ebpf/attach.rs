@@ -1,7 +1,8 @@
 //! Placing the probes.
 //!
 //! At the functions that packets pass the probes are fentry and fexit programs where the kernel describes these functions and takes
-//! such programs, and kprobes elsewhere. All are of one kind: they exclude each other by means of their own.
+//! such programs, and kprobes elsewhere; at the table functions a kprobe.session where the kernel has that and takes no fentry.
+//! Typed programs and kprobes are never mixed there: kprobes, sessions among them, exclude each other by means of their own.
 //!
 //! Entry and return probes are perf events of the kprobe PMU: they belong to this process's file descriptors, so the
 //! kernel takes them away when the process ends, however it ends. One case is different: a kernel without rethook and
@@ -10,8 +11,10 @@
 
 use super::kernel::{self, Kernel};
 use super::offsets::Symbols;
-use super::probes::{Begins, LAST_RULE_PROBES, Need, PROBES, Point, Probe};
-use super::{PRIVILEGES, not_permitted, system_code, typed};
+use super::probes::{
+    Begins, LAST_RULE_PROBES, LAST_RULE_SESSIONS, Need, PROBES, Point, Probe, SESSIONS, Session,
+};
+use super::{PRIVILEGES, not_permitted, session, system_code, typed};
 use crate::sys::bpf;
 use crate::sys::guard::Guard;
 use crate::sys::kernel::LOAD_RULES;
@@ -70,6 +73,9 @@ pub enum Error {
     /// Programs without kprobes were asked for, and do not work here.
     #[error("fentry does not work here: {0}")]
     Typed(#[from] typed::Error),
+    /// Programs at entry and return in one were asked for, and do not work here.
+    #[error("kprobe.session does not work here: {0}")]
+    Session(#[from] session::Error),
     /// Nobody would remove the events of tracefs if this process were killed.
     #[error("cannot start the process that clears up after this one: {0}")]
     Guard(io::Error),
@@ -79,9 +85,12 @@ impl Error {
     /// Whether this host can do nothing about it while it is as it is.
     pub fn unusable(&self) -> bool {
         match self {
-            Self::Load { .. } | Self::Typed(_) | Self::NoFunction(_) | Self::NoTables | Self::NoTracefs => {
-                true
-            }
+            Self::Load { .. }
+            | Self::Typed(_)
+            | Self::Session(_)
+            | Self::NoFunction(_)
+            | Self::NoTables
+            | Self::NoTracefs => true,
             Self::Attach { source, .. } => not_permitted(source),
             Self::Event { source, .. } | Self::Leftover(source) => not_permitted(source),
             Self::NoProgram(_) | Self::Guard(_) => false,
@@ -92,6 +101,7 @@ impl Error {
     pub fn remedy(&self) -> Option<String> {
         let remedy = match self {
             Self::NoTables => LOAD_RULES,
+            Self::Session(error) => error.remedy(),
             Self::NoTracefs => "`mount -t tracefs tracefs /sys/kernel/tracing`",
             // EACCES is the verifier's.
             Self::Load { source, .. } if system_code(source) == Some(libc::EPERM) => PRIVILEGES,
@@ -111,6 +121,8 @@ pub enum Method {
     Auto,
     /// As fentry and fexit programs.
     Fentry,
+    /// As one program at entry and return, at the table functions; as kprobes at those of nftables.
+    Session,
     /// As kprobes.
     Kprobe,
 }
@@ -137,6 +149,13 @@ impl Sight {
             Self::LastRule(_) => LAST_RULE_PROBES,
         }
     }
+
+    fn sessions(self) -> &'static [Session] {
+        match self {
+            Self::Whole(_) => SESSIONS,
+            Self::LastRule(_) => LAST_RULE_SESSIONS,
+        }
+    }
 }
 
 /// Placed probes.
@@ -146,8 +165,10 @@ pub struct Probes {
     returns: Option<Returns>,
     /// Programs that are not kprobes.
     typed: Vec<typed::Running>,
-    /// Why there are none, if there could be.
-    reason: Option<typed::Error>,
+    /// Programs at entry and return in one.
+    sessions: Vec<typed::Running>,
+    /// Why it is not the cheapest that could be, in words.
+    reason: Option<String>,
     /// The programs that see something begin.
     entries: Vec<(Begins, OwnedFd)>,
 }
@@ -169,16 +190,26 @@ impl Probes {
             place(programs, probe, &mut returns)?;
         }
         present.retain(|probe| probe.typed.is_some());
-        let placed = match method {
-            Method::Kprobe => None,
-            Method::Auto | Method::Fentry => Some(place_typed(object, programs, kernel, &present)),
-        };
-        let (placed, reason) = match placed {
-            Some(Ok(placed)) => (placed, None),
-            Some(Err(error)) if method == Method::Fentry => return Err(error.into()),
-            Some(Err(error)) => (Vec::new(), Some(error)),
-            None => (Vec::new(), None),
-        };
+        let mut reason = None;
+        let (mut placed, mut sessions) = (Vec::new(), Vec::new());
+        if matches!(method, Method::Auto | Method::Fentry) {
+            match place_typed(object, programs, kernel, &present) {
+                Ok(typed) => placed = typed,
+                Err(error) if method == Method::Fentry => return Err(error.into()),
+                Err(error) => reason = Some(error.to_string()),
+            }
+        }
+        if placed.is_empty() && matches!(method, Method::Auto | Method::Session) {
+            let wanted = session::Wanted::instead_of(&present, sight.sessions());
+            match session::place(object, programs, kernel.session, &wanted) {
+                Ok(placed) => {
+                    sessions = placed;
+                    present.retain(|probe| !wanted.iter().any(|wanted| wanted.stands_for(probe)));
+                }
+                Err(error) if method == Method::Session => return Err(error.into()),
+                Err(error) => reason = reason.map(|first| with_session(&first, &error)),
+            }
+        }
         let (mut typed, mut entries) = (Vec::new(), Vec::new());
         if placed.is_empty() {
             for probe in &present {
@@ -191,7 +222,7 @@ impl Probes {
             entries.extend(begins);
             typed.push(running);
         }
-        Ok(Self { without, returns: returns.made, typed, reason, entries })
+        Ok(Self { without, returns: returns.made, typed, sessions, reason, entries })
     }
 
     /// Places the programs that see how packets end. They cost packets nothing that are neither dropped nor queued. Says
@@ -239,21 +270,29 @@ impl Probes {
     /// work on that CPU already.
     pub fn left_out(&self, begins: Begins) -> io::Result<u64> {
         let programs = self.entries.iter().filter(|(it, _)| *it == begins);
-        programs.map(|(_, program)| bpf::recursion_misses(program.as_fd())).sum()
+        let of_entries: u64 =
+            programs.map(|(_, program)| bpf::recursion_misses(program.as_fd())).sum::<io::Result<_>>()?;
+        // Of one that is at work at returns, too, the kernel does not say which side it left out.
+        let sessions = self.sessions.iter().filter(|_| begins == Begins::Traversal);
+        let of_sessions = sessions.map(|session| {
+            Ok(bpf::recursion_misses(session.program.as_fd())? + bpf::session_misses(session.link.as_fd())?)
+        });
+        Ok(of_entries + of_sessions.sum::<io::Result<u64>>()?)
     }
 
-    /// The programs that packets meet and that are not kprobes.
-    pub fn typed(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.typed.iter().map(|running| running.program.as_fd())
+    /// The programs that packets meet and that aya does not know of.
+    pub fn own(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.typed.iter().chain(&self.sessions).map(|running| running.program.as_fd())
     }
 
     /// How the table functions are probed, in words.
     pub fn method(&self) -> String {
-        match (self.typed.as_slice(), &self.reason) {
-            ([_, ..], _) => "fentry and fexit".to_owned(),
-            ([], None) => "kprobes".to_owned(),
-            ([], Some(reason)) => format!("kprobes, because {reason}"),
-        }
+        let method = match (self.typed.as_slice(), self.sessions.as_slice()) {
+            ([_, ..], _) => "fentry and fexit",
+            ([], [_, ..]) => "kprobe.session",
+            ([], []) => "kprobes",
+        };
+        self.reason.as_ref().map_or(method.to_owned(), |reason| format!("{method}, because {reason}"))
     }
 
     /// What is visible on the host because of them.
@@ -322,6 +361,24 @@ pub fn try_typed(object: &[u8], programs: &aya::Ebpf, kernel: &Kernel, sight: Si
     let (present, _) = wanted(&kernel.symbols, sight)?;
     each_typed(object, programs, kernel, &present, typed::Programs::load)?;
     Ok(())
+}
+
+/// The same for the programs at the entry and the return of the table functions.
+pub fn try_session(
+    object: &[u8],
+    programs: &aya::Ebpf,
+    kernel: &Kernel,
+    sight: Sight,
+) -> Result<(), session::Error> {
+    let all: Vec<&Probe> =
+        sight.probes().iter().filter(|probe| exists(&kernel.symbols, probe.symbol)).collect();
+    let wanted = session::Wanted::instead_of(&all, sight.sessions());
+    session::load(object, programs, kernel.session, &wanted).map(drop)
+}
+
+/// Why there are kprobes where neither of the other two could be placed.
+fn with_session(fentry: &str, session: &session::Error) -> String {
+    format!("{fentry}, and kprobe.session does not work: {session}")
 }
 
 /// The kprobe programs that see something begin; each of them once, at however many functions it runs.

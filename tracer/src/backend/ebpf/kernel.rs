@@ -2,6 +2,7 @@
 
 use super::ending::Reasons;
 use super::offsets::{self, Layout, Reason, Symbols, Unresolved};
+use super::session;
 use super::symbols::Functions;
 use super::{PRIVILEGES, not_permitted};
 use crate::btf::{self, Btf};
@@ -107,6 +108,8 @@ pub struct Kernel {
     pub reasons: Reasons,
     /// Functions that packets pass and that programs can be placed at without kprobes.
     pub typed: BTreeMap<&'static str, TypedTarget>,
+    /// What programs of a kprobe.session need, or what of it this kernel lacks.
+    pub session: Result<session::Ids, session::Absent>,
 }
 
 /// A function as BTF describes it, with the arguments that the programs for it expect.
@@ -165,7 +168,8 @@ impl Kernel {
         let tables = layout.argument_order == ArgumentOrder::TableSkbState;
         let typed = typed(&vmlinux, names.zip(&modules), tables);
         let reasons = Reasons::of(&vmlinux);
-        Ok(Self { layout, symbols, functions, reasons, log_style: log_style_of(&vmlinux), typed })
+        let session = session::Ids::of(&vmlinux, &symbols);
+        Ok(Self { layout, symbols, functions, reasons, log_style: log_style_of(&vmlinux), typed, session })
     }
 }
 

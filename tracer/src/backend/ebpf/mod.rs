@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod offsets;
 pub mod probes;
 mod room;
+pub mod session;
 pub mod symbols;
 pub mod typed;
 
@@ -40,6 +41,7 @@ use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits, NftConfig, Witness};
 use tracer_common::offsets::ABSENT;
 use tracer_common::sender::SenderConfig;
+use tracer_common::session::SessionConfig;
 use tracer_common::throttle::Throttle;
 
 #[cfg(bpf_object)]
@@ -263,6 +265,12 @@ struct PodSenderConfig(SenderConfig);
 unsafe impl Pod for PodSenderConfig {}
 #[repr(transparent)]
 #[derive(Clone, Copy)]
+struct PodSessionConfig(SessionConfig);
+#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
+// SAFETY: as for `PodConfig`.
+unsafe impl Pod for PodSessionConfig {}
+#[repr(transparent)]
+#[derive(Clone, Copy)]
 struct PodCommits(Commits);
 #[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
 // SAFETY: as for `PodConfig`.
@@ -364,6 +372,8 @@ impl Loaded {
         let nft_config = PodNftConfig(nft.unwrap_or(NftConfig::UNRESOLVED));
         let ending = PodEndingConfig(layout.ending);
         let sender = PodSenderConfig(SenderConfig { asked: options.who.into(), ..layout.sender });
+        let structures = kernel.session.map_or(SessionConfig::NONE, |ids| ids.structures);
+        let session = PodSessionConfig(structures);
         let programs = EbpfLoader::new()
             // The programs carry no relocations against the kernel's types: no need to read them all once more.
             .btf(None)
@@ -374,6 +384,7 @@ impl Loaded {
             .map_max_entries("CONNECTIONS", connections)
             .map_max_entries("PASSED", passed)
             .override_global("SENDER", &sender, true)
+            .override_global("SESSION", &session, true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .map_max_entries("COUNTS", options.counts.map_or(1, |counts| counts.room))
@@ -435,12 +446,27 @@ fn choice_config(
 /// Whether the kernel takes the programs that need no kprobes. Loads them for a trace of all packets and of all rules,
 /// and places none.
 pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
-    let options = Options {
+    let Loaded { object, programs, kernel, witness, .. } =
+        Loaded::of(&for_all(everything, attach::Method::Fentry))?;
+    Ok(attach::try_typed(&object, &programs, &kernel, Sight::Whole(witness))?)
+}
+
+/// The same for the programs at the entry and the return of the table functions.
+pub fn try_session(everything: &Filter) -> Result<(), Error> {
+    let Loaded { object, programs, kernel, witness, .. } =
+        Loaded::of(&for_all(everything, attach::Method::Session))?;
+    let refused = |error| Error::Attach(attach::Error::Session(error));
+    attach::try_session(&object, &programs, &kernel, Sight::Whole(witness)).map_err(refused)
+}
+
+/// A trace of all packets and of all rules.
+fn for_all(everything: &Filter, method: attach::Method) -> Options<'_> {
+    Options {
         filter: everything,
         netns: None,
         ring_bytes: 1 << 16,
         table_entries: PAGE_ENTRIES,
-        method: attach::Method::Fentry,
+        method,
         nftables: Nftables::Rules,
         throttle: None,
         endings: false,
@@ -449,9 +475,7 @@ pub fn try_fentry(everything: &Filter) -> Result<(), Error> {
         choice: Choice::default(),
         who: false,
         last_rule: None,
-    };
-    let Loaded { object, programs, kernel, witness, .. } = Loaded::of(&options)?;
-    Ok(attach::try_typed(&object, &programs, &kernel, Sight::Whole(witness))?)
+    }
 }
 
 impl Ebpf {
@@ -632,7 +656,7 @@ impl Ebpf {
     /// How long all programs have run, while the kernel measured that.
     pub fn run_time(&self) -> io::Result<Duration> {
         let others = self._programs.programs().filter_map(|(_, program)| program.fd().ok());
-        self.probes.typed().chain(others.map(AsFd::as_fd)).map(bpf::run_time).sum()
+        self.probes.own().chain(others.map(AsFd::as_fd)).map(bpf::run_time).sum()
     }
 
     /// Gives all that was counted.

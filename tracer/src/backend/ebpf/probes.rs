@@ -2,6 +2,7 @@
 //! and a test holds it against the programs in the object.
 #![forbid(unsafe_code)]
 
+use std::ffi::CStr;
 use tracer_common::nft::Witness;
 
 /// Where a program is attached.
@@ -47,6 +48,15 @@ impl Probe {
             _ => None,
         }
     }
+}
+
+/// One program at the entry and the return of several functions, in place of the probes there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Name of the program in the object.
+    pub name: &'static str,
+    /// The kernel functions.
+    pub symbols: &'static [&'static CStr],
 }
 
 /// What a probe is needed for.
@@ -246,3 +256,34 @@ pub const LAST_RULE_PROBES: &[Probe] = &[
         need: Need::NftRules(Witness::TraceArguments),
     },
 ];
+
+/// What can stand at the table functions in place of [`PROBES`], in the same order.
+pub const SESSIONS: &[Session] =
+    &[Session { name: "arp_session", symbols: ARP }, Session { name: "ip_session", symbols: IP }];
+
+/// What can stand there in place of [`LAST_RULE_PROBES`].
+pub const LAST_RULE_SESSIONS: &[Session] =
+    &[Session { name: "last_arp_session", symbols: ARP }, Session { name: "last_ip_session", symbols: IP }];
+
+const ARP: &[&CStr] = &[c"arpt_do_table"];
+const IP: &[&CStr] = &[c"ip6t_do_table", c"ipt_do_table"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_stands_for_an_entry_and_a_return() {
+        for (sessions, probes) in [(SESSIONS, PROBES), (LAST_RULE_SESSIONS, LAST_RULE_PROBES)] {
+            let named = |probe: &Probe| {
+                let symbols = || sessions.iter().flat_map(|session| session.symbols);
+                symbols().any(|symbol| symbol.to_str() == Ok(probe.symbol))
+            };
+            let replaced: Vec<&Probe> = probes.iter().filter(|probe| named(probe)).collect();
+            let at = |point| replaced.iter().filter(|probe| probe.point == point).count();
+            assert_eq!((at(Point::Entry), at(Point::Return)), (3, 3));
+            let begins = probes.iter().filter(|probe| probe.begins() == Some(Begins::Traversal));
+            assert!(begins.eq(replaced.iter().copied().filter(|probe| probe.point == Point::Entry)));
+        }
+    }
+}

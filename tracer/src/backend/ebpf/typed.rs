@@ -5,13 +5,13 @@
 
 use super::kernel::TypedTarget;
 use super::probes::Point;
-use crate::sys::bpf::{self, Attach, Refused, Tracing};
+use crate::sys::bpf::{self, Attach, Program, Refused};
 use aya::maps::Map;
-use aya_obj::Object;
 use aya_obj::generated::{BPF_ALU64, BPF_K, BPF_LDX, BPF_MOV, bpf_insn};
+use aya_obj::{Function, Object};
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use thiserror::Error;
 use tracer_common::offsets::{ABSENT, Offsets, PLACEHOLDER};
 
@@ -124,9 +124,7 @@ impl Programs {
         point: Point,
         target: &TypedTarget,
     ) -> Result<OwnedFd, Error> {
-        let missing = || Error::Object(format!("it has no program {program}"));
-        let parsed = self.object.programs.get(program).ok_or_else(missing)?;
-        let function = self.object.functions.get(&parsed.function_key()).ok_or_else(missing)?;
+        let function = self.function(program)?;
         let module = match &target.module {
             Some(module) => {
                 let failed = |source| Error::ModuleBtf { module: module.clone(), source };
@@ -136,7 +134,7 @@ impl Programs {
             None => None,
         };
         let instructions: Vec<u8> = function.instructions.iter().flat_map(instruction_bytes).collect();
-        bpf::load_tracing(&Tracing {
+        bpf::load_program(&Program {
             name: program,
             instructions: &instructions,
             btf: self.btf.as_fd(),
@@ -150,6 +148,18 @@ impl Programs {
             module: module.as_ref().map(OwnedFd::as_fd),
         })
         .map_err(|refused| Error::Load { program, symbol, refused })
+    }
+
+    /// The instructions of a program, those of the functions that it calls behind them.
+    pub(super) fn function(&self, program: &str) -> Result<&Function, Error> {
+        let missing = || Error::Object(format!("it has no program {program}"));
+        let parsed = self.object.programs.get(program).ok_or_else(missing)?;
+        self.object.functions.get(&parsed.function_key()).ok_or_else(missing)
+    }
+
+    /// What describes the programs to the kernel.
+    pub(super) fn btf(&self) -> BorrowedFd<'_> {
+        self.btf.as_fd()
     }
 }
 
@@ -170,7 +180,7 @@ fn place(instruction: &mut bpf_insn, offsets: &Offsets) -> Result<(), Error> {
     Ok(())
 }
 
-fn instruction_bytes(instruction: &bpf_insn) -> [u8; 8] {
+pub(super) fn instruction_bytes(instruction: &bpf_insn) -> [u8; 8] {
     let registers = instruction.dst_reg() | instruction.src_reg() << 4;
     let [off_low, off_high] = instruction.off.to_ne_bytes();
     let [a, b, c, d] = instruction.imm.to_ne_bytes();

@@ -86,6 +86,8 @@ pub struct Symbols {
     pub preemption: bool,
     /// Return probes use rethook: `arch_rethook_trampoline` exists.
     pub rethook: bool,
+    /// One program can be placed at many functions: `register_fprobe_ips` exists.
+    pub fprobe: bool,
     /// `xt_replace_table` exists.
     pub replace_table: bool,
     /// `ipt_do_table` exists.
@@ -550,6 +552,7 @@ impl Symbols {
                 b"pcpu_hot" => symbols.pcpu_hot = symbol.address(),
                 b"preempt_schedule" => symbols.preemption = true,
                 b"arch_rethook_trampoline" => symbols.rethook = true,
+                b"register_fprobe_ips" => symbols.fprobe = true,
                 b"xt_replace_table" => symbols.replace_table = true,
                 b"ipt_do_table" => symbols.ipt_do_table = true,
                 b"ip6t_do_table" => symbols.ip6t_do_table = true,

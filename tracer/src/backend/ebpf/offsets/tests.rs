@@ -17,6 +17,7 @@ const SYMBOLS: Symbols = Symbols {
     pcpu_hot: None,
     preemption: false,
     rethook: false,
+    fprobe: false,
     replace_table: true,
     ipt_do_table: true,
     ip6t_do_table: true,
