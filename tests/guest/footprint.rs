@@ -21,11 +21,11 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "leaves_no_trace", run: |options| leaves_no_trace(options, &[], &End::ALL) },
     Test {
         name: "session_leaves_no_trace",
-        run: |options| with_session(|session| leaves_no_trace(options, session, ABRUPT_AND_NOT)),
+        run: |options| with_session(options, |options, way| leaves_no_trace(options, way, &[KILL])),
     },
 ];
 
-const ABRUPT_AND_NOT: &[End] = &[End::Duration, End::Signal(Signal::KILL)];
+const KILL: End = End::Signal(Signal::KILL);
 
 /// The kernel frees programs and maps some time after their last user is gone.
 const GONE_WITHIN: Duration = Duration::from_secs(20);

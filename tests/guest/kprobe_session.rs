@@ -5,18 +5,25 @@ use std::fs;
 use anyhow::Result;
 use nftracer_tests::tracer;
 
-use crate::{Outcome, check};
+use crate::{Options, Outcome, check};
 
 /// The options that ask for it.
 const SESSION: &[&str] = &["--attach", "session"];
+/// Its programs are those of fentry and kprobes: a part of what is tested with these will do.
+const PART: usize = 8;
 
-/// Runs a test with it, where the kernel has it. To be run when the modules of legacy tables are there.
-pub(crate) fn with_session(test: impl FnOnce(&[&str]) -> Result<Outcome>) -> Result<Outcome> {
+/// Runs a test with it, where the kernel has it.
+pub(crate) fn with_session(
+    options: &Options,
+    test: impl FnOnce(&Options, &[&str]) -> Result<Outcome>,
+) -> Result<Outcome> {
     if fs::read_to_string("/proc/kallsyms")?.contains(" register_fprobe_ips\n") {
-        return test(SESSION);
+        let part =
+            Options { packets: options.packets / PART, seconds: options.seconds / 4, ..options.clone() };
+        return test(&part, SESSION);
     }
     crate::load_modules();
-    let ended = tracer::run(&[&["trace", "--for", "1s"], SESSION].concat(), &[])?;
+    let ended = tracer::run(&[&["trace", "--backend", "ebpf", "--for", "1s"], SESSION].concat(), &[])?;
     let errors = ended.errors.join("\n");
     check(ended.status.code() == Some(3), format!("ended with {}: {errors}", ended.status))?;
     let said = ["kprobe.session does not work here", "register_fprobe_ips", "Linux 6.10", "--attach auto"];

@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "last_rule", run: |options| last_rule(options, &["auto", "kprobe"]) },
     Test {
         name: "session_last_rule",
-        run: |options| with_session(|session| last_rule(options, &session[1..])),
+        run: |options| with_session(options, |options, session| last_rule(options, &session[1..])),
     },
     Test { name: "last_rule_nft", run: last_rule_nft },
 ];

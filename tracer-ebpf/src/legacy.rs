@@ -60,21 +60,23 @@ pub struct End {
     pub verdict: u32,
 }
 
-/// A packet enters a table. `call` fetches the arguments from the context.
+/// A packet enters a table. `call` fetches the arguments from the context. Says whether a traversal is followed on this CPU
+/// now: this one, or one that it is inside of.
 #[inline(always)]
-pub fn enter<A: Access>(context: *mut c_void, call: impl Fn(*mut c_void) -> Call) {
+pub fn enter<A: Access>(context: *mut c_void, call: impl Fn(*mut c_void) -> Call) -> bool {
+    let cpu = cpu();
     if nft!(witness) != 0 {
         look::<A, _>(context, call);
-        return;
+        return cpu.depth.get() != 0;
     }
-    let cpu = cpu();
     // That takes no look at what other programs have open, and one instruction that cannot be torn: it can be done in the
     // middle of another one's work.
     if cpu.is_quiet() && goes_on_untraced::<A>(&call(context)) {
         cpu.outermost.add(1);
-        return;
+        return false;
     }
     follow::<A, _>(context, call);
+    cpu.depth.get() != 0
 }
 
 /// The same where base chains of nftables stand between the tables. Apart from it, as [`follow`] is.

@@ -1,20 +1,16 @@
 //! kprobe.session: one program at the entry and the return of the table functions. The entry says whether the return is
 //! wanted, which spares packets that nobody follows the dearer half of what a pair of probes costs.
 
-use crate::config::field;
 use crate::frame::cpu;
 use crate::kernel::{self, Probed, Typed};
 use crate::legacy::{self, Call, End};
 use crate::{last_rule, probed};
 use aya_ebpf::programs::RetProbeContext;
 use core::ffi::c_void;
-use tracer_common::session::{self, SessionConfig};
+use tracer_common::session;
 
-/// Replaced by the loader.
-#[unsafe(no_mangle)]
-static SESSION: SessionConfig = SessionConfig::NONE;
-
-/// What a program returns at the entry, and at the return, where it does not matter.
+/// What a program returns at the entry, and at the return, where it does not matter. As long as a traversal is followed, the
+/// returns of all that are inside of it have to be seen; otherwise nobody would look at them.
 const RETURN_TOO: i32 = 0;
 const ENTRY_ONLY: i32 = 1;
 
@@ -26,15 +22,15 @@ pub extern "C" fn ip_session(context: *mut c_void) -> i32 {
         legacy::leave::<Probed>(context, end);
         return RETURN_TOO;
     }
-    legacy::enter::<Typed>(context, |context| {
+    let followed = legacy::enter::<Typed>(context, |context| {
         let call = probed(context);
         Call {
-            skb: cast(call.skb, field(&SESSION.skb)),
-            state: cast(call.state, field(&SESSION.hook_state)),
+            skb: cast::<{ session::SKB }>(call.skb),
+            state: cast::<{ session::HOOK_STATE }>(call.state),
             ..call
         }
     });
-    unless_unwatched()
+    if followed { RETURN_TOO } else { ENTRY_ONLY }
 }
 
 /// At `arpt_do_table`.
@@ -46,7 +42,7 @@ pub extern "C" fn arp_session(context: *mut c_void) -> i32 {
         return RETURN_TOO;
     }
     legacy::enter_unselected::<Probed>(&probed(context));
-    unless_unwatched()
+    if cpu().depth.get() != 0 { RETURN_TOO } else { ENTRY_ONLY }
 }
 
 /// As [`ip_session`], for the last rule alone: the verdict of each packet is looked at.
@@ -71,13 +67,6 @@ pub extern "C" fn last_arp_session(context: *mut c_void) -> i32 {
         last_rule::enter_unwatched::<Probed>(&probed(context));
     }
     RETURN_TOO
-}
-
-/// Whatever is open on this CPU may be this traversal, or what it is inside of: then its return must be seen. Where
-/// nothing is, nobody would look at it.
-#[inline(always)]
-fn unless_unwatched() -> i32 {
-    if cpu().depth.get() == 0 { ENTRY_ONLY } else { RETURN_TOO }
 }
 
 /// The arguments are gone by then. The stack is where a return probe finds it.
@@ -105,14 +94,14 @@ fn is_return(context: *mut c_void) -> bool {
     result as u8 != 0
 }
 
-/// An address as a pointer whose type the verifier knows. A load from a bad one gives zero.
+/// An address as a pointer whose type, one of those in [`session`], the verifier knows. A load from a bad one gives zero.
 #[inline(always)]
-fn cast(address: u64, structure: u32) -> u64 {
+fn cast<const TYPE: i32>(address: u64) -> u64 {
     // SAFETY: as in [`is_return`].
     unsafe {
         core::mem::transmute::<usize, unsafe extern "C" fn(u64, u64) -> u64>(session::CAST as usize)(
             address,
-            u64::from(structure),
+            TYPE as u64,
         )
     }
 }

@@ -90,11 +90,14 @@ const LIMITS: &[Limit] = &[
 
 /// How much not matching may differ between 7 and 20 000 rules.
 const SAME: f64 = 0.02;
+/// How many instructions not matching may cost with kprobe.session.
+const SESSION: f64 = 4400.0;
 
 /// All requirements.
 pub(crate) fn check(figures: &Figures) -> Vec<Check> {
     let mut checks: Vec<Check> = LIMITS.iter().map(|limit| limit.check(figures)).collect();
     checks.push(same_with_many_rules(figures));
+    checks.push(with_session(figures));
     checks
 }
 
@@ -130,6 +133,14 @@ fn same_with_many_rules(figures: &Figures) -> Check {
     }
 }
 
+fn with_session(figures: &Figures) -> Check {
+    let what = "not matching with kprobe.session costs at most 4 400 instructions";
+    match figures.over("no-match-session") {
+        Some(over) => Check { what, measured: format!("{over:.0}"), passed: Some(over <= SESSION) },
+        None => Check { what, measured: "rows are missing".to_owned(), passed: None },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::figures::tests::figures;
@@ -146,10 +157,14 @@ mod tests {
             ("nft-empty-pair", &[150.0]),
             ("nft-key", &[130.0]),
             ("nft-no-match", &[200.0]),
+            ("no-match-session", &[4500.0]),
         ]);
         let checks = check(&figures);
         let passed: Vec<_> = checks.iter().map(|check| check.passed).collect();
-        assert_eq!(passed, [Some(false), None, None, Some(true), None, None, Some(true), None, None, None]);
+        assert_eq!(
+            passed,
+            [Some(false), None, None, Some(true), None, None, Some(true), None, None, None, Some(true)]
+        );
         assert_eq!(
             checks[0].to_string(),
             "FAIL: not matching costs at most 1.5 times the empty pair (151 against 100, 1.51 times)"

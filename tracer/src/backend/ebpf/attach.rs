@@ -201,7 +201,7 @@ impl Probes {
         }
         if placed.is_empty() && matches!(method, Method::Auto | Method::Session) {
             let wanted = session::Wanted::instead_of(&present, sight.sessions());
-            match session::place(object, programs, kernel.session, &wanted) {
+            match session::place(object, programs, kernel, &wanted) {
                 Ok(placed) => {
                     sessions = placed;
                     present.retain(|probe| !wanted.iter().any(|wanted| wanted.stands_for(probe)));
@@ -373,7 +373,7 @@ pub fn try_session(
     let all: Vec<&Probe> =
         sight.probes().iter().filter(|probe| exists(&kernel.symbols, probe.symbol)).collect();
     let wanted = session::Wanted::instead_of(&all, sight.sessions());
-    session::load(object, programs, kernel.session, &wanted).map(drop)
+    session::load(object, programs, kernel, &wanted).map(drop)
 }
 
 /// Why there are kprobes where neither of the other two could be placed.

@@ -41,7 +41,6 @@ use tracer_common::legacy::{TABLE_SLOTS, table_slot};
 use tracer_common::nft::{COMMIT_SLOTS, Commits, NftConfig, Witness};
 use tracer_common::offsets::ABSENT;
 use tracer_common::sender::SenderConfig;
-use tracer_common::session::SessionConfig;
 use tracer_common::throttle::Throttle;
 
 #[cfg(bpf_object)]
@@ -265,12 +264,6 @@ struct PodSenderConfig(SenderConfig);
 unsafe impl Pod for PodSenderConfig {}
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct PodSessionConfig(SessionConfig);
-#[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
-// SAFETY: as for `PodConfig`.
-unsafe impl Pod for PodSessionConfig {}
-#[repr(transparent)]
-#[derive(Clone, Copy)]
 struct PodCommits(Commits);
 #[expect(unsafe_code, reason = "aya has no derive for what zerocopy proved")]
 // SAFETY: as for `PodConfig`.
@@ -372,8 +365,6 @@ impl Loaded {
         let nft_config = PodNftConfig(nft.unwrap_or(NftConfig::UNRESOLVED));
         let ending = PodEndingConfig(layout.ending);
         let sender = PodSenderConfig(SenderConfig { asked: options.who.into(), ..layout.sender });
-        let structures = kernel.session.map_or(SessionConfig::NONE, |ids| ids.structures);
-        let session = PodSessionConfig(structures);
         let programs = EbpfLoader::new()
             // The programs carry no relocations against the kernel's types: no need to read them all once more.
             .btf(None)
@@ -384,7 +375,6 @@ impl Loaded {
             .map_max_entries("CONNECTIONS", connections)
             .map_max_entries("PASSED", passed)
             .override_global("SENDER", &sender, true)
-            .override_global("SESSION", &session, true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("SNAPSHOTS", snapshot_pages)
             .map_max_entries("COUNTS", options.counts.map_or(1, |counts| counts.room))

@@ -1,8 +1,8 @@
 //! One program at the entry and the return of the table functions: kprobe.session, in Linux since 6.10.
 //!
-//! The object has calls of helpers that no kernel has in place of those of the kernel's own functions, whose BTF ids are
-//! put there before the programs are loaded.
+//! What the object has in place of the kernel's own functions and types is in [`tracer_common::session`].
 
+use super::kernel::Kernel;
 use super::offsets::Symbols;
 use super::probes::{Probe, Session};
 use super::typed::{self, Running};
@@ -14,7 +14,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use thiserror::Error;
-use tracer_common::session::{CAST, IS_RETURN, SessionConfig};
+use tracer_common::session::{CAST, HOOK_STATE, IS_RETURN, SKB};
 
 /// What a kernel without kprobe.session lacks.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -32,8 +32,8 @@ pub enum Absent {
 pub struct Ids {
     is_return: u32,
     cast: u32,
-    /// The structures.
-    pub structures: SessionConfig,
+    skb: u32,
+    hook_state: u32,
 }
 
 impl Ids {
@@ -46,10 +46,8 @@ impl Ids {
         Ok(Self {
             is_return: id(Kind::Func, "bpf_session_is_return")?,
             cast: id(Kind::Func, "bpf_rdonly_cast")?,
-            structures: SessionConfig {
-                skb: id(Kind::Struct, "sk_buff")?,
-                hook_state: id(Kind::Struct, "nf_hook_state")?,
-            },
+            skb: id(Kind::Struct, "sk_buff")?,
+            hook_state: id(Kind::Struct, "nf_hook_state")?,
         })
     }
 }
@@ -125,10 +123,10 @@ impl Wanted {
 pub fn place(
     object: &[u8],
     loaded: &aya::Ebpf,
-    ids: Result<Ids, Absent>,
+    kernel: &Kernel,
     sessions: &[Wanted],
 ) -> Result<Vec<Running>, Error> {
-    load(object, loaded, ids, sessions)?
+    load(object, loaded, kernel, sessions)?
         .into_iter()
         .zip(sessions)
         .map(|(program, Wanted { name, symbols })| {
@@ -146,18 +144,17 @@ pub fn place(
 pub fn load(
     object: &[u8],
     loaded: &aya::Ebpf,
-    ids: Result<Ids, Absent>,
+    kernel: &Kernel,
     sessions: &[Wanted],
 ) -> Result<Vec<OwnedFd>, Error> {
-    let ids = ids?;
+    let ids = kernel.session?;
     if sessions.is_empty() {
         return Err(Error::NoTables);
     }
-    let programs = typed::Programs::of(object, loaded)?;
+    let programs = typed::Programs::of(object, loaded, &kernel.layout.offsets)?;
     let load = |&Wanted { name, .. }: &Wanted| {
         let function = programs.function(name)?;
-        let instructions =
-            function.instructions.iter().map(|instruction| with_kernel_call(*instruction, &ids));
+        let instructions = function.instructions.iter().map(|instruction| with_id(*instruction, &ids));
         let instructions: Vec<u8> = instructions.flat_map(|it| typed::instruction_bytes(&it)).collect();
         bpf::load_program(&bpf::Program {
             name,
@@ -174,19 +171,25 @@ pub fn load(
     sessions.iter().map(load).collect()
 }
 
-/// An instruction, with the kernel's function in it if it calls one.
-fn with_kernel_call(instruction: bpf_insn, ids: &Ids) -> bpf_insn {
+/// An instruction, with the BTF id in it if it calls a function of the kernel or names a type.
+fn with_id(instruction: bpf_insn, ids: &Ids) -> bpf_insn {
     /// `BPF_JMP | BPF_CALL`
     const CALL: u8 = 0x85;
+    /// `BPF_ALU64 | BPF_MOV | BPF_K`, and with `BPF_ALU`
+    const MOVES: [u8; 2] = [0xb7, 0xb4];
     /// `BPF_PSEUDO_KFUNC_CALL`
     const KERNEL_FUNCTION: u8 = 2;
     let mut patched = instruction;
     let id = match (instruction.code, instruction.src_reg(), instruction.imm) {
         (CALL, 0, IS_RETURN) => ids.is_return,
         (CALL, 0, CAST) => ids.cast,
+        (code, 0, SKB) if MOVES.contains(&code) => ids.skb,
+        (code, 0, HOOK_STATE) if MOVES.contains(&code) => ids.hook_state,
         _ => return instruction,
     };
-    patched.set_src_reg(KERNEL_FUNCTION);
+    if instruction.code == CALL {
+        patched.set_src_reg(KERNEL_FUNCTION);
+    }
     patched.imm = id.cast_signed();
     patched
 }
@@ -202,28 +205,36 @@ mod tests {
     use super::super::probes::{PROBES, SESSIONS};
     use super::*;
 
-    const IDS: Ids =
-        Ids { is_return: 70_001, cast: 70_002, structures: SessionConfig { skb: 1, hook_state: 2 } };
+    const IDS: Ids = Ids { is_return: 70_001, cast: 70_002, skb: 1, hook_state: 2 };
+    const CALL: u8 = 0x85;
+    const MOVE: u8 = 0xb7;
+    const ADD: u8 = 0x07;
 
-    fn call(source: u8, number: i32) -> bpf_insn {
+    fn instruction(code: u8, source: u8, number: i32) -> bpf_insn {
         #[expect(unsafe_code, reason = "the generated structure has no default")]
         // SAFETY: numbers only, for which all zeros are valid.
-        let mut call: bpf_insn = unsafe { std::mem::zeroed() };
-        call.code = 0x85;
-        call.set_src_reg(source);
-        call.imm = number;
-        call
+        let mut instruction: bpf_insn = unsafe { std::mem::zeroed() };
+        instruction.code = code;
+        instruction.set_src_reg(source);
+        instruction.imm = number;
+        instruction
     }
 
     #[test]
-    fn calls_of_the_kernel_are_put_in_place() {
-        let patched =
-            |source, number| typed::instruction_bytes(&with_kernel_call(call(source, number), &IDS));
-        assert_eq!(patched(0, IS_RETURN), typed::instruction_bytes(&call(2, 70_001)));
-        assert_eq!(patched(0, CAST), typed::instruction_bytes(&call(2, 70_002)));
-        // A helper, and a function of the program that lies that far away.
-        assert_eq!(patched(0, 113), typed::instruction_bytes(&call(0, 113)));
-        assert_eq!(patched(1, CAST), typed::instruction_bytes(&call(1, CAST)));
+    fn ids_are_put_in_place() {
+        let check = |(code, source, number), (to_source, to_number)| {
+            let patched = with_id(instruction(code, source, number), &IDS);
+            let expected = instruction(code, to_source, to_number);
+            assert_eq!(typed::instruction_bytes(&patched), typed::instruction_bytes(&expected));
+        };
+        check((CALL, 0, IS_RETURN), (2, 70_001));
+        check((CALL, 0, CAST), (2, 70_002));
+        check((MOVE, 0, SKB), (0, 1));
+        check((MOVE, 0, HOOK_STATE), (0, 2));
+        // A helper, a function of the program that lies that far away, and another number.
+        check((CALL, 0, 113), (0, 113));
+        check((CALL, 1, CAST), (1, CAST));
+        check((ADD, 0, SKB), (0, SKB));
     }
 
     #[test]
