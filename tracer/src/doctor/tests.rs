@@ -143,13 +143,19 @@ fn in_a_container() {
 #[test]
 fn without_fentry() {
     let fentry = Tried::Refused("no BTF describes `ipt_do_table`".to_owned());
-    check(Host { fentry: fentry.clone(), session: Tried::Works, ..good() }, expect![[r#""#]]);
-    let session = Tried::Refused("the kernel has no `register_fprobe_ips`".to_owned());
+    check(
+        Host { fentry: fentry.clone(), session: Tried::Works, ..good() },
+        expect![[r#"
+        warn: fentry: the table functions are probed by kprobe.session
+          a packet costs more than with fentry, and no BTF describes `ipt_do_table`
+        backend ebpf: usable"#]],
+    );
+    let session = Tried::Refused("kprobe.session does not work here".to_owned());
     check(
         Host { fentry, session, ..good() },
         expect![[r#"
         warn: fentry: the table functions are probed by kprobes
-          a packet costs about twice as much as with fentry, and no BTF describes `ipt_do_table`
+          a packet costs about twice as much as with fentry, and no BTF describes `ipt_do_table`; kprobe.session does not work here
         backend ebpf: usable"#]],
     );
 }
