@@ -75,7 +75,7 @@ pub enum Error {
     Typed(#[from] typed::Error),
     /// Programs at entry and return in one were asked for, and do not work here.
     #[error("kprobe.session does not work here: {0}")]
-    Session(#[from] session::Error),
+    Session(session::Error),
     /// Nobody would remove the events of tracefs if this process were killed.
     #[error("cannot start the process that clears up after this one: {0}")]
     Guard(io::Error),
@@ -206,7 +206,7 @@ impl Probes {
                     sessions = placed;
                     present.retain(|probe| !wanted.iter().any(|wanted| wanted.stands_for(probe)));
                 }
-                Err(error) if method == Method::Session => return Err(error.into()),
+                Err(error) if method == Method::Session => return Err(Error::Session(error)),
                 Err(error) => reason = reason.map(|first| with_session(&first, &error)),
             }
         }
