@@ -213,6 +213,18 @@ const ROWS: &[Row] = &[
         start: |_| pwru("udp port 5005"),
     },
     Row {
+        name: "bpftrace-count",
+        title: "bpftrace, counts the calls of `ipt_do_table`",
+        world: World::Seven,
+        start: |_| bpftrace("kprobe:ipt_do_table { @ = count(); }"),
+    },
+    Row {
+        name: "bpftrace-print",
+        title: "bpftrace, prints what `ipt_do_table` returns",
+        world: World::Seven,
+        start: |_| bpftrace("kretprobe:ipt_do_table { printf(\"%d\\n\", retval); }"),
+    },
+    Row {
         name: "many-baseline",
         title: "20 000 rules in INPUT: baseline",
         world: World::Many,
@@ -339,9 +351,24 @@ fn stopped(arguments: &[&str]) -> Result<Tracer> {
 }
 
 fn pwru(filter: &str) -> Result<Tracer> {
-    const LOADER: &str = "/pwru/usr/lib64/ld-linux-x86-64.so.2";
-    const LIBRARIES: &str = "/pwru/usr/lib/x86_64-linux-gnu";
-    ensure!(consumer::exists("/pwru"), "left out: takes very long to attach; `--row pwru-match` asks for it");
-    let command = [LOADER, "--library-path", LIBRARIES, "/pwru/usr/bin/pwru", filter];
-    Ok(Tracer::Read(Consumer::start(&command, Some("Listening for events"))?, None))
+    peer("pwru", &[filter], Some("Listening for events"))
+}
+
+/// What it says before it is ready goes where nobody looks; then it has nothing to do.
+fn bpftrace(program: &str) -> Result<Tracer> {
+    peer("bpftrace", &["-e", program], None)
+}
+
+/// Another tracer, from a folder that has its libraries, too.
+fn peer(name: &str, arguments: &[&str], ready: Option<&str>) -> Result<Tracer> {
+    let folder = format!("/{name}/usr");
+    ensure!(
+        consumer::exists(&folder),
+        "left out: takes very long to attach; `--row` with the name of this row asks for it"
+    );
+    let (loader, libraries) =
+        (format!("{folder}/lib64/ld-linux-x86-64.so.2"), format!("{folder}/lib/x86_64-linux-gnu"));
+    let program = format!("{folder}/bin/{name}");
+    let command = [&[&loader, "--library-path", &libraries, &program], arguments].concat();
+    Ok(Tracer::Read(Consumer::start(&command, ready)?, None))
 }

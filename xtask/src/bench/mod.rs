@@ -6,7 +6,7 @@
 mod baseline;
 mod figures;
 mod limits;
-mod pwru;
+mod peers;
 mod table;
 
 use std::env;
@@ -69,6 +69,9 @@ impl Options {
 /// The rulesets, in the order in which they are measured.
 const WORLDS: &[&str] = &["seven", "many", "nft"];
 
+/// In MiB: their libraries are in the guest's memory, and while they are unpacked twice.
+const MEMORY_WITH_PEERS: u32 = 3072;
+
 /// What the guest runs before it measures.
 const PREPARE: &str = "
 dmesg -n 1
@@ -94,12 +97,16 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         format!("{}:/bin/bench-load", load.display()),
         format!("{}:/root/nftracer.bpf.o", places::bpf_object().display()),
     ];
-    // It takes longer to attach, instruction by instruction, than everything else together.
-    if options.row.iter().any(|row| row.starts_with("pwru")) {
-        match pwru::folder() {
-            Ok(folder) => files.push(format!("{}:/pwru", folder.display())),
-            Err(error) => println!("pwru is left out: {error:#}"),
+    let mut memory = vm::MachineOptions::for_kernel("", &build).memory;
+    for peer in peers::PEERS {
+        if !options.row.iter().any(|row| row.starts_with(peer.name)) {
+            continue;
         }
+        match peer.folder() {
+            Ok(folder) => files.push(format!("{}:/{}", folder.display(), peer.name)),
+            Err(error) => println!("{} is left out: {error:#}", peer.name),
+        }
+        memory = MEMORY_WITH_PEERS;
     }
 
     let mut all = Vec::new();
@@ -108,6 +115,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             icount: true,
             no_build: true,
             files: files.clone(),
+            memory,
             ..vm::MachineOptions::for_kernel(kernel, &build)
         };
         all.push(measure(options, kernel, machine)?);
