@@ -156,13 +156,13 @@ const ROWS: &[Row] = &[
         name: "no-match-session",
         title: "the same with kprobe.session: filter does not match",
         world: World::Seven,
-        start: |_| nftracer("trace", &["--attach", "session", "udp port 9"]),
+        start: |_| nftracer("trace", &["--backend", "ebpf", "--attach", "session", "udp port 9"]),
     },
     Row {
         name: "match-stopped-session",
         title: "kprobe.session: filter matches, the probes alone",
         world: World::Seven,
-        start: |_| stopped(&["--attach", "session", "udp"]),
+        start: |_| stopped(&["--backend", "ebpf", "--attach", "session", "udp"]),
     },
     Row {
         name: "no-match-kprobe",
