@@ -56,7 +56,8 @@ impl Options {
         Self {
             kernel: vec!["6.1".to_owned()],
             row: ["no-match", "match-trace"].map(str::to_owned).to_vec(),
-            rounds: 1,
+            // What the reader does once a second is in one batch of packets in twenty.
+            rounds: 3,
             json: None,
             markdown: false,
             check: true,
