@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// Where a tracer's standard error goes.
 const ERRORS: &str = "/tmp/bench-errors";
@@ -92,9 +92,18 @@ impl Consumer {
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
-        let pid =
-            i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("it has a process id")?;
-        Ok(kill_process(pid, signal)?)
+        Ok(kill_process(self.pid()?, signal)?)
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("it has a process id")
+    }
+
+    /// Stops it, until it is sent [`Signal::CONT`].
+    pub(crate) fn stop(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        waitid(WaitId::Pid(self.pid()?), WaitIdOptions::STOPPED)?;
+        Ok(())
     }
 
     /// Ends it as Ctrl-C does; what it said on standard error.

@@ -102,8 +102,7 @@ fn read(mut consumer: Consumer, traffic: &mut Traffic, packets: u32) -> Result<F
 fn stopped(mut consumer: Consumer, traffic: &mut Traffic, packets: u32) -> Result<Figures> {
     traffic.batch(WARM_UP)?;
     consumer.wait_until_idle()?;
-    consumer.signal(Signal::STOP)?;
-    thread::sleep(Duration::from_millis(10));
+    consumer.stop()?;
     let during = traffic.batch(packets);
     consumer.signal(Signal::CONT)?;
     consumer.wait_until_idle()?;

@@ -364,7 +364,7 @@ fn peer(name: &str, arguments: &[&str], ready: Option<&str>) -> Result<Tracer> {
     let folder = format!("/{name}/usr");
     ensure!(
         consumer::exists(&folder),
-        "left out: takes very long to attach; `--row` with the name of this row asks for it"
+        "left out: takes long to attach; `--row` with the name of this row asks for it"
     );
     let (loader, libraries) =
         (format!("{folder}/lib64/ld-linux-x86-64.so.2"), format!("{folder}/lib/x86_64-linux-gnu"));

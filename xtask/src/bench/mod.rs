@@ -98,7 +98,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         format!("{}:/bin/bench-load", load.display()),
         format!("{}:/root/nftracer.bpf.o", places::bpf_object().display()),
     ];
-    let mut memory = vm::MachineOptions::for_kernel("", &build).memory;
+    let mut memory = None;
     for peer in peers::PEERS {
         if !options.row.iter().any(|row| row.starts_with(peer.name)) {
             continue;
@@ -107,17 +107,18 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             Ok(folder) => files.push(format!("{}:/{}", folder.display(), peer.name)),
             Err(error) => println!("{} is left out: {error:#}", peer.name),
         }
-        memory = MEMORY_WITH_PEERS;
+        memory = Some(MEMORY_WITH_PEERS);
     }
 
     let mut all = Vec::new();
     for kernel in &options.kernel {
+        let usual = vm::MachineOptions::for_kernel(kernel, &build);
         let machine = vm::MachineOptions {
             icount: true,
             no_build: true,
             files: files.clone(),
-            memory,
-            ..vm::MachineOptions::for_kernel(kernel, &build)
+            memory: memory.unwrap_or(usual.memory),
+            ..usual
         };
         all.push(measure(options, kernel, machine)?);
     }

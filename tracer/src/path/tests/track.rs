@@ -564,9 +564,10 @@ fn fragments_that_make_a_datagram_have_met_nothing_else() {
     let three = [(1, MORE, 36), (2, MORE | 2, 36), (3, 4, 29)];
     let all = put_together(&three, (3, 61));
     assert_eq!(all, [(1, sure, together()), (2, sure, together()), (3, sure, together())]);
-    // One came twice, or was not seen: nobody knows which of them went elsewhere.
-    for whole in [(3, 45), (3, 77)] {
-        let left = put_together(&three, whole);
+    // One was not seen, or came twice, or both: nobody knows which of them went elsewhere.
+    let twice = [(1, MORE, 36), (2, MORE, 36), (3, 4, 29)];
+    for (pieces, whole) in [(three, (3, 45)), (three, (3, 77)), (twice, (3, 61))] {
+        let left = put_together(&pieces, whole);
         assert_eq!(left, [(3, doubted, together()), (1, doubted, None), (2, doubted, None)]);
     }
 }

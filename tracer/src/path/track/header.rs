@@ -50,7 +50,8 @@ impl Datagram {
 pub(super) enum Piece {
     Whole,
     First,
-    Later,
+    /// With its offset in bytes.
+    Later(u16),
 }
 
 impl Header {
@@ -61,7 +62,7 @@ impl Header {
                 let ip = Ipv4(bytes.first_chunk()?);
                 let addresses = u64::from(u32::from_ne_bytes(ip.src())) << 32;
                 let addresses = addresses | u64::from(u32::from_ne_bytes(ip.dst()));
-                let piece = Piece::of(ip.frag_off() & IP_MORE != 0, ip.fragment());
+                let piece = Piece::of(ip.frag_off() & IP_MORE != 0, ip.fragment() << 3);
                 let (id, len) = (ip.id().into(), ip.total_len().into());
                 Self { id, len, protocol: ip.protocol(), piece, addresses }
             }
@@ -103,6 +104,11 @@ impl Header {
     /// Bytes behind a header of IPv4 without options.
     pub(super) fn payload(&self) -> u32 {
         self.len.saturating_sub(20)
+    }
+
+    /// Where these begin in the datagram.
+    pub(super) fn offset(&self) -> u32 {
+        if let Piece::Later(offset) = self.piece { offset.into() } else { 0 }
     }
 
     /// Whether this can be the same packet some time later.
@@ -157,7 +163,7 @@ impl Piece {
         match (more, offset) {
             (false, 0) => Self::Whole,
             (true, 0) => Self::First,
-            _ => Self::Later,
+            (_, offset) => Self::Later(offset),
         }
     }
 }

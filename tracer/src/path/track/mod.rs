@@ -292,9 +292,12 @@ impl Tracker {
         let datagram = Datagram::of(whole.netns, &header);
         let Some(pieces) = self.pieces.get(&datagram).cloned() else { return };
         let rooms = &mut self.rooms;
-        let payload =
-            |piece: &u64| rooms.of(*piece).and_then(|room| rooms[room].header).map_or(0, |it| it.payload());
-        if pieces.iter().map(payload).sum::<u32>() != header.payload() {
+        let headers = pieces.iter().filter_map(|piece| rooms.of(*piece).and_then(|room| rooms[room].header));
+        let mut spans: Vec<_> = headers.map(|piece| (piece.offset(), piece.payload())).collect();
+        spans.sort_unstable();
+        // Each begins where the one before it ends: none is there twice in the place of another one.
+        let end = spans.iter().try_fold(0, |end, (offset, len)| (*offset == end).then_some(end + len));
+        if end != Some(header.payload()) {
             return;
         }
         for piece in pieces {

@@ -308,7 +308,7 @@ impl Open {
         match (before.piece, later.piece) {
             // Without conntrack between PREROUTING and INPUT: `ip_local_deliver` in `net/ipv4/ip_input.c`. With it before
             // all tables, but behind the chains of devices.
-            (Piece::First | Piece::Later, Piece::Whole)
+            (Piece::First | Piece::Later(_), Piece::Whole)
                 if self.path.family == Family::Ipv4
                     || self.bridge.is_some()
                     || self.last.hook == Hook::Ingress as u8 =>
