@@ -136,15 +136,15 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "accepted",
-        title: "nftracer, filter matches, `--verdict drop`, accepted",
+        title: "nftracer, filter matches, `--verdict drop --whole-path`, accepted",
         world: World::Seven,
-        start: |_| nftracer("trace", &["--verdict", "drop", "udp"]),
+        start: |_| nftracer("trace", &["--verdict", "drop", "--whole-path", "udp"]),
     },
     Row {
         name: "accepted-last-rule",
-        title: "nftracer, filter matches, `--verdict drop --last-rule`, accepted",
+        title: "nftracer, filter matches, `--verdict drop`, accepted",
         world: World::Seven,
-        start: |_| nftracer("trace", &["--verdict", "drop", "--last-rule", "udp"]),
+        start: |_| nftracer("trace", &["--verdict", "drop", "udp"]),
     },
     Row {
         name: "match-json",
@@ -172,9 +172,9 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "accepted-last-rule-kprobe",
-        title: "kprobes: filter matches, `--verdict drop --last-rule`, accepted",
+        title: "kprobes: filter matches, `--verdict drop`, accepted",
         world: World::Seven,
-        start: |_| nftracer("trace", &["--attach", "kprobe", "--verdict", "drop", "--last-rule", "udp"]),
+        start: |_| nftracer("trace", &["--attach", "kprobe", "--verdict", "drop", "udp"]),
     },
     Row {
         name: "match-stopped-kprobe",
@@ -283,9 +283,9 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "nft-accepted-last-rule",
-        title: "nftables: nftracer, filter matches, `--verdict drop --last-rule`, accepted",
+        title: "nftables: nftracer, filter matches, `--verdict drop`, accepted",
         world: World::Nft,
-        start: |_| nftracer("trace", &["--verdict", "drop", "--last-rule", "udp"]),
+        start: |_| nftracer("trace", &["--verdict", "drop", "udp"]),
     },
     Row {
         name: "nft-match-stopped",

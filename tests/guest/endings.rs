@@ -275,9 +275,10 @@ fn endings(options: &Options) -> Result<Outcome> {
     lab.r.sysctl("net/ipv4/conf/ra/rp_filter", "1")?;
     let filter = "src net 10.0.0.0/16 or src net fd00::/16";
     let tracer = Tracer::start(&["--netns", lab.r.name(), "-o", "json", filter], &[])?;
-    // The same packets again, but only those that are dropped.
+    // The same packets again, but only those that are dropped: with all that they met, and with what dropped them.
     let arguments = ["--backend", "ebpf", "--netns", lab.r.name(), "-o", "json", "--verdict", "drop", filter];
-    let dropped = Tracer::start(&arguments, &[])?;
+    let dropped = Tracer::start(&[&arguments[..], &["--whole-path"]].concat(), &[])?;
+    let droppers = Tracer::start(&arguments, &[])?;
     let has_reasons = faults::kernel_has_reasons()?;
     let mut seen = Watch {
         tracer,
@@ -324,7 +325,8 @@ fn endings(options: &Options) -> Result<Outcome> {
     left(&lab, &mut seen)?;
     stolen(&mut seen)?;
     by_function(&mut seen)?;
-    only_dropped(dropped, &seen.dropped)?;
+    only_dropped(dropped, &seen.dropped, false)?;
+    only_dropped(droppers, &seen.dropped, true)?;
     let ended = seen.tracer.stop(Signal::INT)?;
     let totals = ended.trace.end.context("the last row is missing")?;
     check(totals.missed == 0 && totals.lost == 0, format!("{totals:?}"))?;
@@ -409,17 +411,35 @@ fn by_function(seen: &mut Watch) -> Result<()> {
 }
 
 /// `--verdict drop` shows what was dropped by a rule, a policy, another function of a hook or user space, and nothing else.
-fn only_dropped(tracer: Tracer, dropped: &BTreeSet<u16>) -> Result<()> {
+/// Without steps it still says which packet that was, and what dropped it.
+fn only_dropped(tracer: Tracer, dropped: &BTreeSet<u16>, without_steps: bool) -> Result<()> {
     let ports = |trace: &tracer::Trace| {
         let done = trace.steps.iter().filter(|step| trace.packets.contains_key(&step.packet));
         // What answers a datagram or a SYN is another packet.
         let sent = done.filter(|step| step.identity.protocol == protocol::UDP);
-        sent.map(|step| step.identity.ports[0]).filter(|port| *port > FIRST).collect::<BTreeSet<u16>>()
+        let seen = trace.packets.values().filter_map(|packet| packet.sport);
+        let ports = sent.map(|step| step.identity.ports[0]).chain(seen);
+        ports.filter(|port| *port > FIRST).collect::<BTreeSet<u16>>()
     };
     let expected: BTreeSet<u16> = dropped.iter().map(|number| FIRST + number).collect();
     wait::until(SHOWN_WITHIN, || tracer.look(|trace| (ports(trace) == expected).then_some(())));
-    let shown = ports(&tracer.stop(Signal::INT)?.trace);
-    check(shown == expected, format!("--verdict drop: {shown:?} instead of {expected:?}"))
+    let trace = tracer.stop(Signal::INT)?.trace;
+    let shown = ports(&trace);
+    check(shown == expected, format!("--verdict drop: {shown:?} instead of {expected:?}"))?;
+    let bare: Vec<&tracer::Packet> = trace.packets.values().filter(|packet| packet.path.is_empty()).collect();
+    if !without_steps {
+        return check(bare.is_empty(), format!("{bare:?}"));
+    }
+    let said = || format!("{bare:?}");
+    let by = |by: &'static str| bare.iter().filter(move |packet| packet.ending["by"] == by);
+    check(bare.len() == 3 && bare.iter().all(|packet| packet.verdict == "drop"), said())?;
+    // One of each family came back from the queue.
+    check(by("user").count() == 2, said())?;
+    let functions: Vec<&Value> = by("function").map(|packet| &packet.ending["functions"]).collect();
+    let hooks: Vec<&Value> = by("function").map(|packet| &packet.ending["hooks"]).collect();
+    check(hooks == [&json!(["prerouting"])], said())?;
+    let conntrack = json!({"name": "ipv4_conntrack_in", "priority": -200});
+    check(functions[0].as_array().is_some_and(|functions| functions.contains(&conntrack)), said())
 }
 
 /// The tracer, and what it has told.

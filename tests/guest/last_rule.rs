@@ -112,8 +112,9 @@ fn last_rule_nft(options: &Options) -> Result<Outcome> {
     let lab = Lab::build("lsn", Spread::TwoCpus)?;
     let senders = Senders::open(&lab)?;
     lab.r.command("nft", &["-f", "-"], NFT)?;
-    let whole = ["--backend", "ebpf", "--netns", lab.r.name(), "-o", "json", "--verdict", "drop", "udp"];
-    let last = [&whole[..8], &["--last-rule", "udp"]].concat();
+    let drops = ["--backend", "ebpf", "--netns", lab.r.name(), "-o", "json", "--verdict", "drop"];
+    let whole = [&drops[..], &["--whole-path", "udp"]].concat();
+    let last = [&drops[..], &["--last-rule", "udp"]].concat();
     let mut known = 0;
     let mut number = FIRST;
     for attach in ["auto", "kprobe"] {
@@ -150,8 +151,10 @@ fn last_rule(options: &Options, attached: &[&str]) -> Result<Outcome> {
     let load = |many| put(many, false);
     put(false, true)?;
     let filter = "src net 10.0.0.0/16 or src net fd00::/16";
-    let whole = ["--backend", "ebpf", "--netns", lab.r.name(), "-o", "json", "--verdict", "drop", filter];
-    let last = [&whole[..8], &["--last-rule", filter]].concat();
+    let drops = ["--backend", "ebpf", "--netns", lab.r.name(), "-o", "json", "--verdict", "drop"];
+    let whole = [&drops[..], &["--whole-path", filter]].concat();
+    // As is usual where nothing else is asked for.
+    let last = [&drops[..], &[filter]].concat();
     let mut known = 0;
     let mut number = FIRST;
     for attach in attached {

@@ -175,6 +175,7 @@ mod tests {
                 note: None,
                 ending: Default::default(),
                 queues: Default::default(),
+                sport: None,
             };
             trace.packets.insert(number, packet);
         }

@@ -475,6 +475,7 @@ mod tests {
                     note: None,
                     ending: Default::default(),
                     queues: Default::default(),
+                    sport: None,
                 },
             );
         }

@@ -96,6 +96,8 @@ pub struct Packet {
     pub ending: Value,
     /// The queues that it waited in.
     pub queues: Value,
+    /// Its source port, where no step says it.
+    pub sport: Option<u16>,
 }
 
 /// The totals of a run.
@@ -383,9 +385,10 @@ impl Trace {
                 None => self.odd.push(line.to_owned()),
             },
             Row::Packet(row) => {
-                let PacketRow { packet, path, certainty, why, verdict, note, ending, queues } = *row;
+                let PacketRow { packet, path, certainty, why, verdict, note, ending, queues, sport } = *row;
                 let (why, verdict) = (why.unwrap_or_default(), verdict.unwrap_or_default());
-                self.packets.insert(packet, Packet { certainty, why, path, verdict, note, ending, queues });
+                self.packets
+                    .insert(packet, Packet { certainty, why, path, verdict, note, ending, queues, sport });
             }
             Row::End(totals) => self.end = Some(totals),
             Row::Other => {}
@@ -417,6 +420,7 @@ struct PacketRow {
     ending: Value,
     #[serde(default)]
     queues: Value,
+    sport: Option<u16>,
 }
 
 /// Text that is copied only where it is escaped.

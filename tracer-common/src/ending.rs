@@ -10,6 +10,10 @@ pub const PACKET_BYTES: usize = 64;
 pub const MOST_FUNCTIONS: usize = 16;
 /// Hooks of a family.
 pub const HOOKS: usize = 5;
+/// Calling functions that are copied.
+pub const MOST_CALLERS: usize = 12;
+/// The kernel's functions that drop packets on behalf of others: at hooks, and for user space.
+pub const DROPPERS: usize = 3;
 
 /// What kind of record follows; the first field of each. Those of tables and base chains have lower numbers.
 pub mod kind {
@@ -17,6 +21,8 @@ pub mod kind {
     pub const FREED: u32 = 24;
     /// A [`super::Reinjected`].
     pub const REINJECTED: u32 = 25;
+    /// A [`super::Dropped`].
+    pub const DROPPED: u32 = 26;
 }
 
 offsets! {
@@ -48,13 +54,20 @@ pub struct EndingConfig {
     pub has_reason: u32,
     /// Bytes of a `struct nf_hook_entry`; 0 when hooks cannot be listed.
     pub entry_bytes: u32,
+    /// Where the functions that drop packets on behalf of others begin, and where they end; 0 for none.
+    pub droppers: [[u64; 2]; DROPPERS],
     /// Field offsets.
     pub offsets: EndingOffsets,
 }
 
 impl EndingConfig {
     /// The configuration before anything has been looked up.
-    pub const UNRESOLVED: Self = Self { has_reason: 0, entry_bytes: 0, offsets: EndingOffsets::UNRESOLVED };
+    pub const UNRESOLVED: Self = Self {
+        has_reason: 0,
+        entry_bytes: 0,
+        droppers: [[0; 2]; DROPPERS],
+        offsets: EndingOffsets::UNRESOLVED,
+    };
 }
 
 /// The kernel freed a packet as dropped, as far as `kfree_skb` tells that from consumed.
@@ -79,6 +92,22 @@ pub struct Freed {
     pub copied: u32,
     /// The first bytes, from the network header on.
     pub bytes: [u8; PACKET_BYTES],
+}
+
+/// A packet was dropped at a hook, or by user space, and by nothing that is watched; where only that is looked for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Dropped {
+    /// With [`kind::DROPPED`], and a number of its own.
+    pub freed: Freed,
+    /// The addresses that each function was called from which led there, the innermost first; 0 behind the last.
+    pub callers: [u64; MOST_CALLERS],
+    /// Name of its device, with zeros behind it.
+    pub device: [u8; 16],
+    /// `skb->len`
+    pub len: u32,
+    /// `skb->mark`
+    pub mark: u32,
 }
 
 /// A packet comes back from a queue for user space.
@@ -117,5 +146,5 @@ pub struct HookList {
     pub functions: [[HookFunction; MOST_FUNCTIONS]; HOOKS],
 }
 
-const _: () = assert!(size_of::<Freed>().is_multiple_of(8));
+const _: () = assert!(size_of::<Freed>().is_multiple_of(8) && size_of::<Dropped>().is_multiple_of(8));
 const _: () = assert!(size_of::<Reinjected>().is_multiple_of(8));

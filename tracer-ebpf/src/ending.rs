@@ -5,15 +5,20 @@
 
 use crate::config::offset;
 use crate::emit::count;
+use crate::frame::cpu;
 use crate::kernel::{self, Access, Probed, copy, read};
-use crate::maps::{EVENTS, HOOK_LIST};
-use crate::select::{forget_at, traced_at};
+use crate::last_rule;
+use crate::maps::{EVENTS, HOOK_LIST, TOLD};
+use crate::select::{self, Layout, forget_at, traced_at};
 use crate::sender;
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use aya_ebpf::helpers::generated::bpf_get_stack;
 use aya_ebpf::programs::RawTracePointContext;
 use tracer_common::counter::Counter;
 use tracer_common::ending::{
-    EndingConfig, Freed, HOOKS, HookFunction, HookList, MOST_FUNCTIONS, PACKET_BYTES, Reinjected, kind,
+    DROPPERS, Dropped, EndingConfig, Freed, HOOKS, HookFunction, HookList, MOST_CALLERS, MOST_FUNCTIONS,
+    PACKET_BYTES, Reinjected, kind,
 };
 use tracer_common::offsets::ABSENT;
 
@@ -34,26 +39,32 @@ pub fn freed(ctx: &RawTracePointContext, number: impl FnOnce(u64) -> u64) {
     let skb: u64 = ctx.arg(0);
     let number = number(skb);
     if let Some(packet) = traced_at(number) {
-        let reason = if ending!(has_reason) != 0 { ctx.arg::<u64>(2) as u32 } else { 0 };
-        send_freed(skb, ctx.arg(1), reason, packet);
+        send_freed(ctx, packet);
     }
     forget_at(number);
 }
 
 #[inline(always)]
-fn send_freed(skb: u64, location: u64, reason: u32, packet: u64) {
+fn send_freed(ctx: &RawTracePointContext, packet: u64) {
     let Some(mut entry) = EVENTS.reserve::<Freed>(0) else {
         count(Counter::Lost, 1);
         return;
     };
-    let freed = entry.as_mut_ptr();
-    // SAFETY: a reservation for one of these; each field is written.
+    fill(entry.as_mut_ptr(), ctx, packet);
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+}
+
+/// Writes each field of a reservation.
+#[inline(always)]
+fn fill(freed: *mut Freed, ctx: &RawTracePointContext, packet: u64) {
+    let skb: u64 = ctx.arg(0);
+    // SAFETY: the caller has reserved it.
     unsafe {
         (*freed).kind = kind::FREED;
-        (*freed).reason = reason;
+        (*freed).reason = if ending!(has_reason) != 0 { ctx.arg::<u64>(2) as u32 } else { 0 };
         (*freed).packet = packet;
         (*freed).time_ns = kernel::now_ns();
-        (*freed).location = location;
+        (*freed).location = ctx.arg(1);
         let net = namespace(skb);
         (*freed).net = net;
         (*freed).netns = if net == 0 { 0 } else { read_or_zero::<u32>(net + offset!(net_inum)) };
@@ -64,6 +75,56 @@ fn send_freed(skb: u64, location: u64, reason: u32, packet: u64) {
         {
             (*freed).copied = PACKET_BYTES as u32;
         }
+    }
+}
+
+/// A packet is freed as dropped, and only what drops packets is looked for: tells of it, unless the rule is told already.
+#[inline(always)]
+pub fn dropped(ctx: &RawTracePointContext, number: impl FnOnce(u64) -> u64) {
+    let is_told = TOLD.remove(number(ctx.arg(0))).is_ok();
+    if is_told || !is_dropper(ctx.arg(1)) {
+        return;
+    }
+    match cpu().claim() {
+        Some(_alone) => send_dropped(ctx),
+        None => count(Counter::Lost, 1),
+    }
+}
+
+/// Whether this place is in a function that drops packets on behalf of others.
+#[inline(always)]
+fn is_dropper(location: u64) -> bool {
+    (0..DROPPERS).any(|which| {
+        let [begin, end] = ending!(droppers[which]);
+        location.wrapping_sub(begin) < end.wrapping_sub(begin)
+    })
+}
+
+#[inline(always)]
+fn send_dropped(ctx: &RawTracePointContext) {
+    let skb: u64 = ctx.arg(0);
+    let number: u32 = read_or_zero(namespace(skb) + offset!(net_inum));
+    if !select::is_traced(number) || !select::matches::<Probed>(skb, Layout::IP) {
+        return;
+    }
+    let Some(selected) = last_rule::next_packet() else { return };
+    let Some(mut entry) = EVENTS.reserve::<Dropped>(0) else {
+        count(Counter::Lost, 1);
+        return;
+    };
+    let dropped = entry.as_mut_ptr();
+    // SAFETY: a reservation for one of these; each field is written, and the helper is given the length of its room.
+    unsafe {
+        fill(&raw mut (*dropped).freed, ctx, selected.packet);
+        (*dropped).freed.kind = kind::DROPPED;
+        (*dropped).callers = [0; MOST_CALLERS];
+        let bytes = (MOST_CALLERS * size_of::<u64>()) as u32;
+        bpf_get_stack(ctx.as_ptr(), (&raw mut (*dropped).callers).cast(), bytes, 0);
+        let device: u64 = read_or_zero(skb + offset!(skb_dev));
+        let name = if device == 0 { None } else { Probed::device_name(device) };
+        (&raw mut (*dropped).device).cast::<[u64; 2]>().write(name.unwrap_or_default());
+        (*dropped).len = read_or_zero(skb + offset!(skb_len));
+        (*dropped).mark = read_or_zero(skb + offset!(skb_mark));
     }
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }

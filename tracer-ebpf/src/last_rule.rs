@@ -26,7 +26,7 @@ use crate::frame::{Frame, Shared, cpu, cpu_number, state};
 use crate::kernel::{self, Access, read, read_pair};
 use crate::legacy::{Call, begin, drop_none, identify, send_without_exit};
 use crate::maps::{
-    BLOCK_OFFSETS, CURRENT, LAST, MAX_BLOCKS, RECORDS, SNAPSHOTS, STRAYS, replace_count, version,
+    BLOCK_OFFSETS, CURRENT, LAST, MAX_BLOCKS, RECORDS, SNAPSHOTS, STRAYS, TOLD, replace_count, version,
 };
 use crate::select::{Layout, Selected, is_wanted};
 use crate::snapshot::{self, mask};
@@ -219,6 +219,7 @@ pub fn leave<A: Access>(context: *mut c_void, end: impl Fn(*mut c_void) -> End) 
 /// Apart from the short way, which would have to share its registers.
 #[inline(never)]
 fn dropped<A: Access, F: Fn(*mut c_void) -> End>(context: *mut c_void, end: F) {
+    told(skb_of::<A>(&end(context).call));
     match cpu().claim() {
         Some(_alone) => drop_none(tell::<A>(&end(context))),
         None => {
@@ -227,6 +228,26 @@ fn dropped<A: Access, F: Fn(*mut c_void) -> End>(context: *mut c_void, end: F) {
                 last.doubtful.add(1);
             }
         }
+    }
+}
+
+/// What the packet of a traversal that ends is known by; 0 where that is not known.
+#[inline(always)]
+fn skb_of<A: Access>(call: &Call) -> u64 {
+    if A::TYPED {
+        return call.skb_number;
+    }
+    match LAST.get(0).map(|last| last.note(call.key)) {
+        Some(note) if note.key.get() == call.key => note.skb.get(),
+        _ => 0,
+    }
+}
+
+/// A packet is dropped by what is watched: what is told of it is told here, and not where it is freed.
+#[inline(always)]
+pub fn told(skb: u64) {
+    if TOLD.insert(skb, 0, 0).is_err() {
+        count(Counter::Lost, 1);
     }
 }
 

@@ -317,6 +317,20 @@ pub fn freed_typed(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// As [`freed`], for the last rule alone.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn last_freed(ctx: RawTracePointContext) -> i32 {
+    ending::dropped(&ctx, |skb| skb);
+    0
+}
+
+/// As [`freed_typed`], likewise.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn last_freed_typed(ctx: RawTracePointContext) -> i32 {
+    ending::dropped(&ctx, frame::distance_of_number);
+    0
+}
+
 /// Entry of `nf_reinject(entry, verdict)`, where packets are known by the address of their skb.
 #[kprobe]
 pub fn reinjected(ctx: ProbeContext) -> u32 {

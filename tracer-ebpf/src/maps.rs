@@ -130,6 +130,9 @@ pub static REINJECTING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(256,
 /// The functions at the hooks of a namespace, where user space asked for them.
 #[map]
 pub static HOOK_LIST: Array<HookList> = Array::with_max_entries(1, 0);
+/// Packets whose rule has been told, by their skb, until they are freed; see `last_rule`.
+#[map]
+pub static TOLD: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1 << 12, 0);
 /// The commits under way, by their tasks.
 #[map]
 pub static COMMITTING: LruHashMap<u64, UnderWay> = LruHashMap::with_max_entries(256, 0);

@@ -656,6 +656,7 @@ impl Told {
 #[inline(always)]
 fn tell_dropped<A: Access>(traced: &Traced, number_of: fn(u64) -> u64) -> Option<()> {
     let (skb, state) = packet_and_state::<A>(traced.pkt)?;
+    last_rule::told(number_of(skb));
     let place = Place::of::<A>(skb, state)?;
     let base: u64 = read(traced.info + nft_offset!(info_basechain))?;
     let chain = base + nft_offset!(base_chain);

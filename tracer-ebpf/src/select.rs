@@ -608,9 +608,15 @@ const KEPT: u64 = 1 << 63;
 pub fn namespace<A: Access>(state: u64) -> Option<u64> {
     let net: u64 = A::field(state, offset!(state_net))?;
     let number: u32 = A::field(net, offset!(net_inum))?;
-    let wanted = config!(netns);
-    let traced = if wanted == 0 || number == wanted { IS_TRACED } else { 0 };
+    let traced = if is_traced(number) { IS_TRACED } else { 0 };
     Some(((u64::from(number) << NAMESPACE_FROM) & PLACE) | traced)
+}
+
+/// Whether the namespace of this number is traced.
+#[inline(always)]
+pub fn is_traced(netns: u32) -> bool {
+    let wanted = config!(netns);
+    wanted == 0 || netns == wanted
 }
 
 /// The family, `NFPROTO_IPV4` or `NFPROTO_IPV6`, as it stands in decisions.
@@ -668,7 +674,7 @@ pub fn is_wanted<A: Access>(call: &Call, layout: Layout) -> bool {
 
 /// Whether the packet matches the filter. Nothing is read when there is none.
 #[inline(always)]
-fn matches<A: Access>(skb: u64, layout: Layout) -> bool {
+pub fn matches<A: Access>(skb: u64, layout: Layout) -> bool {
     if config!(filter_window) != 0 {
         return translated::matches::<A>(skb, layout);
     }

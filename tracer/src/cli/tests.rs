@@ -1,7 +1,7 @@
 //! Command lines and what they mean; the help as it is shown.
 
 use super::netns::Netns;
-use super::trace::{Backend, Counting, Latency, Mark, RuleName, TraceConfig};
+use super::trace::{Backend, Counting, Extent, Latency, Mark, RuleName, TraceConfig};
 use super::{Cli, Request, UsageError};
 use crate::backend::ebpf::attach::Method;
 use crate::cli::bench::BenchConfig;
@@ -96,7 +96,7 @@ fn options() {
             cgroup: None,
             follow: false,
             conntrack: false,
-            last_rule: false,
+            extent: Extent::Usual,
             mark: Mark::None,
             backend: Backend::Ebpf,
             attach: Method::Auto,
@@ -188,10 +188,19 @@ fn predicates() {
             ..TraceConfig::default()
         },
     );
-    let dropped = Predicates { verdicts: vec![Verdict::Drop], ..Predicates::default() };
+    let dropped = Predicates::dropped();
     check_trace(
         "nftracer trace --verdict drop --last-rule",
-        TraceConfig { last_rule: true, backend: Backend::Ebpf, ..config(Mark::Auto, dropped) },
+        TraceConfig {
+            extent: Extent::LastRule,
+            backend: Backend::Ebpf,
+            ..config(Mark::Auto, dropped.clone())
+        },
+    );
+    check_trace("nftracer trace --verdict drop", config(Mark::Auto, dropped.clone()));
+    check_trace(
+        "nftracer trace --verdict drop --whole-path",
+        TraceConfig { extent: Extent::WholePath, ..config(Mark::Auto, dropped) },
     );
     let read = ReadConfig { file: Some("log".into()), predicates: all, ..ReadConfig::default() };
     assert_eq!(
@@ -217,7 +226,11 @@ fn wrong_predicates_are_refused() {
         check_refused(&format!("nftracer trace {words}"), ErrorKind::ValueValidation);
     }
     check_refused("nftracer why --verdict drop", ErrorKind::UnknownArgument);
-    check_refused("nftracer trace --last-rule", ErrorKind::MissingRequiredArgument);
+    for words in ["--last-rule", "--whole-path"] {
+        check_refused(&format!("nftracer trace {words}"), ErrorKind::MissingRequiredArgument);
+    }
+    let both = "nftracer trace --verdict drop --last-rule --whole-path";
+    check_refused(both, ErrorKind::ArgumentConflict);
     check_refused("nftracer trace --last-rule --verdict drop --in eth0", ErrorKind::ArgumentConflict);
     check_refused("nftracer trace --last-rule --verdict drop --count-by rule", ErrorKind::ArgumentConflict);
     check_refused("nftracer read --mark nft log", ErrorKind::ValueValidation);

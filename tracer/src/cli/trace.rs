@@ -4,7 +4,6 @@ use super::limit::{LimitArg, limits};
 use super::predicates::{CgroupArgs, MarkArg, PredicateArgs, VerdictArgs, marks};
 use super::{UsageError, netns::Netns};
 use crate::backend::ebpf::attach::Method;
-use crate::netfilter::Verdict;
 use crate::predicate::Predicates;
 use crate::sink::Output;
 use crate::tally::By;
@@ -49,11 +48,15 @@ pub(super) struct TraceArgs {
     #[command(flatten)]
     verdicts: VerdictArgs,
 
-    /// With --verdict drop, show of each packet only the rule or policy that dropped it, not those before: packets that are
-    /// accepted cost next to nothing then. The filter is asked about packets as they are when they are dropped.
-    /// For ebpf
+    /// With --verdict drop, show of each packet only what dropped it, not the rules before: packets that are accepted cost
+    /// next to nothing then. The filter is asked about packets as they are when they are dropped. For ebpf, and usual there
+    /// where nothing else is asked for
     #[arg(long, requires = "verdict", conflicts_with_all = ["indev", "outdev", "uid", "table", "chain", "rule", "cgroup", "follow", "conntrack", "sample", "limit", "max_cost", "who", "latency", "slow", "summary", "count_by", "explain"])]
     last_rule: bool,
+
+    /// With --verdict drop, show all that packets met before they were dropped: each one that matches is traced for that
+    #[arg(long, requires = "verdict", conflicts_with = "last_rule")]
+    whole_path: bool,
 
     /// Show the other packets of their connections as well, in both directions, also after translation; with --all-netns
     /// packets are followed from one namespace to the next, too; for ebpf
@@ -230,6 +233,18 @@ pub enum Mark {
     Rule,
 }
 
+/// How much is shown of packets, where only those are asked for that are dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Extent {
+    /// What dropped them, where probes look for that alone; all that they met elsewhere.
+    #[default]
+    Usual,
+    /// What dropped them.
+    LastRule,
+    /// All that they met.
+    WholePath,
+}
+
 /// A rule by its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleName {
@@ -303,8 +318,8 @@ pub struct TraceConfig {
     pub follow: bool,
     /// Show what conntrack knows of their connections.
     pub conntrack: bool,
-    /// Show only the rule that dropped packets.
-    pub last_rule: bool,
+    /// How much is shown of packets that are dropped.
+    pub extent: Extent,
     /// Where steps are to come from.
     pub backend: Backend,
     /// How packets are to be chosen for the kernel's own tracing.
@@ -352,14 +367,38 @@ impl TraceConfig {
             self.predicates.to_string(),
             self.cgroup.as_ref().map(|path| format!("--cgroup {}", path.display())).unwrap_or_default(),
             if self.follow { "--follow".to_owned() } else { String::new() },
-            if self.last_rule { "--last-rule".to_owned() } else { String::new() },
+            if self.extent == Extent::LastRule { "--last-rule".to_owned() } else { String::new() },
         ];
         words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
     }
 
+    /// Whether probes look for what dropped packets, and for nothing else.
+    pub fn asks_last_rule(&self) -> bool {
+        match self.extent {
+            Extent::LastRule => true,
+            Extent::WholePath => false,
+            Extent::Usual => {
+                let Self { follow, conntrack, who, .. } = *self;
+                let asks_more = follow || conntrack || who || self.latency.is_asked();
+                let leaves_out = self.sample.is_some()
+                    || self.limit.is_some()
+                    || self.limit_per_rule.is_some()
+                    || self.max_cost_ppm.is_some();
+                self.predicates == Predicates::dropped()
+                    && self.mark == Mark::Auto
+                    && self.cgroup.is_none()
+                    && self.counting.is_none()
+                    && self.explain.is_none()
+                    && !asks_more
+                    && !leaves_out
+            }
+        }
+    }
+
     /// Fails for what only probes can tell, where it is not they that shall tell it, and for what is known too late.
     pub(super) fn checked(mut self) -> Result<Self, UsageError> {
-        let option = match (self.follow, self.conntrack, &self.cgroup, self.last_rule) {
+        let asks_last_rule = self.extent == Extent::LastRule;
+        let option = match (self.follow, self.conntrack, &self.cgroup, asks_last_rule) {
             (true, ..) => "--follow",
             (_, true, ..) => "--conntrack",
             (_, _, Some(_), _) => "--cgroup",
@@ -374,8 +413,7 @@ impl TraceConfig {
             (_, Mark::Nft | Mark::Rule) => return refused("with --mark"),
             (Backend::Auto | Backend::Ebpf, _) => self.backend = Backend::Ebpf,
         }
-        let dropped = Predicates { verdicts: vec![Verdict::Drop], ..Predicates::default() };
-        if self.last_rule && self.predicates != dropped {
+        if asks_last_rule && self.predicates != Predicates::dropped() {
             let reason = "it shows what is dropped, as far as that is known: --verdict drop goes with it, and nothing else";
             let value = format!("with {}", self.predicates);
             return Err(UsageError::Value { option: "--last-rule", value, reason });
@@ -454,7 +492,11 @@ impl TraceArgs {
             cgroup: self.cgroup.cgroup,
             follow: self.follow,
             conntrack: self.conntrack,
-            last_rule: self.last_rule,
+            extent: match (self.last_rule, self.whole_path) {
+                (true, _) => Extent::LastRule,
+                (_, true) => Extent::WholePath,
+                (false, false) => Extent::Usual,
+            },
             counting: self.count_by.map(|by| Counting {
                 by: by.into(),
                 interval: self.interval.max(SHORTEST_INTERVAL),

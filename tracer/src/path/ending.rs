@@ -89,6 +89,11 @@ impl Ending {
         }
     }
 
+    /// What dropped it, where that was no table.
+    pub fn dropper(&self) -> Option<Dropper<'_>> {
+        matches!(self, Self::ByFunction { .. } | Self::ByUser { .. }).then_some(Dropper(self))
+    }
+
     /// Where and why the kernel freed it.
     pub fn freed(&self) -> Option<&Freed> {
         match self {
@@ -103,22 +108,7 @@ impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dropped | Self::Stolen | Self::Unknown => Ok(()),
-            Self::ByFunction { hooks, functions, .. } => {
-                f.write_str(", then dropped by ")?;
-                match functions.as_slice() {
-                    [] => f.write_str("a function that is not known")?,
-                    [only] => write!(f, "{only}")?,
-                    several => {
-                        f.write_str("one of ")?;
-                        write_list(f, several)?;
-                    }
-                }
-                if let Some((first, rest)) = hooks.split_first() {
-                    write!(f, ", at {first}")?;
-                    rest.iter().try_for_each(|hook| write!(f, " or {hook}"))?;
-                }
-                Ok(())
-            }
+            Self::ByFunction { .. } => write!(f, ", then dropped by {}", Dropper(self)),
             Self::Freed(freed) => write!(f, ", then {freed}"),
             Self::Accepted(hook) => write!(f, " at {hook}"),
             Self::Forwarded(device) => write!(f, ", forwarded out {device}"),
@@ -126,9 +116,31 @@ impl fmt::Display for Ending {
             Self::Queued { queue } => number(f, *queue),
             Self::ByUser { queue } => {
                 number(f, *queue)?;
-                f.write_str(", then dropped by user space")
+                write!(f, ", then dropped by {}", Dropper(self))
             }
         }
+    }
+}
+
+/// What dropped a packet that no table dropped.
+pub struct Dropper<'a>(&'a Ending);
+
+impl fmt::Display for Dropper<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ending::ByFunction { hooks, functions, .. } = self.0 else { return f.write_str("user space") };
+        match functions.as_slice() {
+            [] => f.write_str("a function that is not known")?,
+            [only] => write!(f, "{only}")?,
+            several => {
+                f.write_str("one of ")?;
+                write_list(f, several)?;
+            }
+        }
+        if let Some((first, rest)) = hooks.split_first() {
+            write!(f, ", at {first}")?;
+            rest.iter().try_for_each(|hook| write!(f, " or {hook}"))?;
+        }
+        Ok(())
     }
 }
 

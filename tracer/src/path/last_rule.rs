@@ -7,6 +7,12 @@ use tracer_common::legacy::Match;
 /// What is said of each path.
 pub const WHY: &str = "only the rule that dropped it was looked for, not those before";
 
+/// The same, where it was no rule.
+pub const NO_RULE: &str = "no rule dropped it, and the rules that it met were not looked for";
+/// The same, where a rule may have been missed.
+pub const SOME_MISSED: &str =
+    "what dropped it is not known: some traversals were missed; the rules that it met were not looked for";
+
 /// The entry that dropped a packet at a hook, if the kernel program found one.
 pub fn dropper(table: &Table, hook: Hook, matches: &[Match]) -> Option<usize> {
     let [Match { index, count: 1 }] = *matches else { return None };

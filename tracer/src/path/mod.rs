@@ -19,7 +19,7 @@ pub mod walk;
 pub mod walks;
 
 use crate::netfilter::{Family, Hook, Verdict};
-use crate::packet::{PacketView, Tracked};
+use crate::packet::{Packet, PacketView, Tracked};
 use crate::ruleset::Rule;
 use connection::Connection;
 use ending::{Ending, Waited};
@@ -111,6 +111,15 @@ pub struct Belongs {
     pub known: Option<Connection>,
 }
 
+/// A packet that met nothing that is known, as it was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// Nanoseconds since the epoch.
+    pub time_ns: u64,
+    /// The packet.
+    pub packet: Packet,
+}
+
 /// All that one packet met in one network namespace; its steps have been given out one by one before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
@@ -120,6 +129,8 @@ pub struct Path {
     pub family: Family,
     /// `table:chain:kind:number` in the order they were met.
     pub steps: Vec<Rc<str>>,
+    /// The packet, where no step shows it and it is known.
+    pub sighting: Option<Box<Sighting>>,
     /// What the last table decided; `None` when no traversal could be read.
     pub verdict: Option<Verdict>,
     /// How far this can be relied on.
@@ -149,6 +160,7 @@ impl Path {
             packet,
             family,
             steps: Vec::new(),
+            sighting: None,
             verdict: None,
             certainty: Certainty::Complete,
             why: Vec::new(),

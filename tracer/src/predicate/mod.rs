@@ -262,6 +262,11 @@ pub enum Choice {
 }
 
 impl Predicates {
+    /// Packets that are dropped, and nothing else is asked of them.
+    pub fn dropped() -> Self {
+        Self { verdicts: vec![Verdict::Drop], ..Self::default() }
+    }
+
     /// Whether every packet is wanted.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

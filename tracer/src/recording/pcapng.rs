@@ -112,16 +112,13 @@ impl<W: Write> Pcapng<W> {
         self.block(ENHANCED_PACKET, &body)
     }
 
-    fn begin_packet(&mut self, step: &Step<'_>) -> io::Result<()> {
-        let view = &step.view;
+    fn begin_packet(&mut self, time_ns: u64, view: &PacketView<'_>) -> io::Result<Pending> {
         let (link_type, mut bytes) = link_layer(view);
         bytes.extend_from_slice(view.bytes);
         let device = view.indev.or(view.outdev).map(lossy).unwrap_or_default().into_owned();
         let interface = self.interface(link_type, device)?;
         let len = view.len + (bytes.len() - view.bytes.len()) as u32;
-        let time_ns = step.time_ns.unwrap_or(0);
-        self.pending.insert(step.packet, Pending { interface, time_ns, bytes, len, comment: String::new() });
-        Ok(())
+        Ok(Pending { interface, time_ns, bytes, len, comment: String::new() })
     }
 
     fn give_out_oldest(&mut self) -> io::Result<()> {
@@ -136,7 +133,8 @@ impl<W: Write> Pcapng<W> {
 
     fn step(&mut self, step: &Step<'_>) -> io::Result<()> {
         if !self.pending.contains_key(&step.packet) {
-            self.begin_packet(step)?;
+            let pending = self.begin_packet(step.time_ns.unwrap_or(0), &step.view)?;
+            self.pending.insert(step.packet, pending);
         }
         if let Some(packet) = self.pending.get_mut(&step.packet) {
             let comment = &mut packet.comment;
@@ -154,8 +152,12 @@ impl<W: Write> Pcapng<W> {
     }
 
     fn path(&mut self, path: &Path) -> io::Result<()> {
-        // One of which nothing was seen has no bytes to be shown.
-        let Some(mut packet) = self.pending.remove(&path.packet) else { return Ok(()) };
+        let mut packet = match (self.pending.remove(&path.packet), path.sighting.as_deref()) {
+            (Some(packet), _) => packet,
+            (None, Some(sighting)) => self.begin_packet(sighting.time_ns, &sighting.packet.view())?,
+            // One of which nothing was seen has no bytes to be shown.
+            (None, None) => return Ok(()),
+        };
         packet.comment += &outcome(path);
         self.packet(&packet)
     }

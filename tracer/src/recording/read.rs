@@ -9,7 +9,7 @@ use crate::container::{Container, Group, Names, Runtime};
 use crate::netfilter::{Engine, Family, StepKind, TableFamily, Verdict};
 use crate::packet::{Link, Owner, PacketView};
 use crate::path::ending::{Ending, Waited};
-use crate::path::{Action, Path, Step};
+use crate::path::{Action, Path, Sighting, Step};
 use crate::ruleset::Rule;
 use crate::sink::{Namespace, Start, Totals};
 use crate::trace_line::LogStyle;
@@ -75,6 +75,7 @@ struct Known {
     time_ns: u64,
     note: Option<String>,
     ending: (Option<Ending>, Vec<Waited>),
+    sighting: Option<Box<Sighting>>,
 }
 
 #[derive(Debug)]
@@ -179,6 +180,10 @@ impl<R: Read> Reader<R> {
                 Record::Content(content) => self.known.content(&content).ok_or_else(damaged)?,
                 Record::Anew => self.known.begin_anew(),
                 Record::Note(note) => self.known.note = Some(note.to_owned()),
+                Record::Sighting { time_ns, place, content } => {
+                    let sighting = self.known.sighting(time_ns, place, content).ok_or_else(damaged)?;
+                    self.known.sighting = Some(Box::new(sighting));
+                }
                 Record::Ending(ending) => self.known.ending = ending.take().ok_or_else(damaged)?,
             }
         }
@@ -268,6 +273,11 @@ impl Known {
         })
     }
 
+    fn sighting(&self, time_ns: u64, place: u32, content: u32) -> Option<Sighting> {
+        let (place, content) = (self.places.get(place as usize)?, self.contents.get(content as usize)?);
+        Some(Sighting { time_ns, packet: content.view(place).into() })
+    }
+
     fn path(&mut self, path: PathRecord<'_>) -> Option<Event<'static>> {
         let (ending, waited) = std::mem::take(&mut self.ending);
         let texts = |numbers: &[u32]| -> Option<Vec<Rc<str>>> {
@@ -277,6 +287,7 @@ impl Known {
             packet: path.packet,
             family: word(FAMILIES, path.family)?,
             steps: texts(&path.steps)?,
+            sighting: self.sighting.take(),
             verdict: path.verdict.map(|verdict| Verdict::from_return(verdict.into())),
             certainty: word(CERTAINTIES, path.certainty)?,
             why: path.why.into_iter().map(str::to_owned).collect(),

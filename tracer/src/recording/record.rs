@@ -89,10 +89,16 @@ pub(super) enum Record<'a> {
     /// What is known of a namespace from here on.
     #[serde(borrow)]
     Namespace(NamespaceRecord<'a>),
+    /// The packet of the next path, which has no steps: its place and content as in a [`StepRecord`].
+    Sighting {
+        time_ns: u64,
+        place: u32,
+        content: u32,
+    },
 }
 
 /// Kinds of records that this version knows.
-pub(super) const RECORD_KINDS: u8 = 12;
+pub(super) const RECORD_KINDS: u8 = 13;
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct NamespaceRecord<'a> {

@@ -98,8 +98,8 @@ fn wireshark_gets_packets_with_their_paths() {
     drop(sink);
     let blocks = blocks(&file);
     let kinds: Vec<u32> = blocks.iter().map(|(kind, _)| *kind).collect();
-    // A section, a device, two packets with steps; of the third nothing was seen.
-    assert_eq!(kinds, [0x0a0d_0d0a, 1, 6, 6]);
+    // A section, a device, two packets with steps; of the third nothing was seen, and of the fourth no step.
+    assert_eq!(kinds, [0x0a0d_0d0a, 1, 6, 6, 6]);
     let (_, first) = blocks[2];
     assert_eq!(first[12..20], [24, 0, 0, 0, 60, 0, 0, 0], "24 bytes of 60 were copied");
     assert_eq!(first[20], 0x45);

@@ -8,7 +8,7 @@ use super::{CONTENTS, MAGIC, NUMBERED, VERSION};
 use crate::container::{Container, Runtime};
 use crate::netfilter::Verdict;
 use crate::packet::PacketView;
-use crate::path::{Action, Path, Step};
+use crate::path::{Action, Path, Sighting, Step};
 use crate::sink::{Namespace, Row, Sink, Start, Totals};
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufWriter, Write};
@@ -161,6 +161,11 @@ impl<W: Write> Recorder<W> {
         let (steps, generation) = (numbers(&path.steps)?, numbers(&path.generation)?);
         if let Some(note) = &path.note {
             self.write(&Record::Note(note))?;
+        }
+        if let Some(Sighting { time_ns, packet }) = path.sighting.as_deref() {
+            let view = packet.view();
+            let (place, content) = (self.place(path.netns, &view)?, self.content(&view)?);
+            self.write(&Record::Sighting { time_ns: *time_ns, place, content })?;
         }
         if let Some(ending) = EndingRecord::of(path) {
             self.write(&Record::Ending(ending))?;

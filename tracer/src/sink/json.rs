@@ -13,7 +13,7 @@ use crate::packet::{Fragment, PacketView, Tcp, headers, protocol_name, quoted, t
 use crate::path::connection::{By, Connection, Tuple};
 use crate::path::ending::{Ending, Freed, HookFunction, Waited};
 use crate::path::group::Logged;
-use crate::path::{Action, Path, Step};
+use crate::path::{Action, Path, Sighting, Step};
 use crate::text;
 use crate::trace_line::text::push_decimal;
 use jiff::Timestamp;
@@ -135,6 +135,12 @@ impl<W: Write> Json<W> {
         self.looks.forget(path.packet);
         let mut row = Object::begin(self.out.row(), "packet", path.packet);
         row.texts("path", &path.steps);
+        if let Some(Sighting { time_ns, packet }) = path.sighting.as_deref() {
+            let view = &packet.view();
+            self.clock.write(row.field("time"), *time_ns);
+            row.fields(self.devices.text(view, |text| members(text, &DeviceFields::of(view))));
+            row.fields(self.contents.text(view, |text| members(text, &HeaderFields::of(view))));
+        }
         if let Some(verdict) = path.verdict {
             row.text("verdict", &verdict_text(verdict));
         }

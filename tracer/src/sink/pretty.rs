@@ -121,7 +121,7 @@ impl<W: Write> Pretty<W> {
     fn path(&mut self, path: &Path) -> io::Result<()> {
         match self.take(path.packet) {
             Some(block) => block.write(&mut self.out, &self.styles)?,
-            None => write_bare(&mut self.out, path, &self.namespaces, &self.styles)?,
+            None => self.write_bare(path)?,
         }
         if let Some(note) = &path.note {
             writeln!(self.out, "  {}", Escaped(note))?;
@@ -129,6 +129,20 @@ impl<W: Write> Pretty<W> {
         path.waited.iter().try_for_each(|waited| writeln!(self.out, "  {waited}"))?;
         write_belongs(&mut self.out, path)?;
         write_outcome(&mut self.out, path, &self.styles)
+    }
+
+    /// A packet of which no step is at hand: none could be read, or they have been shown before.
+    fn write_bare(&mut self, path: &Path) -> io::Result<()> {
+        let Path { packet, family, netns, .. } = path;
+        let header = match &path.sighting {
+            Some(sighting) => {
+                let (time_ns, view) = (Some(sighting.time_ns), sighting.packet.view());
+                header(*packet, time_ns, &view, Place::of(*netns, &self.namespaces), &self.zone)
+            }
+            None => format!("{family} {}packet {packet}", Place::of(*netns, &self.namespaces)),
+        };
+        writeln!(self.out, "{0}{header}{0:#}", self.styles.header)?;
+        path.steps.iter().try_for_each(|step| writeln!(self.out, "  {}", Escaped(step)))
     }
 
     fn freed(&mut self, packet: u64, time_ns: u64, freed: &Freed) -> io::Result<()> {
@@ -245,10 +259,7 @@ impl Block {
     fn begin(step: &Step<'_>, zone: &TimeZone, namespaces: &Namespaces, explain: bool) -> Self {
         let Step { packet, view, .. } = step;
         let shown = Shown::of(view);
-        let time = step.time_ns.map_or(String::new(), |time_ns| clock_time(time_ns, zone) + " ");
-        let netns = Place::of(step.netns, namespaces);
-        let user = view.owner.map_or(String::new(), |owner| format!("uid {} ", owner.uid));
-        let header = format!("{time}{} {shown} {user}{netns}packet {packet}", view.family);
+        let header = header(*packet, step.time_ns, view, Place::of(step.netns, namespaces), zone);
         let explained = explained(view).filter(|_| explain);
         Self {
             header,
@@ -326,12 +337,17 @@ impl StepRow {
     }
 }
 
-/// A packet of which no step is at hand: none could be read, or they have been shown before.
-fn write_bare(out: &mut impl Write, path: &Path, namespaces: &Namespaces, styles: &Styles) -> io::Result<()> {
-    let Path { packet, family, .. } = path;
-    let netns = Place::of(path.netns, namespaces);
-    writeln!(out, "{}{family} {netns}packet {packet}{:#}", styles.header, styles.header)?;
-    path.steps.iter().try_for_each(|step| writeln!(out, "  {}", Escaped(step)))
+/// A block's first line.
+fn header(
+    packet: u64,
+    time_ns: Option<u64>,
+    view: &PacketView<'_>,
+    netns: Place<'_>,
+    zone: &TimeZone,
+) -> String {
+    let time = time_ns.map_or(String::new(), |time_ns| clock_time(time_ns, zone) + " ");
+    let user = view.owner.map_or(String::new(), |owner| format!("uid {} ", owner.uid));
+    format!("{time}{} {} {user}{netns}packet {packet}", view.family, Shown::of(view))
 }
 
 /// What a block's first line says of a packet.
@@ -370,6 +386,13 @@ fn write_outcome(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Resu
     match &path.ending {
         Some(Ending::Dropped | Ending::Stolen) => {
             path.steps.last().iter().try_for_each(|step| write!(out, " by {}", Escaped(step)))?;
+        }
+        // Nothing is known of what it met before.
+        Some(ending) if path.verdict == Some(Verdict::Drop) && ending.dropper().is_some() => {
+            ending
+                .dropper()
+                .iter()
+                .try_for_each(|dropper| write!(out, " by {}", Escaped(&dropper.to_string())))?;
         }
         Some(ending) => write!(out, "{}", Escaped(&ending.to_string()))?,
         None => {}

@@ -10,7 +10,7 @@ use crate::latency::Spent;
 use crate::netfilter::{Engine, Family, Hook, StepKind, TableFamily, Verdict};
 use crate::packet::{Link, PacketView, Sender};
 use crate::path::ending::{Device, Ending, Freed, HookFunction, Waited};
-use crate::path::{Action, Certainty, Path, Step};
+use crate::path::{Action, Certainty, Path, Sighting, Step};
 use crate::ruleset::{Chain, Entry, Rule, Table, Target};
 use crate::tally::{By, Ranking, Tally, What};
 use crate::why::{Fate, Listed, Met, Passed, Told, Why};
@@ -172,6 +172,17 @@ pub(crate) fn play(sink: &mut dyn Sink) -> io::Result<()> {
         ..path(2, Some(Verdict::Accept), Certainty::Inexact, &doubts)
     }))?;
     sink.row(Row::Path(&path(3, None, Certainty::Unordered, &["a chain was entered more than once"])))?;
+    // Of which no step tells.
+    let freed = Freed { symbol: "nf_hook_slow+0x96".to_owned(), ..Freed::default() };
+    let conntrack = HookFunction { name: "ipv4_conntrack_in".to_owned(), priority: -200 };
+    let by = Ending::ByFunction { hooks: vec![Hook::Prerouting], functions: vec![conntrack], freed };
+    sink.row(Row::Path(&Path {
+        steps: Vec::new(),
+        generation: Vec::new(),
+        sighting: Some(Box::new(Sighting { time_ns: TIME_NS, packet: view(&TCP).into() })),
+        ending: Some(by),
+        ..path(4, Some(Verdict::Drop), Certainty::Inexact, &["no rule dropped it"])
+    }))?;
     sink.row(Row::End(&TOTALS))
 }
 

@@ -45,7 +45,7 @@ const LIMITS: &[Limit] = &[
         factor: 1.3,
     },
     Limit {
-        what: "with `--verdict drop --last-rule` an accepted packet costs at most 1.3 times one that does not match",
+        what: "with `--verdict drop` an accepted packet costs at most 1.3 times one that does not match",
         row: "accepted-last-rule",
         reference: &["no-match"],
         factor: 1.3,
@@ -75,7 +75,7 @@ const LIMITS: &[Limit] = &[
         factor: 1.25,
     },
     Limit {
-        what: "nftables: with `--verdict drop --last-rule` an accepted packet costs at most 1.3 times one that does not match",
+        what: "nftables: with `--verdict drop` an accepted packet costs at most 1.3 times one that does not match",
         row: "nft-accepted-last-rule",
         reference: &["nft-no-match"],
         factor: 1.3,

@@ -229,13 +229,7 @@ impl Probes {
     /// whether what comes back from queues is seen.
     pub fn place_endings(&self, programs: &mut aya::Ebpf, kernel: &Kernel) -> Result<bool, Error> {
         let is_typed = !self.typed.is_empty();
-        let freed = if is_typed { "freed_typed" } else { "freed" };
-        let program: &mut RawTracePoint = programs
-            .program_mut(freed)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(Error::NoProgram(freed))?;
-        program.load().map_err(|source| Error::Load { program: freed, source })?;
-        program.attach(FREES).map(drop).map_err(|source| Error::Attach { symbol: FREES, source })?;
+        place_freed(programs, if is_typed { "freed_typed" } else { "freed" })?;
         // The queues' module may come later, and its function be part of another: then nothing tells of it.
         let symbols = &kernel.symbols;
         let symbol = match (symbols.nf_reinject, symbols.nfqnl_reinject) {
@@ -252,6 +246,11 @@ impl Probes {
         program.load().map_err(|source| Error::Load { program: reinjected, source })?;
         program.attach(symbol, 0).map_err(|source| Error::Attach { symbol, source })?;
         Ok(true)
+    }
+
+    /// Places the program that tells what else drops packets, where only that is looked for.
+    pub fn place_drops(&self, programs: &mut aya::Ebpf) -> Result<(), Error> {
+        place_freed(programs, if self.typed.is_empty() { "last_freed" } else { "last_freed_typed" })
     }
 
     /// Places the program that sees connections begin. It costs each connection's first packet.
@@ -311,6 +310,16 @@ const CONFIRMS: &str = "__nf_conntrack_confirm";
 
 /// The tracepoint of packets that are freed as dropped.
 const FREES: &str = "kfree_skb";
+
+/// Places a program where packets are freed as dropped.
+fn place_freed(programs: &mut aya::Ebpf, name: &'static str) -> Result<(), Error> {
+    let program: &mut RawTracePoint = programs
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(Error::NoProgram(name))?;
+    program.load().map_err(|source| Error::Load { program: name, source })?;
+    program.attach(FREES).map(drop).map_err(|source| Error::Attach { symbol: FREES, source })
+}
 
 /// Loads a program for raw tracepoints that user space calls.
 pub fn load_called(programs: &mut aya::Ebpf, name: &'static str) -> Result<OwnedFd, Error> {

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use tracer_common::choice::{LINK, Link, TRACKED, Tracked};
-use tracer_common::ending::{self, Freed, Reinjected};
+use tracer_common::ending::{self, Dropped, Freed, Reinjected};
 use tracer_common::legacy::{
     ENTRY_BYTES, EXIT_BYTES, LONG_EXIT_BYTES, MAX_MATCHES, MORE_BYTES, Match, Replaced, TableChunk,
     Traversal, fact, kind,
@@ -26,6 +26,8 @@ pub enum Record<'a> {
     Event(&'a Event, Option<u64>),
     /// The kernel freed a packet.
     Freed(&'a Freed),
+    /// A packet was dropped by nothing that is watched.
+    Dropped(&'a Dropped),
     /// Who sends a packet.
     Sender(&'a Sender),
     /// User space has decided about a packet in a queue.
@@ -93,6 +95,9 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
             .ok()
             .map(|(TimedEvent { event, since_ns }, _)| Record::Event(event, Some(*since_ns))),
         ending::kind::FREED => Freed::ref_from_prefix(bytes).ok().map(|(freed, _)| Record::Freed(freed)),
+        ending::kind::DROPPED => {
+            Dropped::ref_from_prefix(bytes).ok().map(|(dropped, _)| Record::Dropped(dropped))
+        }
         sender::kind::SENDER => Sender::ref_from_prefix(bytes).ok().map(|(sender, _)| Record::Sender(sender)),
         ending::kind::REINJECTED => {
             Reinjected::ref_from_prefix(bytes).ok().map(|(reinjected, _)| Record::Reinjected(reinjected))

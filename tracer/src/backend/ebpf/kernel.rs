@@ -19,6 +19,11 @@ const BTF_FOLDER: &str = "/sys/kernel/btf";
 /// Modules whose structures and functions are looked at.
 const MODULES: [&str; 6] = ["x_tables", "ip_tables", "ip6_tables", "arp_tables", "nf_conntrack", "nf_tables"];
 
+/// The functions that drop packets on behalf of others: of functions at hooks, and of user space.
+const DROPPERS: [&str; tracer_common::ending::DROPPERS] = [HOOKS_DROP, "nf_reinject", "nfqnl_reinject"];
+/// What drops a packet where a function at a hook says so.
+pub const HOOKS_DROP: &str = "nf_hook_slow";
+
 /// The functions that walk a table, or a base chain.
 const TABLE_FUNCTIONS: [&str; 3] = ["ipt_do_table", "ip6t_do_table", "arpt_do_table"];
 const CHAIN_FUNCTIONS: [&str; 2] = ["nft_do_chain", "__nft_trace_packet"];
@@ -163,7 +168,10 @@ impl Kernel {
             vmlinux: &vmlinux,
             modules: &modules,
         };
-        let layout = offsets::resolve(&kernel, &symbols)?;
+        let mut layout = offsets::resolve(&kernel, &symbols)?;
+        for (range, name) in layout.ending.droppers.iter_mut().zip(DROPPERS) {
+            *range = functions.range(name).unwrap_or_default();
+        }
         let names = module_bytes.iter().map(|(path, _)| path.rsplit('/').next().map(str::to_owned));
         let tables = layout.argument_order == ArgumentOrder::TableSkbState;
         let typed = typed(&vmlinux, names.zip(&modules), tables);

@@ -491,7 +491,11 @@ impl Ebpf {
         let has_preempt_count = kernel.layout.sender.preempt_count != 0;
         let (mut endings, mut sees_reinjected) = (None, false);
         if options.endings {
-            match probes.place_endings(&mut programs, &kernel) {
+            let placed = match sight {
+                Sight::LastRule(_) => probes.place_drops(&mut programs).map(|()| false),
+                _ => probes.place_endings(&mut programs, &kernel),
+            };
+            match placed {
                 Err(error) => {
                     // The verifier's words would hide the rest.
                     let error = error.to_string();

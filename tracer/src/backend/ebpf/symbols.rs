@@ -43,6 +43,18 @@ impl Functions {
         functions
     }
 
+    /// Where a function begins and ends; `None` when there is none of this name.
+    pub fn range(&self, name: &str) -> Option<[u64; 2]> {
+        let is_it = |(_, at): &&(u64, u32)| {
+            let rest = self.names.get(*at as usize..).and_then(|names| names.strip_prefix(name));
+            rest.is_some_and(|rest| rest.starts_with('\n'))
+        };
+        let (begin, _) = *self.begin.iter().find(is_it)?;
+        let after = self.begin.partition_point(|(other, _)| *other <= begin);
+        let end = self.begin.get(after).map_or(u64::MAX, |(next, _)| *next);
+        Some([begin, end.min(begin + LONGEST)])
+    }
+
     /// Where an address is; `None` when no function is known there.
     pub fn at(&self, address: u64) -> Option<Place<'_>> {
         let after = self.begin.partition_point(|(begin, _)| *begin <= address);
@@ -72,6 +84,15 @@ mod tests {
         assert_eq!(at(0xffff_ffff_8100_0090), Some(("kfree_skb", 16)));
         assert_eq!(at(0xffff_ffff_9000_0000), None, "far behind the last");
         assert_eq!(at(1), None, "before the first");
+    }
+
+    #[test]
+    fn a_function_ends_where_the_next_one_begins() {
+        let functions = Functions::parse(KALLSYMS);
+        assert_eq!(functions.range("nf_hook_slow"), Some([0xffff_ffff_8100_0040, 0xffff_ffff_8100_0080]));
+        assert_eq!(functions.range("startup_64"), Some([0xffff_ffff_8100_0000, 0xffff_ffff_8100_0040]));
+        assert_eq!(functions.range("kfree_skb"), Some([0xffff_ffff_8100_0080, 0xffff_ffff_8110_0080]));
+        assert_eq!(functions.range("nf_hook"), None, "a part of a name");
     }
 
     #[test]

@@ -79,6 +79,7 @@ impl Counter {
             Record::Run(_)
             | Record::Event(..)
             | Record::Freed(_)
+            | Record::Dropped(_)
             | Record::Reinjected(_)
             | Record::Link(_)
             | Record::Tracked(_)

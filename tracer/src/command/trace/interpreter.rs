@@ -1,6 +1,7 @@
 //! From records to steps and paths. Knows neither the ring nor namespaces, so that it can be measured without them.
 
 use super::super::outlet::Outlet;
+use super::drops::{self, Drops, Watched};
 use super::links::Links;
 use super::runs::{Ended, Heard, NftReading, Rules, Runs};
 use super::senders::Senders;
@@ -9,6 +10,7 @@ use super::standings::Standings;
 use super::views::{state, view, view_of_run};
 use crate::backend::ebpf::decode::{Record, Seen};
 use crate::backend::ebpf::ending::Endings;
+use crate::backend::ebpf::kernel::HOOKS_DROP;
 use crate::fetch::Fetched;
 use crate::footprint;
 use crate::history::{Counts, History, Unknown, Version, name_of};
@@ -16,13 +18,13 @@ use crate::latency::Spent;
 use crate::netfilter::{Engine, Family, Hook, Verdict};
 use crate::netlink::Message;
 use crate::nftables;
-use crate::packet::Tracked;
+use crate::packet::{PacketView, Tracked};
 use crate::path::attribute::{Views, attribute, attribute_unordered, same_bytes};
-use crate::path::ending::{self, Ending, HookFunction};
+use crate::path::ending::Ending;
 use crate::path::last_rule;
-use crate::path::track::{Part, Released, Tracker, Visit};
+use crate::path::track::{Part, Tracker, Visit};
 use crate::path::walk::{Walk, Walker};
-use crate::path::{Action, Certainty, Step};
+use crate::path::{Action, Certainty, Sighting, Step};
 use crate::predicate::Predicates;
 use crate::ruleset::{Table, Target};
 use crate::sink::{Sink, Start, Totals};
@@ -97,6 +99,9 @@ pub struct Interpreter {
     standings: Standings,
     /// Tells how packets ended, where the kernel says it.
     endings: Option<Endings>,
+    /// Packets that something else dropped than what is watched, and whether base chains of nftables are.
+    drops: Drops,
+    watches_nftables: bool,
     links: Links,
     /// Who sends packets, where that was asked for and is known.
     senders: Option<Senders>,
@@ -131,6 +136,8 @@ impl Interpreter {
             rules: Rules::new(read_nftables, print_nftables, hear_changes),
             standings: Standings::default(),
             endings: None,
+            drops: Drops::default(),
+            watches_nftables: true,
             links: Links::default(),
             senders: None,
         }
@@ -153,6 +160,11 @@ impl Interpreter {
             self.tracker.hold();
             self.endings = Some(endings);
         }
+    }
+
+    /// Base chains of nftables are not watched: what drops packets may be one of theirs.
+    pub(super) fn omit_nftables(&mut self) {
+        self.watches_nftables = false;
     }
 
     /// Tells who sends packets.
@@ -216,6 +228,11 @@ impl Interpreter {
                 self.leave_freed(freed);
                 self.freed(freed);
             }
+            Record::Dropped(dropped) => {
+                if self.endings.is_some() {
+                    self.drops.wait(dropped);
+                }
+            }
             Record::Reinjected(reinjected) => {
                 self.leave(reinjected.packet);
                 let Self { tracker, outlet, links, .. } = self;
@@ -271,6 +288,7 @@ impl Interpreter {
                 outcome: None,
                 verdict: verdict_of(traversal),
                 queue: queue_of(traversal.verdict),
+                sighting: None,
             },
         };
         self.sender(number, traversal.packet, traversal.facts & fact::OWNER != 0);
@@ -314,26 +332,17 @@ impl Interpreter {
     /// The kernel freed what may be a packet that is traced.
     fn freed(&mut self, freed: &Freed) {
         let Some(endings) = &mut self.endings else { return };
-        let (function, offset) = match endings.place(freed.location) {
-            Some(place) => (place.name.to_owned(), place.offset),
-            None => ("?".to_owned(), 0),
-        };
-        let reason = endings.reason(freed.reason);
-        let said = |netns: Option<u32>| ending::Freed {
-            symbol: if offset == 0 { function.clone() } else { format!("{function}+{offset:#x}") },
-            reason,
-            netns: Some(freed.netns).filter(|other| *other != 0 && Some(*other) != netns),
-        };
+        let (function, _) = drops::said(endings, freed, None);
         let Some(released) = self.tracker.freed(freed, &function) else {
             if let Some((number, netns)) = self.tracker.freed_later(freed, &function) {
                 let time_ns = self.epoch_ns.wrapping_add(freed.time_ns);
-                self.outlet.freed(number, time_ns, &said(netns));
+                self.outlet.freed(number, time_ns, &drops::said(endings, freed, netns).1);
             }
             return;
         };
-        let said = said(released.netns);
+        let (_, said) = drops::said(endings, freed, released.netns);
         let ending = match function.as_str() {
-            "nf_hook_slow" => by_function(endings, freed, released, said),
+            HOOKS_DROP => drops::by_function(endings, freed, released, said, true),
             _ => Ending::Freed(said),
         };
         // A base chain that was seen, or a table, has ended the path already.
@@ -398,6 +407,7 @@ impl Interpreter {
                 }
             });
         }
+        let is_unknown = is_last_rule && followed.met.is_empty();
         let mut names = std::mem::take(&mut self.names);
         let mut mark = run.mark;
         self.shown.forget();
@@ -457,6 +467,8 @@ impl Interpreter {
             outcome: None,
             verdict: followed.verdict,
             queue: events.last().and_then(|event| queue_of(event.code.cast_unsigned())),
+            sighting: is_unknown
+                .then(|| sighting(self.epoch_ns.wrapping_add(run.entry_ns), view_of_run(run, family, mark))),
         };
         let Self { tracker, outlet, links, standings, history, .. } = self;
         let stands = if is_last_rule {
@@ -604,6 +616,8 @@ impl Interpreter {
             outcome,
             verdict: verdict_of(traversal),
             queue: queue_of(traversal.verdict),
+            sighting: (last_rule && entries.is_empty())
+                .then(|| sighting(self.epoch_ns.wrapping_add(traversal.entry_ns), view(traversal, entry))),
         }
     }
 
@@ -617,8 +631,22 @@ impl Interpreter {
         while let Some(ended) = self.runs.silent(now_ns) {
             self.run(&ended);
         }
+        self.give_drops(now_ns);
         let Self { tracker, outlet, links, .. } = self;
         tracker.expire(now_ns, &mut |path| outlet.path(&links.settled(path)));
+    }
+
+    /// Gives out packets that nothing dropped that is watched, and that have waited for long enough.
+    fn give_drops(&mut self, now_ns: u64) {
+        while let Some(dropped) = self.drops.next(now_ns) {
+            let Some(endings) = &mut self.endings else { return };
+            let all = !self.tracker.may_lack(dropped.freed.time_ns);
+            let watched = Watched { nftables: self.watches_nftables, all };
+            let number = self.tracker.number();
+            if let Some(path) = drops::path(number, &dropped, self.epoch_ns, watched, endings) {
+                self.outlet.path(&path);
+            }
+        }
     }
 
     /// Writes what is buffered.
@@ -631,6 +659,7 @@ impl Interpreter {
         while let Some(ended) = self.runs.silent(u64::MAX) {
             self.run(&ended);
         }
+        self.give_drops(u64::MAX);
         let Self { tracker, outlet, links, .. } = self;
         tracker.finish(read_until_ns, &mut |path| outlet.path(&links.settled(path)));
     }
@@ -644,6 +673,12 @@ impl Interpreter {
     pub(super) fn finish(&mut self, lost: u64, missed: u64) -> io::Result<Totals> {
         self.outlet.finish(lost, missed)
     }
+}
+
+/// A packet that no step shows.
+#[cold]
+fn sighting(time_ns: u64, view: PacketView<'_>) -> Box<Sighting> {
+    Box::new(Sighting { time_ns, packet: view.into() })
 }
 
 /// Whether only the rule that dropped the packet was looked for.
@@ -698,39 +733,6 @@ fn verdict_of(traversal: &Traversal) -> Option<Verdict> {
 /// The number of the queue in a verdict that sends a packet to one.
 fn queue_of(verdict: u32) -> Option<u16> {
     (Verdict::from_return(verdict) == Verdict::Queue).then_some((verdict >> 16) as u16)
-}
-
-/// What a hook function does that stands for a table or a base chain.
-const OF_TABLES: [&str; 5] = ["ipt_do_table", "ip6t_do_table", "iptable_", "ip6table_", "nft_do_chain"];
-
-/// How a packet ended that was dropped at a hook, and by no table.
-fn by_function(endings: &mut Endings, freed: &Freed, released: Released, said: ending::Freed) -> Ending {
-    let Released { family, unseen, .. } = released;
-    let mut functions: Option<Vec<HookFunction>> = Some(Vec::new());
-    let mut hooks = Vec::new();
-    for (hook, from, to) in unseen {
-        let at = endings.functions(freed.net, family, hook);
-        let comes = |function: &HookFunction| {
-            (from..=to).contains(&function.priority)
-                && !OF_TABLES.iter().any(|table| function.name.starts_with(table))
-        };
-        match at {
-            Some(at) => {
-                let known = functions.as_ref().map_or(0, Vec::len);
-                if let Some(functions) = &mut functions {
-                    functions.extend(at.into_iter().filter(comes));
-                }
-                if functions.as_ref().is_none_or(|functions| functions.len() > known) {
-                    hooks.push(hook);
-                }
-            }
-            None => {
-                functions = None;
-                hooks.push(hook);
-            }
-        }
-    }
-    Ending::ByFunction { hooks, functions: functions.unwrap_or_default(), freed: said }
 }
 
 /// What an entry did. `ended` is what the function returned when this was the last entry.

@@ -2,13 +2,14 @@
 
 mod both;
 mod buffer;
+mod cost;
 mod counting;
+mod drops;
 mod gate;
 #[doc(hidden)]
 pub mod interpreter;
 mod known;
 mod links;
-mod cost;
 pub(super) mod listen;
 mod nft;
 pub(super) mod plan;

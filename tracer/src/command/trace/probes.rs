@@ -5,7 +5,7 @@ use super::interpreter::{Interpreter, NotRead, Reading};
 use super::runs::{Heard, NftReading};
 use super::{Next, Session, Wish, buffer, gate, say};
 use crate::backend::ebpf::{self, CommitCounts, Ebpf, ReplaceCounts};
-use crate::cli::trace::Mark;
+use crate::cli::trace::{Extent, Mark};
 use crate::command;
 use crate::error::Failure;
 use crate::fetch;
@@ -331,6 +331,7 @@ impl Placed {
         // Read once for their sizes, which the kernel programs must know before they are loaded.
         let sizes = namespaces.table_sizes();
         let largest = sizes.iter().max().copied().unwrap_or(0);
+        let last_rule = counts.is_none() && config.asks_last_rule();
         let nftables = match config.mark {
             _ if !kernel::has_nftables() => ebpf::Nftables::Absent,
             // Where there is nothing else, base chains may come.
@@ -338,12 +339,12 @@ impl Placed {
             // What becomes of packets is known without the rules.
             _ if counts.is_some_and(|counts| counts.by != by::RULE) => ebpf::Nftables::Ends,
             // Rules alone are looked for.
-            Mark::None if config.last_rule => ebpf::Nftables::Absent,
+            Mark::None if last_rule => ebpf::Nftables::Absent,
             Mark::None => ebpf::Nftables::Ends,
             _ => ebpf::Nftables::Rules,
         };
-        if config.last_rule && config.mark == Mark::None && namespaces.have_base_chains() {
-            say("--last-rule with --mark none: packets that rules of nftables drop are not shown");
+        if last_rule && config.mark == Mark::None && namespaces.have_base_chains() {
+            say("--last-rule with --mark none: which rules of nftables drop packets is not shown");
         }
         let key = match nftables {
             ebpf::Nftables::Rules => Some(turn_key(&namespaces.home().map_err(Failure::running)?)?),
@@ -372,18 +373,22 @@ impl Placed {
             },
             throttle: gate::throttle(config),
             endings: counts.is_none()
-                && !config.last_rule
                 && (config.output != Output::Trace || config.write.is_some() || asks_verdict),
             counts,
             timed: config.latency.is_asked() && counts.is_none(),
             who: config.who && counts.is_none(),
-            last_rule: config.last_rule.then(|| pages(&sizes)),
+            last_rule: last_rule.then(|| pages(&sizes)),
         };
         // What keeps it from working is said as `doctor` says it.
         let ebpf = Ebpf::attach(&options)
             .map_err(|error| command::ebpf_obstacle().unwrap_or_else(|| refused(error)))?;
         if config.verbose {
             say(&format!("probes: {}", ebpf.method()));
+        }
+        if last_rule && config.extent == Extent::Usual {
+            say(
+                "of each packet only what drops it is looked for: what is accepted costs next to nothing so; --whole-path shows all that it met",
+            );
         }
         let key = key.filter(|_| ebpf.traces_nftables());
         let visible = [ebpf.footprint().map(str::to_owned), key.as_ref().map(Key::describe)];
@@ -482,6 +487,9 @@ impl Probing {
         }
         if let Some(endings) = ebpf.endings() {
             interpreter.tell_endings(endings);
+        }
+        if !ebpf.traces_nftables() {
+            interpreter.omit_nftables();
         }
         for (inode, reading) in rules {
             for name in not_traced(&reading.ruleset) {

@@ -125,6 +125,7 @@ fn part(verdict: Option<Verdict>) -> Part<'static> {
         outcome: None,
         verdict,
         queue: None,
+        sighting: None,
     }
 }
 

@@ -11,7 +11,7 @@ pub use visit::Visit;
 
 use super::ending::{Ending, Waited};
 use super::stands::Stands;
-use super::{Certainty, Path};
+use super::{Certainty, Path, Sighting};
 use crate::hash::KernelMap;
 use crate::netfilter::{Family, Hook, Verdict};
 use header::{Datagram, Header};
@@ -103,6 +103,8 @@ pub struct Part<'a> {
     pub verdict: Option<Verdict>,
     /// The queue that it chose.
     pub queue: Option<u16>,
+    /// The packet, where no step shows it.
+    pub sighting: Option<Box<Sighting>>,
 }
 
 /// A packet that the kernel freed, as far as it is known here.
@@ -189,6 +191,19 @@ impl Tracker {
     pub fn lost(&mut self, since_ns: u64, until_ns: u64) {
         self.windows.push_back(Window { since_ns, until_ns });
         self.last_missed_ns = self.last_missed_ns.max(until_ns);
+    }
+
+    /// Whether traversals were missed, or their records lost, at about this time.
+    pub fn may_lack(&self, time_ns: u64) -> bool {
+        let is_about =
+            |window: &Window| window.until_ns + SOON_NS >= time_ns && window.since_ns <= time_ns + SOON_NS;
+        self.windows.iter().any(is_about)
+    }
+
+    /// The number of one more packet.
+    pub fn number(&mut self) -> u64 {
+        self.packets += 1;
+        self.packets
     }
 
     /// Adds what a packet met. Gives out its path when it is done, and the path of an earlier packet when this one

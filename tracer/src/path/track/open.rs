@@ -505,6 +505,8 @@ impl Open {
         if let Some(generation) = part.generation {
             self.path.generation.push(generation);
         }
+        self.path.sighting =
+            part.sighting.or(self.path.sighting.take()).filter(|_| self.path.steps.is_empty());
     }
 
     /// Checks what the packet meets at a hook of a bridge against what it met there before.

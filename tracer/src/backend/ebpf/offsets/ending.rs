@@ -25,6 +25,7 @@ pub(super) fn resolve(kernel: &Kernel<'_>) -> EndingConfig {
         has_reason: u32::from(has_reason(kernel.vmlinux)),
         entry_bytes: entry_bytes.unwrap_or(0),
         offsets,
+        ..EndingConfig::UNRESOLVED
     }
 }
 
