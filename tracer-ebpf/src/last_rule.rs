@@ -19,6 +19,9 @@
 //! - No exit was left out, and no saved counts were added to the counters.
 //!
 //! Without one of these, the rule is not known. Whatever is found, the counters become the new copy.
+//!
+//! A packet that is dropped so is in [`TOLD`] until the kernel frees it. What is freed as dropped and is not there was
+//! dropped by something else; see [`dropped`](crate::ending::dropped).
 
 use crate::config::{config, offset};
 use crate::emit::count;

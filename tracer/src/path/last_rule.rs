@@ -8,7 +8,7 @@ use tracer_common::legacy::Match;
 pub const WHY: &str = "only the rule that dropped it was looked for, not those before";
 
 /// The same, where it was no rule.
-pub const NO_RULE: &str = "no rule dropped it, and the rules that it met were not looked for";
+pub const NO_RULE: &str = "no rule that is watched dropped it, and those that it met were not looked for";
 /// The same, where a rule may have been missed.
 pub const SOME_MISSED: &str =
     "what dropped it is not known: some traversals were missed; the rules that it met were not looked for";
