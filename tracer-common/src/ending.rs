@@ -108,6 +108,10 @@ pub struct Dropped {
     pub len: u32,
     /// `skb->mark`
     pub mark: u32,
+    /// Whether a traversal was open on this CPU: if its exit was missed, a rule of it may have dropped the packet.
+    pub is_open: u32,
+    /// Fills to eight.
+    pub reserved: u32,
 }
 
 /// A packet comes back from a queue for user space.

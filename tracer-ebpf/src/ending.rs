@@ -125,6 +125,8 @@ fn send_dropped(ctx: &RawTracePointContext) {
         (&raw mut (*dropped).device).cast::<[u64; 2]>().write(name.unwrap_or_default());
         (*dropped).len = read_or_zero(skb + offset!(skb_len));
         (*dropped).mark = read_or_zero(skb + offset!(skb_mark));
+        (*dropped).is_open = last_rule::is_other_open(0);
+        (*dropped).reserved = 0;
     }
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }

@@ -274,8 +274,8 @@ fn tell<A: Access>(end: &End) -> Option<()> {
         STRAYS.add(1);
     }
     if !is_noted && !A::TYPED {
-        // Nothing is known of it.
-        count(Counter::Unended, 1);
+        // Nothing is known of it, not even which packet it was: what is freed at about this time may be that.
+        count(Counter::LeftOut, 1);
         last.doubtful.add(1);
         return None;
     }

@@ -36,6 +36,13 @@ pub struct Freed {
     pub netns: Option<u32>,
 }
 
+impl Freed {
+    /// The same, told of a packet that was seen in this namespace.
+    pub fn seen_from(self, netns: Option<u32>) -> Self {
+        Self { netns: self.netns.filter(|other| Some(*other) != netns), ..self }
+    }
+}
+
 /// How a packet ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {

@@ -383,19 +383,15 @@ fn write_outcome(out: &mut impl Write, path: &Path, styles: &Styles) -> io::Resu
         Some(verdict) => write!(out, "  = {0}{verdict}{0:#}", styles.of_verdict(verdict))?,
         None => write!(out, "  = verdict unknown")?,
     }
-    match &path.ending {
-        Some(Ending::Dropped | Ending::Stolen) => {
+    // Where it was dropped and no table did it, nothing is known of what it met before.
+    let dropper = path.ending.as_ref().and_then(Ending::dropper);
+    match (&path.ending, dropper.filter(|_| path.verdict == Some(Verdict::Drop))) {
+        (Some(Ending::Dropped | Ending::Stolen), _) => {
             path.steps.last().iter().try_for_each(|step| write!(out, " by {}", Escaped(step)))?;
         }
-        // Nothing is known of what it met before.
-        Some(ending) if path.verdict == Some(Verdict::Drop) && ending.dropper().is_some() => {
-            ending
-                .dropper()
-                .iter()
-                .try_for_each(|dropper| write!(out, " by {}", Escaped(&dropper.to_string())))?;
-        }
-        Some(ending) => write!(out, "{}", Escaped(&ending.to_string()))?,
-        None => {}
+        (_, Some(dropper)) => write!(out, " by {}", Escaped(&dropper.to_string()))?,
+        (Some(ending), None) => write!(out, "{}", Escaped(&ending.to_string()))?,
+        (None, None) => {}
     }
     if let Some(outcome) = &path.outcome {
         write!(out, ", {}", Escaped(outcome))?;

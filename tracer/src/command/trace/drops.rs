@@ -1,11 +1,12 @@
 //! Packets that were dropped at a hook, or by user space, and by nothing that is watched.
 #![forbid(unsafe_code)]
 
+use super::views::trimmed;
 use crate::backend::ebpf::ending::Endings;
 use crate::backend::ebpf::kernel::HOOKS_DROP;
 use crate::netfilter::{Family, Hook, Verdict};
 use crate::packet::{Link, PacketView};
-use crate::path::ending::{self, Device, Ending, HookFunction};
+use crate::path::ending::{self, Ending, HookFunction};
 use crate::path::track::Released;
 use crate::path::{Certainty, Path, Sighting, last_rule};
 use std::collections::VecDeque;
@@ -58,7 +59,8 @@ pub(super) fn path(
     let behind = dropped.callers.iter().position(|caller| *caller == freed.location);
     let caller = behind.and_then(|at| dropped.callers.get(at + 1).copied()).unwrap_or(0);
     let hook = endings.place(caller).and_then(|place| hook_of(place.name));
-    let (function, said) = said(endings, freed, Some(freed.netns));
+    let (function, said) = said(endings, freed);
+    let said = said.seen_from(Some(freed.netns));
     let mut why = last_rule::NO_RULE.to_owned();
     let ending = if function == HOOKS_DROP {
         let mut ending = match hook {
@@ -80,8 +82,7 @@ pub(super) fn path(
     } else {
         Ending::ByUser { queue: None }
     };
-    let Device(name) = Device(dropped.device);
-    let name = &name[..name.iter().position(|byte| *byte == 0).unwrap_or(name.len())];
+    let name = trimmed(&dropped.device);
     let device = |is_there: bool| (is_there && !name.is_empty()).then_some(name);
     let view = PacketView {
         family,
@@ -121,8 +122,8 @@ fn hook_of(caller: &str) -> Option<Hook> {
     })
 }
 
-/// The function that freed a packet, and what the kernel says of that, seen from a namespace.
-pub(super) fn said(endings: &mut Endings, freed: &Freed, netns: Option<u32>) -> (String, ending::Freed) {
+/// The function that freed a packet, and what the kernel says of that.
+pub(super) fn said(endings: &mut Endings, freed: &Freed) -> (String, ending::Freed) {
     let (function, offset) = match endings.place(freed.location) {
         Some(place) => (place.name.to_owned(), place.offset),
         None => ("?".to_owned(), 0),
@@ -130,7 +131,7 @@ pub(super) fn said(endings: &mut Endings, freed: &Freed, netns: Option<u32>) -> 
     let said = ending::Freed {
         symbol: if offset == 0 { function.clone() } else { format!("{function}+{offset:#x}") },
         reason: endings.reason(freed.reason),
-        netns: Some(freed.netns).filter(|other| *other != 0 && Some(*other) != netns),
+        netns: Some(freed.netns).filter(|netns| *netns != 0),
     };
     (function, said)
 }

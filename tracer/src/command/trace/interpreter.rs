@@ -332,15 +332,15 @@ impl Interpreter {
     /// The kernel freed what may be a packet that is traced.
     fn freed(&mut self, freed: &Freed) {
         let Some(endings) = &mut self.endings else { return };
-        let (function, _) = drops::said(endings, freed, None);
+        let (function, said) = drops::said(endings, freed);
         let Some(released) = self.tracker.freed(freed, &function) else {
             if let Some((number, netns)) = self.tracker.freed_later(freed, &function) {
                 let time_ns = self.epoch_ns.wrapping_add(freed.time_ns);
-                self.outlet.freed(number, time_ns, &drops::said(endings, freed, netns).1);
+                self.outlet.freed(number, time_ns, &said.seen_from(netns));
             }
             return;
         };
-        let (_, said) = drops::said(endings, freed, released.netns);
+        let said = said.seen_from(released.netns);
         let ending = match function.as_str() {
             HOOKS_DROP => drops::by_function(endings, freed, released, said, true),
             _ => Ending::Freed(said),
@@ -640,7 +640,7 @@ impl Interpreter {
     fn give_drops(&mut self, now_ns: u64) {
         while let Some(dropped) = self.drops.next(now_ns) {
             let Some(endings) = &mut self.endings else { return };
-            let all = !self.tracker.may_lack(dropped.freed.time_ns);
+            let all = dropped.is_open == 0 && !self.tracker.may_lack(dropped.freed.time_ns);
             let watched = Watched { nftables: self.watches_nftables, all };
             let number = self.tracker.number();
             if let Some(path) = drops::path(number, &dropped, self.epoch_ns, watched, endings) {

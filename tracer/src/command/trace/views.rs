@@ -67,6 +67,7 @@ pub(super) fn view_of_run(run: &Run, family: Family, mark: u32) -> PacketView<'_
     }
 }
 
-fn trimmed(name: &[u8]) -> &[u8] {
+/// A name without the zeros behind it.
+pub(super) fn trimmed(name: &[u8]) -> &[u8] {
     name.iter().position(|byte| *byte == 0).map_or(name, |end| &name[..end])
 }
