@@ -507,6 +507,53 @@ fn a_packet_is_cut_on_its_way_through_loopback() {
     change("nat:PRE", 1, false);
 }
 
+/// A packet leaves by loopback with the lowest byte of its identification and its length; then a packet of its own comes in, which
+/// has the third number above its offset. How many of both are in doubt, and what became of the first.
+fn cut_into_others([id, len]: [u8; 2], [other_id, other_len, piece]: [u8; 3]) -> (usize, Option<String>) {
+    let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
+    // Else one that is not seen again may have been freed.
+    tracker.hold();
+    let seen = [
+        ("mangle:OUT first lo", 1, [id, len, 0]),
+        ("mangle:POST lo", 1, [id, len, 0]),
+        ("mangle:PRE first", 2, [other_id, other_len, piece]),
+    ];
+    for (at, (place, packet, [id, len, piece])) in (0..).zip(seen) {
+        let (mut traversal, verdict) = traversal(place, OLD, START + at * MS);
+        set_datagram(&mut traversal, id, len, 0);
+        (traversal.entry_bytes[6], traversal.exit_bytes[6]) = (piece, piece);
+        (traversal.packet, traversal.skb) = (packet, packet * 0x100);
+        traversal.indev[..2].copy_from_slice(b"lo");
+        meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |path| {
+            paths.push(path.clone())
+        });
+    }
+    tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
+    assert!(tracker.is_empty());
+    let cut = paths.iter().find(|path| path.packet == 1).unwrap();
+    (paths.iter().filter(|path| path.certainty != Certainty::Complete).count(), cut.outcome.clone())
+}
+
+#[test]
+fn a_packet_can_be_cut_into_new_ones() {
+    const MORE: u8 = 0x20;
+    // The first of its fragments, or all of them, put together again.
+    for other in [[7, 60, MORE], [7, 90, 0]] {
+        assert_eq!(cut_into_others([7, 90], other), (0, Some("cut into fragments".to_owned())), "{other:?}");
+    }
+    // Of another datagram, of another length, or one that cannot be told from others.
+    for (packet, other) in [
+        ([7, 90], [8, 60, MORE]),
+        ([7, 90], [8, 90, 0]),
+        ([7, 60], [7, 60, MORE]),
+        ([7, 90], [7, 60, 0]),
+        ([0, 90], [0, 60, MORE]),
+        ([0, 90], [0, 90, 0]),
+    ] {
+        assert_eq!(cut_into_others(packet, other), (1, None), "{packet:?} {other:?}");
+    }
+}
+
 #[test]
 fn what_was_missed_may_have_been_its_end() {
     let later = |place: &str, missed: &str, wait_ns: u64| {

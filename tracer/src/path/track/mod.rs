@@ -15,7 +15,7 @@ use super::{Certainty, Path, Sighting};
 use crate::hash::KernelMap;
 use crate::netfilter::{Family, Hook, Verdict};
 use header::{Datagram, Header};
-use open::{Fate, GATHERED, Next, Open, unseen};
+use open::{CUT, Fate, GATHERED, Next, Open, unseen};
 use rooms::{Room, Rooms};
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
@@ -34,6 +34,8 @@ const SOON_NS: u64 = 100_000_000;
 const REMEMBERED_NS: u64 = 2 * (2 * IDLE_NS + SOON_NS);
 /// How long the path of a packet is kept that all tables have let go: if the kernel frees it, then mostly at once.
 const HOLD_NS: u64 = 20_000_000;
+/// A packet that is cut is among so many that began last.
+const JUST_LEFT: usize = 64;
 /// Packets that are remembered after they were let go out.
 const LEFT: usize = 8192;
 
@@ -255,6 +257,7 @@ impl Tracker {
             match fate {
                 Fate::Became(outcome) => {
                     earlier.path.outcome = Some(outcome.to_owned());
+                    earlier.has_become |= outcome == CUT;
                     earlier.bridge.take()
                 }
                 Fate::Unknown => {
@@ -285,6 +288,9 @@ impl Tracker {
             soon
         });
         self.packets = number;
+        if visit.first && visit.is_looped() && stands.sure(Hook::Postrouting as u8) != 0 {
+            self.find_cut(visit, give);
+        }
         let room = self.rooms.begin(number, visit, stands);
         let open = &mut self.rooms[room];
         if visit.first {
@@ -318,12 +324,27 @@ impl Tracker {
         for piece in pieces {
             let Some(room) = self.rooms.of(piece) else { continue };
             let open = &mut self.rooms[room];
-            open.is_gathered = true;
+            open.has_become = true;
             if piece != whole.packet {
                 open.path.outcome = Some(GATHERED.to_owned());
                 self.give(piece, give);
             }
         }
+    }
+
+    /// A packet comes in by loopback that should have been seen before. If it is of a datagram that left lately, that one was cut.
+    fn find_cut(&mut self, visit: &Visit, give: &mut impl FnMut(&Path)) {
+        let Some(header) = visit.entry else { return };
+        let rooms = &mut self.rooms;
+        let lately = self.silent.iter().rev().take(JUST_LEFT);
+        let cut = lately.map(|(_, packet)| *packet).find(|packet| {
+            rooms.of(*packet).is_some_and(|room| rooms[room].is_cut_into(&header, visit.netns))
+        });
+        let Some((packet, room)) = cut.and_then(|packet| Some((packet, rooms.of(packet)?))) else { return };
+        let open = &mut rooms[room];
+        open.has_become = true;
+        open.path.outcome = Some(CUT.to_owned());
+        self.give(packet, give);
     }
 
     /// Gives a packet out, or waits for what comes next of it. What it met last was over at `exit_ns`.

@@ -16,7 +16,9 @@ use std::rc::Rc;
 const USUAL_STEPS: usize = 16;
 /// What became of a fragment at its destination.
 pub(super) const GATHERED: &str = "put together with other fragments";
-/// The kernel's function that does it.
+/// What became of a packet that is too long for its device, or came in fragments.
+pub(super) const CUT: &str = "cut into fragments";
+/// The kernel's function that puts fragments together.
 const GATHERS: &str = "ip_defrag";
 /// Conntrack comes after what is below this priority.
 const CONNTRACK: i32 = -200;
@@ -47,8 +49,9 @@ pub(super) struct Open {
     pub(super) may_lack: bool,
     /// The datagram that it is a fragment of, while it may wait for the others.
     pub(super) piece_of: Option<Datagram>,
-    /// It is a fragment that came to where they are put together, which is behind PREROUTING and before all that comes next.
-    pub(super) is_gathered: bool,
+    /// It is in other packets, and nothing more is seen of it as itself: a fragment that came to where they are put together,
+    /// behind PREROUTING and before all that comes next, or a packet that was cut behind POSTROUTING.
+    pub(super) has_become: bool,
     stands: Rc<Stands>,
     /// Which of them see a packet before what it met last.
     behind: u64,
@@ -168,7 +171,7 @@ impl Open {
             is_queued: false,
             may_lack: false,
             piece_of: None,
-            is_gathered: false,
+            has_become: false,
             stands,
             behind: 0,
             met: 0,
@@ -195,7 +198,7 @@ impl Open {
         (self.header, self.established, self.bridge, self.queue) = (None, None, None, None);
         self.piece_of = None;
         (self.is_decided, self.is_awaited, self.is_queued) = (false, false, false);
-        (self.has_nat, self.begun, self.may_lack, self.is_gathered) = (false, false, false, false);
+        (self.has_nat, self.begun, self.may_lack, self.has_become) = (false, false, false, false);
         (self.hooks, self.behind, self.met) = (0, 0, 0);
         self.devices = [[0; 16]; 2];
     }
@@ -264,7 +267,7 @@ impl Open {
             self.doubt("what dropped it was not seen".to_owned());
         }
         let function = ending.freed().and_then(|freed| freed.symbol.split(['+', '.']).next());
-        self.is_gathered |= self.piece_of.is_some() && function == Some(GATHERS);
+        self.has_become |= self.piece_of.is_some() && function == Some(GATHERS);
         self.path.ending = Some(ending);
     }
 
@@ -278,6 +281,29 @@ impl Open {
             && self.last.hook == Hook::Prerouting as u8
             && self.path.verdict == Some(Verdict::Accept);
         is_there.then_some(Datagram::of(self.path.netns?, header))
+    }
+
+    /// Whether this is what it has become, a packet that comes in by loopback and is new to the kernel program. What came in
+    /// fragments leaves in fragments; where anything of them is shared, as with a copy, each is another skb (`ip_do_fragment` in
+    /// `net/ipv4/ip_output.c`), and so is the whole, if conntrack puts them together again.
+    pub(super) fn is_cut_into(&self, later: &Header, netns: u32) -> bool {
+        let became = |header: &Header| match later.piece {
+            Piece::First => header.len > later.len,
+            Piece::Whole => header.len == later.len,
+            Piece::Later(_) => false,
+        };
+        let is_same = |header: &Header| {
+            header.piece == Piece::Whole
+                && header.id != 0
+                && became(header)
+                && Datagram::of(netns, header) == Datagram::of(netns, later)
+        };
+        self.path.family == Family::Ipv4
+            && self.last.loopback
+            && self.last.hook == Hook::Postrouting as u8
+            && self.path.netns == Some(netns)
+            && self.path.verdict == Some(Verdict::Accept)
+            && self.header.as_ref().is_some_and(is_same)
     }
 
     /// Whether what follows the header is that of another packet. Conntrack's helpers shift the numbers of TCP.
@@ -323,7 +349,7 @@ impl Open {
                     && later.len < before.len
                     && later.addresses == before.addresses =>
             {
-                Some("cut into fragments")
+                Some(CUT)
             }
             _ => None,
         }
@@ -635,7 +661,7 @@ impl Open {
     /// traversal was missed at that time. One that had to be seen again was missed, where `hears_of_freed` says that it would
     /// be known if the kernel had freed it.
     pub(super) fn end(&mut self, windows: &VecDeque<Window>, last_missed_ns: u64, hears_of_freed: bool) {
-        let is_done = self.is_gathered && self.ahead() == 0;
+        let is_done = self.has_become && self.ahead() == 0;
         if !is_done && self.is_unfinished() {
             // It may have waited for any time in a queue.
             let missed = match self.path.verdict {

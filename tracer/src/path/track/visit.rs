@@ -142,6 +142,11 @@ impl Visit {
         Self { token: token(self.family, copied, bytes), ..self }
     }
 
+    /// Whether it comes in by loopback.
+    pub(super) fn is_looped(&self) -> bool {
+        self.place.hook == Hook::Prerouting as u8 && self.devices[0].starts_with(LOOPBACK)
+    }
+
     /// The device whose chains stand at a hook that the packet passes here, or has passed before.
     pub(super) fn device(&self, hook: u8) -> &[u8] {
         device(&self.devices, hook)
