@@ -463,6 +463,15 @@ fn what_cannot_be_the_same_packet_is_another() {
 }
 
 #[test]
+fn another_packet_can_begin_where_the_kernel_program_took_it_for_the_same() {
+    for (begins, certainty) in [("mangle:OUT", Certainty::Complete), ("mangle:INPUT", Certainty::Inexact)] {
+        let paths = datagrams(OLD, [("mangle:PRE first", [7, 60, 1]), (begins, [8, 64, 2])]);
+        let seen: Vec<_> = paths.iter().map(|path| (path.steps.len(), path.certainty)).collect();
+        assert_eq!(seen, [(1, certainty), (1, certainty)], "{begins}");
+    }
+}
+
+#[test]
 fn user_space_may_change_all_of_a_packet() {
     let paths = datagrams(OLD, [("mangle:PRE first queue", [7, 60, 1]), ("mangle:INPUT", [8, 64, 2])]);
     assert_eq!((paths.len(), paths[0].certainty), (1, Certainty::Inexact), "{paths:?}");

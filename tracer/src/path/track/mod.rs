@@ -252,6 +252,9 @@ impl Tracker {
         stands: &Rc<Stands>,
         give: &mut impl FnMut(&Path),
     ) -> Room {
+        // Where there is nothing that it must have met before, the kernel program took it for the other one because it cannot look
+        // at headers.
+        let begins = visit.first || (fate == Some(Fate::Unknown) && Open::can_begin(visit, stands));
         let bridge = earlier.zip(fate).and_then(|(earlier, fate)| {
             let earlier = &mut self.rooms[earlier];
             match fate {
@@ -261,7 +264,9 @@ impl Tracker {
                     earlier.bridge.take()
                 }
                 Fate::Unknown => {
-                    earlier.doubt("another packet has come to its place in memory".to_owned());
+                    if !begins {
+                        earlier.doubt("another packet has come to its place in memory".to_owned());
+                    }
                     None
                 }
             }
@@ -270,13 +275,13 @@ impl Tracker {
             self.gather(visit, give);
         }
         self.give(visit.packet, give);
-        let begins = matches!(
+        let is_start = matches!(
             hook_of(visit.place.hook),
             Hook::Ingress | Hook::Prerouting | Hook::Output | Hook::BridgePrerouting | Hook::ArpOutput
         );
         let earlier = self.by_skb.insert(visit.skb, visit.packet);
         // The kernel program has forgotten that it had seen it.
-        let torn = earlier.filter(|_| visit.first && !begins).and_then(|earlier| self.rooms.of(earlier));
+        let torn = earlier.filter(|_| visit.first && !is_start).and_then(|earlier| self.rooms.of(earlier));
         let torn = torn.is_some_and(|earlier| {
             let earlier = &mut self.rooms[earlier];
             let soon = !earlier.last.loopback
@@ -293,7 +298,7 @@ impl Tracker {
         }
         let room = self.rooms.begin(number, visit, stands);
         let open = &mut self.rooms[room];
-        if visit.first {
+        if begins {
             open.check_beginning(visit);
         } else if !matches!(fate, Some(Fate::Became(_))) {
             open.doubt("its earlier tables were not seen, or shown before, as another packet".to_owned());

@@ -313,16 +313,17 @@ impl Open {
     }
 
     /// Whether what is seen now is another packet for certain. One thing alone rules may change, or helpers of conntrack, and
-    /// user space all of it.
+    /// user space all of it. Fragments have other lengths than their datagram, and other bytes where its begin.
     fn is_gone(&self, before: &Header, later: &Header, visit: &Visit) -> bool {
         let by_user = !self.path.waited.is_empty() || self.path.verdict == Some(Verdict::Queue);
+        let is_other_piece = before.piece != later.piece;
         let differs = [
             before.id != later.id,
-            before.len != later.len,
             before.protocol != later.protocol,
-            self.has_other_token(visit),
+            !is_other_piece && before.len != later.len,
+            !is_other_piece && self.has_other_token(visit),
         ];
-        !by_user && before.piece == later.piece && differs.iter().filter(|differs| **differs).count() >= 2
+        !by_user && differs.iter().filter(|differs| **differs).count() >= 2
     }
 
     /// The whole packet takes the skb of the fragment that came last, and the first fragment takes that of the packet that
@@ -353,6 +354,13 @@ impl Open {
             }
             _ => None,
         }
+    }
+
+    /// Whether a packet that was not seen before can be seen here first, and nothing was missed of it.
+    pub(super) fn can_begin(visit: &Visit, stands: &Rc<Stands>) -> bool {
+        let mut open = Self::new(0, visit, Rc::clone(stands));
+        open.check_beginning(visit);
+        open.path.certainty == Certainty::Complete
     }
 
     /// A packet begins at a device's chains or at the first table of PREROUTING or OUTPUT, or something was not seen.
