@@ -24,11 +24,15 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "oracle_itself", run: itself },
     Test {
         name: "oracle_handwritten_ipv4",
-        run: |options| handwritten(options, Family::Ipv4, HANDWRITTEN.iter(), &[]),
+        run: |options| handwritten(options, Family::Ipv4, HANDWRITTEN.iter(), Handwritten::text, &[]),
     },
     Test {
         name: "oracle_handwritten_ipv6",
-        run: |options| handwritten(options, Family::Ipv6, HANDWRITTEN.iter(), &[]),
+        run: |options| handwritten(options, Family::Ipv6, HANDWRITTEN.iter(), Handwritten::text, &[]),
+    },
+    Test {
+        name: "oracle_large_tables",
+        run: |options| handwritten(options, Family::Ipv4, HANDWRITTEN.iter(), Handwritten::large_text, &[]),
     },
     Test { name: "oracle_generated", run: generated },
     Test { name: "oracle_loaded", run: |options| loaded(options, false, &[]) },
@@ -115,20 +119,21 @@ fn itself(options: &Options) -> Result<Outcome> {
 fn disturbed(options: &Options, family: Family, way: &[&str]) -> Result<Outcome> {
     let disturbed = |name| DISTURBING.contains(&name) || name == "nat";
     let rulesets = HANDWRITTEN.iter().filter(|ruleset| disturbed(ruleset.name));
-    handwritten(options, family, rulesets, way)
+    handwritten(options, family, rulesets, Handwritten::text, way)
 }
 
 fn handwritten(
     options: &Options,
     family: Family,
     rulesets: impl Iterator<Item = &'static Handwritten>,
+    text: fn(&Handwritten, Family) -> String,
     way: &[&str],
 ) -> Result<Outcome> {
     let mut session = Session::new(&[Place::R], Spread::SameCpu)?;
     let mut planner = Planner::new(options.seed, 0, 1);
     let mut total = Verdict::default();
     for (number, ruleset) in rulesets.enumerate() {
-        let text = ruleset.text(family);
+        let text = text(ruleset, family);
         session.load(Place::R, family, &text)?;
         // The first is there before the tracer, which has to notice the others.
         if number == 0 {

@@ -104,6 +104,35 @@ impl Handwritten {
         }
         tables.iter().map(|(name, lines)| table_text(name, lines)).collect()
     }
+
+    /// The same in tables of several hundred rules: others that match nothing stand before, between and behind those of
+    /// [`text`](Self::text).
+    pub fn large_text(&self, family: Family) -> String {
+        let text = self.text(family);
+        let tables = text.split_inclusive("COMMIT\n").map(|table| enlarged(table, family));
+        tables.collect()
+    }
+}
+
+/// A table with many more rules. Chains lie in the order of their names, behind the built-in ones.
+fn enlarged(table: &str, family: Family) -> String {
+    const CHAINS: [&str; 3] = ["AAA", "MMM", "zzz"];
+    const RULES: u16 = 150;
+    let name = table.lines().next().and_then(|line| line.strip_prefix('*')).unwrap_or_default();
+    // Behind TRACE, which does not tell of itself.
+    let built_in =
+        TABLES.iter().find(|(table, _)| *table == name && name != "raw").map(|(_, chains)| chains[0]);
+    let rule = |chain: &str, number: u16| match family {
+        Family::Ipv4 => format!("-A {chain} -s 198.18.{}.{}\n", number >> 8, number & 255),
+        Family::Ipv6 => format!("-A {chain} -s 2001:db8::{number:x}\n"),
+    };
+    let rules = |chain| (0..RULES).map(move |number| rule(chain, number));
+    let is_rule = |line: &&str| line.starts_with("-A") || *line == "COMMIT\n";
+    let (head, own): (Vec<&str>, Vec<&str>) = table.split_inclusive('\n').partition(|line| !is_rule(line));
+    let declared = CHAINS.map(|chain| format!(":{chain} - [0:0]\n"));
+    let own = own.into_iter().map(str::to_owned);
+    let head = head.into_iter().map(str::to_owned);
+    head.chain(declared).chain(CHAINS.into_iter().chain(built_in).flat_map(rules)).chain(own).collect()
 }
 
 /// A table, with its policies unless the lines have them, and TRACE.
