@@ -28,9 +28,7 @@ use crate::emit::count;
 use crate::frame::{Frame, Shared, cpu, cpu_number, state};
 use crate::kernel::{self, Access, read, read_pair};
 use crate::legacy::{Call, begin, drop_none, identify, send_without_exit};
-use crate::maps::{
-    BLOCK_OFFSETS, CURRENT, LAST, MAX_BLOCKS, RECORDS, SNAPSHOTS, STRAYS, TOLD, replace_count, version,
-};
+use crate::maps::{CURRENT, LAST, MAX_BLOCKS, RECORDS, SNAPSHOTS, STRAYS, TOLD, replace_count, version};
 use crate::select::{Layout, Selected, is_wanted};
 use crate::snapshot::{self, mask};
 use core::cell::Cell;
@@ -294,7 +292,7 @@ fn tell<A: Access>(end: &End) -> Option<()> {
     traversal.family = family;
     let known = last.table(call.table);
     if known.table.get() == call.table {
-        show(frame, known);
+        show(frame, call.table, known);
         // It has counted before the copy was made, perhaps.
         if note.seen.get() <= known.copied.get() {
             frame.doubt(doubt::OTHERS);
@@ -353,7 +351,8 @@ pub fn next_packet() -> Option<Selected> {
 
 /// Lets the functions of [`snapshot`] see a table as that of a frame.
 #[inline(always)]
-fn show(frame: &Frame, known: &Kept) {
+fn show(frame: &Frame, table: u64, known: &Kept) {
+    frame.table.set(table);
     frame.private.set(known.private.get());
     frame.replace_count.set(known.replace_count.get());
     frame.first_block.set(known.first_block.get());
@@ -534,11 +533,11 @@ fn ask(table: u64) -> Option<()> {
     }
     let family = u32::from(family);
     let fits = wanted <= known.pages.get()
-        && (wanted == 1 || snapshot::locate_blocks(private, family, replaced) == 0);
+        && (wanted == 1 || snapshot::locate_blocks(table, private, family, replaced) == 0);
     known.blocks.set(if fits { wanted } else { 0 });
     // SAFETY: a per-CPU map value of this program's own.
     unsafe { (*record).traversal.family = family as u8 };
-    show(state.frame(0), known);
+    show(state.frame(0), table, known);
     if fits
         && (snapshot::find_policies(private, family) != 0 || mark_blocks(family) != 0 || settle_blocks() != 0)
     {
@@ -582,13 +581,8 @@ pub extern "C" fn mark_block(family: u32, block: u32) -> u32 {
         unsafe { page.add(rule * 2 + 1).write_volatile(0) };
     }
     let private = frame.private.get();
-    let mut at = 0;
-    if block != 0 {
-        let Some(offsets) = BLOCK_OFFSETS.get_ptr(private) else { return 1 };
-        let slot = mask::<{ MAX_BLOCKS - 1 }>(u64::from(block)) as usize;
-        // SAFETY: a map value; the index is below the array's length.
-        at = u64::from(unsafe { (&raw const (*offsets).offset).cast::<u32>().add(slot).read_volatile() });
-    }
+    let Some(at) = snapshot::block_offset(frame, block) else { return 1 };
+    let mut at = u64::from(at);
     let entries = private + offset!(info_entries);
     let rules = snapshot::rules_in_block(frame.number.get(), block);
     for rule in 0..RULES_PER_BLOCK {

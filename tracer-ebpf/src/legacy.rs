@@ -416,7 +416,8 @@ fn watch(
     frame.changers.set(u64::MAX);
     let blocks = snapshot::blocks(number);
     if frame.page.get().saturating_add(blocks) > config!(snapshot_pages)
-        || (blocks > 1 && snapshot::locate_blocks(private, u32::from(traversal.family), count) != 0)
+        || (blocks > 1
+            && snapshot::locate_blocks(traversal.table, private, u32::from(traversal.family), count) != 0)
     {
         frame.doubt(doubt::TOO_LARGE);
         return Some(());

@@ -7,7 +7,7 @@ use crate::last_rule::Last;
 use crate::nft::{OpenRun, RUN_SLOTS, UnderWay};
 use crate::snapshot::mask;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use core::cell::UnsafeCell;
 use tracer_common::choice::Tuple;
 use tracer_common::count;
@@ -39,7 +39,8 @@ pub struct Record {
 /// Where the first entry of each counter block lies in a blob.
 #[repr(C)]
 pub struct BlockOffsets {
-    /// The replace counter of the table: another blob may come to the same address.
+    /// The version that this is about, and the replace counter of its table: another blob may come to the same address.
+    pub private: u64,
     pub replace_count: u32,
     pub number: u32,
     pub offset: [u32; MAX_BLOCKS as usize],
@@ -84,8 +85,10 @@ pub static SNAPSHOTS: PerCpuArray<Block> = PerCpuArray::with_max_entries(16, 0);
 /// Counters as they are now.
 #[map]
 pub static CURRENT: PerCpuArray<Block> = PerCpuArray::with_max_entries(1, 0);
+/// Where the blocks of large tables begin, by the table: a new version takes the place of the one before. Not a map that gives up
+/// what was not used for long: of a hundred entries the kernel gives up those in use, too.
 #[map]
-pub static BLOCK_OFFSETS: LruHashMap<u64, BlockOffsets> = LruHashMap::with_max_entries(64, 0);
+pub static BLOCK_OFFSETS: HashMap<u64, BlockOffsets> = HashMap::with_max_entries(512, 0);
 #[map]
 pub static BLOCK_SCRATCH: PerCpuArray<BlockOffsets> = PerCpuArray::with_max_entries(1, 0);
 #[map]

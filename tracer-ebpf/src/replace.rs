@@ -36,7 +36,7 @@ pub fn replaced(table: u64, info: u64) -> Option<()> {
     if number > RULES_PER_BLOCK
         && let Some(_alone) = cpu().claim()
     {
-        locate_blocks(info, u32::from(family), count);
+        locate_blocks(table, info, u32::from(family), count);
     }
 
     let chunks = size.div_ceil(CHUNK_BYTES as u32);

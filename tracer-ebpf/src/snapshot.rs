@@ -14,7 +14,9 @@
 use crate::config::offset;
 use crate::frame::{Frame, HOOKS, KnownTable, Rules, SMALL, State, cpu, state};
 use crate::kernel::{copy, per_cpu_offset, read};
-use crate::maps::{BLOCK_OFFSETS, BLOCK_SCRATCH, Block, CURRENT, MAX_BLOCKS, RECORDS, Record, SNAPSHOTS};
+use crate::maps::{
+    BLOCK_OFFSETS, BLOCK_SCRATCH, Block, BlockOffsets, CURRENT, MAX_BLOCKS, RECORDS, Record, SNAPSHOTS,
+};
 use tracer_common::legacy::{MAX_MATCHES, RULES_PER_BLOCK, doubt};
 
 /// IPv4 and IPv6 entries: where the counters lie, and the length of the entry (`struct ipt_entry`, `struct ip6t_entry`;
@@ -70,16 +72,33 @@ pub fn blocks(number: u32) -> u32 {
     number.wrapping_add(RULES_PER_BLOCK - 1) / RULES_PER_BLOCK
 }
 
+/// Where a block of the frame's table begins in its blob, if the blocks of that version have been located.
+#[inline(always)]
+pub fn block_offset(frame: &Frame, block: u32) -> Option<u32> {
+    if block == 0 {
+        return Some(0);
+    }
+    let offsets = located(frame.table.get(), frame.private.get())?;
+    let index = mask::<{ MAX_BLOCKS - 1 }>(u64::from(block)) as usize;
+    // SAFETY: a map value; the index is below the array's length.
+    Some(unsafe { core::ptr::read_volatile((&raw const (*offsets).offset).cast::<u32>().add(index)) })
+}
+
+/// What is known of the blocks of a table's version.
+#[inline(always)]
+fn located(table: u64, private: u64) -> Option<*const BlockOffsets> {
+    let offsets = BLOCK_OFFSETS.get_ptr(table)?;
+    // SAFETY: a map value.
+    (unsafe { core::ptr::read_volatile(&raw const (*offsets).private) } == private).then_some(offsets)
+}
+
 /// Address of this CPU's copy of a counter block of the frame's table.
 #[inline(always)]
 fn block_address(frame: &Frame, family: u8, block: u32) -> Option<u64> {
     if block == 0 {
         return Some(frame.first_block.get());
     }
-    let offsets = BLOCK_OFFSETS.get_ptr(frame.private.get())?;
-    let index = mask::<255>(u64::from(block)) as usize;
-    // SAFETY: a map value; the index is below the array's length.
-    let entry = unsafe { core::ptr::read_volatile((&raw const (*offsets).offset).cast::<u32>().add(index)) };
+    let entry = block_offset(frame, block)?;
     let (counters, _) = entry_layout(family);
     let pointer: u64 = read(frame.private.get() + offset!(info_entries) + u64::from(entry) + counters)?;
     Some(pointer.wrapping_add(per_cpu_offset(cpu())?))
@@ -280,9 +299,9 @@ pub extern "C" fn locate_block(entries: u64, family: u32, block: u32) -> u32 {
 /// its first traced traversal. Returns 0, or 1 when they cannot be found.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn locate_blocks(private: u64, family: u32, replace_count: u32) -> u32 {
+pub extern "C" fn locate_blocks(table: u64, private: u64, family: u32, replace_count: u32) -> u32 {
     let Some(number) = read::<u32>(private + offset!(info_number)) else { return 1 };
-    if let Some(known) = BLOCK_OFFSETS.get_ptr(private) {
+    if let Some(known) = located(table, private) {
         // SAFETY: a map value.
         if unsafe { (*known).number == number && (*known).replace_count == replace_count } {
             return 0;
@@ -292,6 +311,7 @@ pub extern "C" fn locate_blocks(private: u64, family: u32, replace_count: u32) -
     let entries = private + offset!(info_entries);
     // SAFETY: a per-CPU map value of this program's own.
     unsafe {
+        (*offsets).private = private;
         (*offsets).replace_count = replace_count;
         (*offsets).number = number;
         (*offsets).offset[0] = 0;
@@ -306,14 +326,14 @@ pub extern "C" fn locate_blocks(private: u64, family: u32, replace_count: u32) -
         }
     }
     // SAFETY: as above; the map copies the value.
-    if unsafe { BLOCK_OFFSETS.insert(&private, &*offsets, 0).is_ok() } { 0 } else { 1 }
+    if unsafe { BLOCK_OFFSETS.insert(&table, &*offsets, 0).is_ok() } { 0 } else { 1 }
 }
 
-/// The block that holds the entry at `offset` of a blob whose blocks have been located.
+/// The block that holds the entry at `offset` of a table's version whose blocks have been located.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn block_at(private: u64, offset: u32) -> u32 {
-    let Some(offsets) = BLOCK_OFFSETS.get_ptr(private) else { return 0 };
+pub extern "C" fn block_at(table: u64, private: u64, offset: u32) -> u32 {
+    let Some(offsets) = located(table, private) else { return 0 };
     // SAFETY: a map value.
     let number = unsafe { core::ptr::read_volatile(&raw const (*offsets).number) };
     let mut found = 0;
@@ -336,7 +356,7 @@ pub extern "C" fn block_at(private: u64, offset: u32) -> u32 {
 /// chain, where the user chains are. A large table is mostly one chain, and it need not be this hook's.
 #[inline(always)]
 pub fn reach(frame: &Frame, hook: u8) -> Option<()> {
-    let private = frame.private.get();
+    let (table, private) = (frame.table.get(), frame.private.get());
     let hook = mask::<7>(u64::from(hook));
     if hook > 4 {
         return None;
@@ -351,9 +371,9 @@ pub fn reach(frame: &Frame, hook: u8) -> Option<()> {
             last = end;
         }
     }
-    frame.chain_first.set(block_at(private, start));
-    frame.chain_last.set(block_at(private, end));
-    frame.user_first.set(block_at(private, last));
+    frame.chain_first.set(block_at(table, private, start));
+    frame.chain_last.set(block_at(table, private, end));
+    frame.user_first.set(block_at(table, private, last));
     Some(())
 }
 
