@@ -129,16 +129,16 @@ pub static OPEN_RUNS: Array<OpenRun> = Array::with_max_entries(RUN_SLOTS, 0);
 pub static COMMITS: Array<Commits> = Array::with_max_entries(COMMIT_SLOTS, 0);
 /// Tasks that have given packets back from a queue, where senders are asked for.
 #[map]
-pub static REINJECTING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(256, 0);
+pub static REINJECTING: HashMap<u64, u64> = HashMap::with_max_entries(1024, 0);
 /// The functions at the hooks of a namespace, where user space asked for them.
 #[map]
 pub static HOOK_LIST: Array<HookList> = Array::with_max_entries(1, 0);
 /// Packets whose rule has been told, by their skb, until they are freed; see `last_rule`.
 #[map]
 pub static TOLD: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1 << 12, 0);
-/// The commits under way, by their tasks.
+/// The commits under way, by their tasks. As for [`BLOCK_OFFSETS`]: one that was given up would seem to be under way for ever.
 #[map]
-pub static COMMITTING: LruHashMap<u64, UnderWay> = LruHashMap::with_max_entries(256, 0);
+pub static COMMITTING: HashMap<u64, UnderWay> = HashMap::with_max_entries(1024, 0);
 
 /// Words that all CPUs share. Global data instead of maps, because its address is part of the program: no look-up.
 pub struct Words<const N: usize>(UnsafeCell<[u64; N]>);

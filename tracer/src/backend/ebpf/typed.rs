@@ -192,6 +192,7 @@ fn descriptor(map: &Map) -> Option<RawFd> {
     let (Map::Array(data)
     | Map::PerCpuArray(data)
     | Map::RingBuf(data)
+    | Map::HashMap(data)
     | Map::LruHashMap(data)
     | Map::PerCpuHashMap(data)) = map
     else {
