@@ -517,21 +517,25 @@ fn a_packet_is_cut_on_its_way_through_loopback() {
 }
 
 /// A packet leaves by loopback with the lowest byte of its identification and its length; then a packet of its own comes in, which
-/// has the third number above its offset. How many of both are in doubt, and what became of the first.
-fn cut_into_others([id, len]: [u8; 2], [other_id, other_len, piece]: [u8; 3]) -> (usize, Option<String>) {
+/// has the third number above its offset, in this skb. How many of both are in doubt, and what became of the first.
+fn cut_into_others(
+    [id, len]: [u8; 2],
+    [other_id, other_len, piece]: [u8; 3],
+    skb: u64,
+) -> (usize, Option<String>) {
     let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
     // Else one that is not seen again may have been freed.
     tracker.hold();
     let seen = [
-        ("mangle:OUT first lo", 1, [id, len, 0]),
-        ("mangle:POST lo", 1, [id, len, 0]),
-        ("mangle:PRE first", 2, [other_id, other_len, piece]),
+        ("mangle:OUT first lo", 1, 0x100, [id, len, 0]),
+        ("mangle:POST lo", 1, 0x100, [id, len, 0]),
+        ("mangle:PRE first", 2, skb, [other_id, other_len, piece]),
     ];
-    for (at, (place, packet, [id, len, piece])) in (0..).zip(seen) {
+    for (at, (place, packet, skb, [id, len, piece])) in (0..).zip(seen) {
         let (mut traversal, verdict) = traversal(place, OLD, START + at * MS);
         set_datagram(&mut traversal, id, len, 0);
         (traversal.entry_bytes[6], traversal.exit_bytes[6]) = (piece, piece);
-        (traversal.packet, traversal.skb) = (packet, packet * 0x100);
+        (traversal.packet, traversal.skb) = (packet, skb);
         traversal.indev[..2].copy_from_slice(b"lo");
         meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |path| {
             paths.push(path.clone())
@@ -548,7 +552,9 @@ fn a_packet_can_be_cut_into_new_ones() {
     const MORE: u8 = 0x20;
     // The first of its fragments, or all of them, put together again.
     for other in [[7, 60, MORE], [7, 90, 0]] {
-        assert_eq!(cut_into_others([7, 90], other), (0, Some("cut into fragments".to_owned())), "{other:?}");
+        let cut = cut_into_others([7, 90], other, 0x200);
+        assert_eq!(cut, (0, Some("cut into fragments".to_owned())), "{other:?}");
+        assert_eq!(cut_into_others([7, 90], other, 0x100), (1, None), "{other:?}");
     }
     // Of another datagram, of another length, or one that cannot be told from others.
     for (packet, other) in [
@@ -559,7 +565,7 @@ fn a_packet_can_be_cut_into_new_ones() {
         ([0, 90], [0, 60, MORE]),
         ([0, 90], [0, 90, 0]),
     ] {
-        assert_eq!(cut_into_others(packet, other), (1, None), "{packet:?} {other:?}");
+        assert_eq!(cut_into_others(packet, other, 0x200), (1, None), "{packet:?} {other:?}");
     }
 }
 

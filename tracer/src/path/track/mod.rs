@@ -339,12 +339,11 @@ impl Tracker {
 
     /// A packet comes in by loopback that should have been seen before. If it is of a datagram that left lately, that one was cut.
     fn find_cut(&mut self, visit: &Visit, give: &mut impl FnMut(&Path)) {
-        let Some(header) = visit.entry else { return };
         let rooms = &mut self.rooms;
         let lately = self.silent.iter().rev().take(JUST_LEFT);
-        let cut = lately.map(|(_, packet)| *packet).find(|packet| {
-            rooms.of(*packet).is_some_and(|room| rooms[room].is_cut_into(&header, visit.netns))
-        });
+        let cut = lately
+            .map(|(_, packet)| *packet)
+            .find(|packet| rooms.of(*packet).is_some_and(|room| rooms[room].is_cut_into(visit)));
         let Some((packet, room)) = cut.and_then(|packet| Some((packet, rooms.of(packet)?))) else { return };
         let open = &mut rooms[room];
         open.has_become = true;

@@ -285,25 +285,25 @@ impl Open {
 
     /// Whether this is what it has become, a packet that comes in by loopback and is new to the kernel program. What came in
     /// fragments leaves in fragments; where anything of them is shared, as with a copy, each is another skb (`ip_do_fragment` in
-    /// `net/ipv4/ip_output.c`), and so is the whole, if conntrack puts them together again.
-    pub(super) fn is_cut_into(&self, later: &Header, netns: u32) -> bool {
-        let became = |header: &Header| match later.piece {
-            Piece::First => header.len > later.len,
-            Piece::Whole => header.len == later.len,
+    /// `net/ipv4/ip_output.c`), and so is the whole, if conntrack puts them together again. In the same skb it would be this packet,
+    /// which the kernel program has forgotten.
+    pub(super) fn is_cut_into(&self, visit: &Visit) -> bool {
+        let Some((before, later)) = self.header.as_ref().zip(visit.entry.as_ref()) else { return false };
+        let has_its_length = match later.piece {
+            Piece::First => before.len > later.len,
+            Piece::Whole => before.len == later.len,
             Piece::Later(_) => false,
         };
-        let is_same = |header: &Header| {
-            header.piece == Piece::Whole
-                && header.id != 0
-                && became(header)
-                && Datagram::of(netns, header) == Datagram::of(netns, later)
-        };
-        self.path.family == Family::Ipv4
+        let datagram = self.path.netns.map(|netns| Datagram::of(netns, before));
+        has_its_length
+            && before.piece == Piece::Whole
+            && before.id != 0
+            && datagram == Some(Datagram::of(visit.netns, later))
+            && (self.path.family, visit.family) == (Family::Ipv4, Family::Ipv4)
+            && self.skb != visit.skb
             && self.last.loopback
             && self.last.hook == Hook::Postrouting as u8
-            && self.path.netns == Some(netns)
             && self.path.verdict == Some(Verdict::Accept)
-            && self.header.as_ref().is_some_and(is_same)
     }
 
     /// Whether what follows the header is that of another packet. Conntrack's helpers shift the numbers of TCP.
