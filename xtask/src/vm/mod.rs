@@ -359,9 +359,12 @@ fn programs(options: &MachineOptions) -> Result<Vec<(PathBuf, PathBuf)>> {
         let program = built.program(name);
         if program.exists() {
             let stripped = folder.join(name);
+            // Others may be packing the one that is there.
+            let unfinished = folder.join(format!("{name}.unfinished-{}", std::process::id()));
             crate::process::run(
-                crate::process::command("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(program),
+                crate::process::command("strip").arg("--strip-debug").arg("-o").arg(&unfinished).arg(program),
             )?;
+            fs::rename(&unfinished, &stripped)?;
             programs.push((stripped, Path::new("/bin").join(name)));
         } else if !options.no_build {
             bail!("{} was not built", program.display());
