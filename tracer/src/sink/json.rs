@@ -15,7 +15,6 @@ use crate::path::ending::{Ending, Freed, HookFunction, Waited};
 use crate::path::group::Logged;
 use crate::path::{Action, Path, Sighting, Step};
 use crate::text;
-use crate::trace_line::text::push_decimal;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::ser::Formatter;
@@ -280,7 +279,7 @@ impl<'a> Object<'a> {
 
     #[inline(always)]
     fn number(&mut self, name: &str, value: u64) {
-        push_decimal(self.field(name), value);
+        push_number(self.field(name), value);
     }
 
     #[inline(always)]
@@ -315,6 +314,10 @@ impl<'a> Object<'a> {
     fn end(self) {
         self.0.push(b'}');
     }
+}
+
+fn push_number(out: &mut Vec<u8>, value: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 fn push_text(out: &mut Vec<u8>, text: &str) {
@@ -767,7 +770,7 @@ impl Clock {
         out.extend_from_slice(self.text.as_bytes());
         let dot = out.len();
         // A digit before the nanoseconds keeps their zeros; the dot takes its place.
-        push_decimal(out, 1_000_000_000 + nanosecond);
+        push_number(out, 1_000_000_000 + nanosecond);
         out[dot] = b'.';
         out.extend_from_slice(b"Z\"");
     }
@@ -800,6 +803,9 @@ struct SafeFormatter;
 
 impl Formatter for SafeFormatter {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        if is_plain(fragment.as_bytes()) {
+            return writer.write_all(fragment.as_bytes());
+        }
         for part in fragment.split_inclusive(text::is_unsafe) {
             let mut rest = part.chars();
             match rest.next_back() {

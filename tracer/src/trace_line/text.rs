@@ -219,18 +219,6 @@ impl Line {
     }
 }
 
-/// `%u`, of any size and without a limit.
-pub(crate) fn push_decimal(out: &mut Vec<u8>, mut value: u64) {
-    let mut digits = [0; 20];
-    let mut start = digits.len();
-    while start == digits.len() || value != 0 {
-        start -= 1;
-        digits[start] = b'0' + (value % 10) as u8;
-        value /= 10;
-    }
-    out.extend_from_slice(&digits[start..]);
-}
-
 /// Whether all of it is printable ASCII.
 pub(super) fn is_printable_text(text: &[u8]) -> bool {
     let Some(last) = text.last_chunk() else { return text.iter().all(|&byte| is_printable(byte)) };
