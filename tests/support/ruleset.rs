@@ -108,9 +108,7 @@ impl Handwritten {
     /// The same in tables of several hundred rules: others that match nothing stand before, between and behind those of
     /// [`text`](Self::text).
     pub fn large_text(&self, family: Family) -> String {
-        let text = self.text(family);
-        let tables = text.split_inclusive("COMMIT\n").map(|table| enlarged(table, family));
-        tables.collect()
+        self.text(family).split_inclusive("COMMIT\n").map(|table| enlarged(table, family)).collect()
     }
 }
 

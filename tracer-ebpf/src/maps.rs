@@ -127,7 +127,8 @@ pub static OPEN_RUNS: Array<OpenRun> = Array::with_max_entries(RUN_SLOTS, 0);
 /// How often rules of nftables were committed, by the namespace's slot.
 #[map]
 pub static COMMITS: Array<Commits> = Array::with_max_entries(COMMIT_SLOTS, 0);
-/// Tasks that have given packets back from a queue, where senders are asked for.
+/// Tasks that have given packets back from a queue, where senders are asked for. As for [`BLOCK_OFFSETS`]: one that was given up
+/// would pass for the sender of what others have sent.
 #[map]
 pub static REINJECTING: HashMap<u64, u64> = HashMap::with_max_entries(1024, 0);
 /// The functions at the hooks of a namespace, where user space asked for them.

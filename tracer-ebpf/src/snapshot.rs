@@ -78,18 +78,19 @@ pub fn block_offset(frame: &Frame, block: u32) -> Option<u32> {
     if block == 0 {
         return Some(0);
     }
-    let offsets = located(frame.table.get(), frame.private.get())?;
+    let offsets = BLOCK_OFFSETS.get_ptr(frame.table.get())?;
     let index = mask::<{ MAX_BLOCKS - 1 }>(u64::from(block)) as usize;
     // SAFETY: a map value; the index is below the array's length.
-    Some(unsafe { core::ptr::read_volatile((&raw const (*offsets).offset).cast::<u32>().add(index)) })
+    let offset = unsafe { core::ptr::read_volatile((&raw const (*offsets).offset).cast::<u32>().add(index)) };
+    is_of(offsets, frame.private.get()).then_some(offset)
 }
 
-/// What is known of the blocks of a table's version.
+/// Whether this is about that version of its table. Asked when it has been read: the map may give the memory to another table at
+/// any time, and writes the version first.
 #[inline(always)]
-fn located(table: u64, private: u64) -> Option<*const BlockOffsets> {
-    let offsets = BLOCK_OFFSETS.get_ptr(table)?;
+fn is_of(offsets: *const BlockOffsets, private: u64) -> bool {
     // SAFETY: a map value.
-    (unsafe { core::ptr::read_volatile(&raw const (*offsets).private) } == private).then_some(offsets)
+    unsafe { core::ptr::read_volatile(&raw const (*offsets).private) == private }
 }
 
 /// Address of this CPU's copy of a counter block of the frame's table.
@@ -301,9 +302,10 @@ pub extern "C" fn locate_block(entries: u64, family: u32, block: u32) -> u32 {
 #[inline(never)]
 pub extern "C" fn locate_blocks(table: u64, private: u64, family: u32, replace_count: u32) -> u32 {
     let Some(number) = read::<u32>(private + offset!(info_number)) else { return 1 };
-    if let Some(known) = located(table, private) {
+    if let Some(known) = BLOCK_OFFSETS.get_ptr(table) {
         // SAFETY: a map value.
-        if unsafe { (*known).number == number && (*known).replace_count == replace_count } {
+        let is_known = unsafe { (*known).number == number && (*known).replace_count == replace_count };
+        if is_known && is_of(known, private) {
             return 0;
         }
     }
@@ -329,11 +331,14 @@ pub extern "C" fn locate_blocks(table: u64, private: u64, family: u32, replace_c
     if unsafe { BLOCK_OFFSETS.insert(&table, &*offsets, 0).is_ok() } { 0 } else { 1 }
 }
 
+/// What [`block_at`] gives where the blocks of that version are not known.
+const NOWHERE: u32 = u32::MAX;
+
 /// The block that holds the entry at `offset` of a table's version whose blocks have been located.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn block_at(table: u64, private: u64, offset: u32) -> u32 {
-    let Some(offsets) = located(table, private) else { return 0 };
+    let Some(offsets) = BLOCK_OFFSETS.get_ptr(table) else { return NOWHERE };
     // SAFETY: a map value.
     let number = unsafe { core::ptr::read_volatile(&raw const (*offsets).number) };
     let mut found = 0;
@@ -349,7 +354,7 @@ pub extern "C" fn block_at(table: u64, private: u64, offset: u32) -> u32 {
             is_below(block, u64::from(blocks(number))) & is_below(u64::from(first), u64::from(offset) + 1);
         found += is_in << half;
     }
-    found as u32
+    if is_of(offsets, private) { found as u32 } else { NOWHERE }
 }
 
 /// Finds out which blocks a traversal of `hook` can meet: those of the hook's chain, and those behind the last built-in
@@ -371,9 +376,15 @@ pub fn reach(frame: &Frame, hook: u8) -> Option<()> {
             last = end;
         }
     }
-    frame.chain_first.set(block_at(table, private, start));
-    frame.chain_last.set(block_at(table, private, end));
-    frame.user_first.set(block_at(table, private, last));
+    let at = |offset| block_at(table, private, offset);
+    let (chain_first, chain_last, user_first) = (at(start), at(end), at(last));
+    if chain_first == NOWHERE || chain_last == NOWHERE || user_first == NOWHERE {
+        // Another version has taken its place meanwhile.
+        frame.doubt(doubt::UNREADABLE);
+    }
+    frame.chain_first.set(chain_first);
+    frame.chain_last.set(chain_last);
+    frame.user_first.set(user_first);
     Some(())
 }
 

@@ -703,7 +703,10 @@ fn in_words(bits: u32) -> Option<String> {
         (doubt::GENERATION, "a probe was missed meanwhile"),
         (doubt::NO_EXIT, "its end was not seen: the task moved to another CPU, or the probe was missed"),
         (doubt::TOO_DEEP, "too many traversals were open on this CPU"),
-        (doubt::TOO_LARGE, "the table has grown too large since the trace began"),
+        (
+            doubt::TOO_LARGE,
+            "the table has grown too large since the trace began, or too many large ones were met",
+        ),
         (doubt::UNREADABLE, "the table could not be read"),
         (doubt::TOO_MANY, "more rules matched than can be reported"),
         (doubt::ORPHAN, "a traversal from another CPU ended meanwhile"),

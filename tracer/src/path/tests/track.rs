@@ -521,7 +521,7 @@ fn a_packet_is_cut_on_its_way_through_loopback() {
 fn cut_into_others(
     [id, len]: [u8; 2],
     [other_id, other_len, piece]: [u8; 3],
-    skb: u64,
+    (place, skb): (&str, u64),
 ) -> (usize, Option<String>) {
     let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
     // Else one that is not seen again may have been freed.
@@ -529,7 +529,7 @@ fn cut_into_others(
     let seen = [
         ("mangle:OUT first lo", 1, 0x100, [id, len, 0]),
         ("mangle:POST lo", 1, 0x100, [id, len, 0]),
-        ("mangle:PRE first", 2, skb, [other_id, other_len, piece]),
+        (place, 2, skb, [other_id, other_len, piece]),
     ];
     for (at, (place, packet, skb, [id, len, piece])) in (0..).zip(seen) {
         let (mut traversal, verdict) = traversal(place, OLD, START + at * MS);
@@ -537,6 +537,7 @@ fn cut_into_others(
         (traversal.entry_bytes[6], traversal.exit_bytes[6]) = (piece, piece);
         (traversal.packet, traversal.skb) = (packet, skb);
         traversal.indev[..2].copy_from_slice(b"lo");
+        tracker.notice(&traversal);
         meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |path| {
             paths.push(path.clone())
         });
@@ -550,11 +551,14 @@ fn cut_into_others(
 #[test]
 fn a_packet_can_be_cut_into_new_ones() {
     const MORE: u8 = 0x20;
+    let (new, same) = (("mangle:PRE first", 0x200), ("mangle:PRE first", 0x100));
     // The first of its fragments, or all of them, put together again.
     for other in [[7, 60, MORE], [7, 90, 0]] {
-        let cut = cut_into_others([7, 90], other, 0x200);
+        let cut = cut_into_others([7, 90], other, new);
         assert_eq!(cut, (0, Some("cut into fragments".to_owned())), "{other:?}");
-        assert_eq!(cut_into_others([7, 90], other, 0x100), (1, None), "{other:?}");
+        assert_eq!(cut_into_others([7, 90], other, same), (1, None), "{other:?}");
+        // Something of both may have been missed.
+        assert_eq!(cut_into_others([7, 90], other, ("mangle:PRE first missed", 0x200)).0, 2, "{other:?}");
     }
     // Of another datagram, of another length, or one that cannot be told from others.
     for (packet, other) in [
@@ -565,8 +569,30 @@ fn a_packet_can_be_cut_into_new_ones() {
         ([0, 90], [0, 60, MORE]),
         ([0, 90], [0, 90, 0]),
     ] {
-        assert_eq!(cut_into_others(packet, other, 0x200), (1, None), "{packet:?} {other:?}");
+        assert_eq!(cut_into_others(packet, other, new), (1, None), "{packet:?} {other:?}");
     }
+}
+
+#[test]
+fn what_was_missed_of_a_packet_is_found_out_after_another_has_come_to_its_place() {
+    let certainties = |missed: bool| {
+        let (mut tracker, mut paths) = (Tracker::default(), Vec::new());
+        for (at, place, header) in [(0, "mangle:PRE first", [7, 60, 1]), (1, "mangle:OUT", [8, 64, 2])] {
+            let (mut traversal, verdict) = traversal(place, OLD, START + at * MS);
+            let [id, len, payload] = header;
+            set_datagram(&mut traversal, id, len, payload);
+            meet(&mut tracker, &visit(&traversal), part(Some(verdict)), &stands("mangle"), &mut |_| panic!());
+        }
+        if missed {
+            tracker.lost(START, START + MS / 2);
+        }
+        tracker.expire(START + 60_000 * MS, &mut |path| paths.push(path.clone()));
+        assert!(tracker.is_empty());
+        paths.sort_by_key(|path| path.packet);
+        paths.iter().map(|path| path.certainty).collect::<Vec<_>>()
+    };
+    assert_eq!(certainties(false), [Certainty::Complete, Certainty::Complete]);
+    assert_eq!(certainties(true), [Certainty::Inexact, Certainty::Complete]);
 }
 
 #[test]

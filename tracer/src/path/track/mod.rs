@@ -274,6 +274,9 @@ impl Tracker {
         if fate == Some(Fate::Became(GATHERED)) {
             self.gather(visit, give);
         }
+        if begins && fate == Some(Fate::Unknown) {
+            self.set_aside(visit.packet);
+        }
         self.give(visit.packet, give);
         let is_start = matches!(
             hook_of(visit.place.hook),
@@ -294,7 +297,7 @@ impl Tracker {
         });
         self.packets = number;
         if visit.first && visit.is_looped() && stands.sure(Hook::Postrouting as u8) != 0 {
-            self.find_cut(visit, give);
+            self.find_cut(visit);
         }
         let room = self.rooms.begin(number, visit, stands);
         let open = &mut self.rooms[room];
@@ -337,18 +340,31 @@ impl Tracker {
         }
     }
 
-    /// A packet comes in by loopback that should have been seen before. If it is of a datagram that left lately, that one was cut.
-    fn find_cut(&mut self, visit: &Visit, give: &mut impl FnMut(&Path)) {
-        let rooms = &mut self.rooms;
-        let lately = self.silent.iter().rev().take(JUST_LEFT);
-        let cut = lately
-            .map(|(_, packet)| *packet)
-            .find(|packet| rooms.of(*packet).is_some_and(|room| rooms[room].is_cut_into(visit)));
-        let Some((packet, room)) = cut.and_then(|packet| Some((packet, rooms.of(packet)?))) else { return };
-        let open = &mut rooms[room];
-        open.has_become = true;
-        open.path.outcome = Some(CUT.to_owned());
-        self.give(packet, give);
+    /// A packet comes in by loopback that should have been seen before. If it is of a datagram that left lately, that one was cut:
+    /// its path waits until it is known whether something was missed at that time, which would make two packets of it.
+    fn find_cut(&mut self, visit: &Visit) {
+        for (_, packet) in self.silent.iter().rev().take(JUST_LEFT) {
+            if let Some(room) = self.rooms.of(*packet)
+                && self.rooms[room].is_cut_into(visit)
+            {
+                self.rooms[room].path.outcome = Some(CUT.to_owned());
+                return;
+            }
+        }
+    }
+
+    /// Another packet is seen under the number of this one, which is over. Its path waits, under a number that the kernel program
+    /// does not give, until it is known whether something of it was missed.
+    fn set_aside(&mut self, packet: u64) {
+        const ASIDE: u64 = 1 << 63;
+        let Some(room) = self.rooms.of(packet) else { return };
+        let open = &mut self.rooms[room];
+        let piece_of = open.piece_of.take();
+        let (exit_ns, aside) = (open.exit_ns, ASIDE | open.path.packet);
+        (open.is_awaited, open.is_queued) = (true, false);
+        self.rooms.rename(packet, aside);
+        self.forget_piece(piece_of, packet);
+        self.silent.push_back((exit_ns, aside));
     }
 
     /// Gives a packet out, or waits for what comes next of it. What it met last was over at `exit_ns`.

@@ -304,6 +304,7 @@ impl Open {
             && self.last.loopback
             && self.last.hook == Hook::Postrouting as u8
             && self.path.verdict == Some(Verdict::Accept)
+            && self.path.outcome.is_none()
     }
 
     /// Whether what follows the header is that of another packet. Conntrack's helpers shift the numbers of TCP.
@@ -313,7 +314,7 @@ impl Open {
     }
 
     /// Whether what is seen now is another packet for certain. One thing alone rules may change, or helpers of conntrack, and
-    /// user space all of it. Fragments have other lengths than their datagram, and other bytes where its begin.
+    /// user space all of it. Fragments have other lengths than their datagram, and other bytes in the place of its first ones.
     fn is_gone(&self, before: &Header, later: &Header, visit: &Visit) -> bool {
         let by_user = !self.path.waited.is_empty() || self.path.verdict == Some(Verdict::Queue);
         let is_other_piece = before.piece != later.piece;
@@ -685,8 +686,9 @@ impl Open {
                 (matches!(self.path.ending, Some(Ending::Freed(_))), self.path.ending.is_some());
             let nothing_tells =
                 if self.stands.has_witness() { hears_of_freed && !is_told } else { !is_freed };
+            let is_cut = self.path.outcome.as_deref() == Some(CUT) && self.ahead() == 0;
             let unwitnessed =
-                self.path.verdict == Some(Verdict::Accept) && nothing_tells && self.must_go_on();
+                self.path.verdict == Some(Verdict::Accept) && nothing_tells && !is_cut && self.must_go_on();
             if unwitnessed {
                 let chain = hook_of(self.last.hook).chain();
                 self.doubt(format!("it was not seen after {chain}"));

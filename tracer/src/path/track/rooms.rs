@@ -64,6 +64,13 @@ impl Rooms {
         self.by_packet.remove(&packet)
     }
 
+    /// A packet is known by another number from now on.
+    pub(super) fn rename(&mut self, packet: u64, to: u64) {
+        if let Some(room) = self.close(packet) {
+            self.by_packet.insert(to, room);
+        }
+    }
+
     /// The room can be used again.
     pub(super) fn leave(&mut self, room: Room) {
         self.free.push(room);
