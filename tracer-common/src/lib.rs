@@ -15,12 +15,12 @@ pub mod count;
 pub mod counter;
 pub mod ending;
 pub mod filter;
+pub mod kfunc;
 pub mod legacy;
 pub mod nft;
 pub mod offsets;
 pub mod place;
 pub mod sender;
-pub mod session;
 pub mod throttle;
 pub mod translated;
 

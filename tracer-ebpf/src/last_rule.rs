@@ -29,6 +29,7 @@ use crate::frame::{Frame, Shared, cpu, cpu_number, state};
 use crate::kernel::{self, Access, read, read_pair};
 use crate::legacy::{Call, begin, drop_none, identify, send_without_exit};
 use crate::maps::{CURRENT, LAST, MAX_BLOCKS, RECORDS, SNAPSHOTS, STRAYS, TOLD, replace_count, version};
+use crate::preemption::Unpreempted;
 use crate::select::{Layout, Selected, is_wanted};
 use crate::snapshot::{self, mask};
 use core::cell::Cell;
@@ -220,6 +221,7 @@ pub fn leave<A: Access>(context: *mut c_void, end: impl Fn(*mut c_void) -> End) 
 /// Apart from the short way, which would have to share its registers.
 #[inline(never)]
 fn dropped<A: Access, F: Fn(*mut c_void) -> End>(context: *mut c_void, end: F) {
+    let _unpreempted = Unpreempted::<A>::new();
     told(skb_of::<A>(&end(context).call));
     match cpu().claim() {
         Some(_alone) => drop_none(tell::<A>(&end(context))),

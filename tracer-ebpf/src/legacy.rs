@@ -14,6 +14,7 @@ use crate::frame::{Cpu, DEPTH, Frame, KnownTable, Rules, SMALL, State, cpu, dist
 use crate::kernel::{self, Access, HookState, Packet, Skb, copy, read, read_pair};
 use crate::maps::{RECORDS, Record, replace_count};
 use crate::nft::nft;
+use crate::preemption::Unpreempted;
 use crate::select::{Layout, Question, Selected, goes_on_untraced};
 use crate::snapshot;
 use core::ffi::c_void;
@@ -109,6 +110,7 @@ fn leave_out() {
 /// one, which would have to share its registers.
 #[inline(never)]
 fn follow<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, call: F) {
+    let _unpreempted = Unpreempted::<A>::new();
     let cpu = cpu();
     // No closure: it would be a function with a frame of its own on the short stack. The decision is read behind it: what
     // interrupts this could decide about another packet in its place.
@@ -713,6 +715,7 @@ pub fn leave<A: Access>(context: *mut c_void, end: impl Fn(*mut c_void) -> End) 
 /// Apart from the short way, as [`follow`] is.
 #[inline(never)]
 fn end_frame<A: Access, F: Fn(*mut c_void) -> End>(context: *mut c_void, end: F) {
+    let _unpreempted = Unpreempted::<A>::new();
     let cpu = cpu();
     if let Some(_alone) = cpu.claim() {
         drop_none(pop::<A>(cpu, &end(context)));

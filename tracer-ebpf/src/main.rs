@@ -17,6 +17,7 @@ mod last_rule;
 mod legacy;
 mod maps;
 mod nft;
+mod preemption;
 mod replace;
 mod select;
 mod sender;

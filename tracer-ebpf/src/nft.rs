@@ -15,6 +15,7 @@ use crate::kernel::{self, Access, HookState, Probed, Skb, copy, read};
 use crate::last_rule;
 use crate::legacy::{Call, NO_OWNER, device, drop_none, known_owner};
 use crate::maps::{COMMITS, COMMITTING, EVENTS, OPEN_RUNS, Words};
+use crate::preemption::Unpreempted;
 use crate::select::{
     ADDRESS_FROM, ADDRESS_SHIFT, Layout, Question, Selected, blurred, forget, is_wanted, namespace,
 };
@@ -258,6 +259,7 @@ fn priority(chain: u64, hook: u8) -> Option<i32> {
 /// The way of a packet that is traced or has to be judged.
 #[inline(never)]
 fn follow<A: Access>(call: &Call) {
+    let _unpreempted = Unpreempted::<A>::new();
     let _ = begin::<A>(call);
 }
 
@@ -540,6 +542,7 @@ fn tell<A: Access>(traced: &Traced) -> Option<()> {
     if open.key != traced.key {
         return None;
     }
+    let _unpreempted = Unpreempted::<A>::new();
     let came_ns = if config!(timed) != 0 { kernel::now_ns() } else { 0 };
     let index = open.index;
     open.index = index.wrapping_add(1);

@@ -7,7 +7,7 @@ use crate::legacy::{self, Call, End};
 use crate::{last_rule, probed};
 use aya_ebpf::programs::RetProbeContext;
 use core::ffi::c_void;
-use tracer_common::session;
+use tracer_common::kfunc;
 
 /// What a program returns at the entry, and at the return, where it does not matter. As long as a traversal is followed, the
 /// returns of all that are inside of it have to be seen; otherwise nobody would look at them.
@@ -25,8 +25,8 @@ pub extern "C" fn ip_session(context: *mut c_void) -> i32 {
     let followed = legacy::enter::<Typed>(context, |context| {
         let call = probed(context);
         Call {
-            skb: cast::<{ session::SKB }>(call.skb),
-            state: cast::<{ session::HOOK_STATE }>(call.state),
+            skb: cast::<{ kfunc::SKB }>(call.skb),
+            state: cast::<{ kfunc::HOOK_STATE }>(call.state),
             ..call
         }
     });
@@ -87,19 +87,19 @@ fn is_return(context: *mut c_void) -> bool {
     // SAFETY: the loader puts the kernel's function in place of the number. It returns a `bool`, in a register whose other
     // bits may be anything.
     let result = unsafe {
-        core::mem::transmute::<usize, unsafe extern "C" fn(*mut c_void) -> u64>(session::IS_RETURN as usize)(
+        core::mem::transmute::<usize, unsafe extern "C" fn(*mut c_void) -> u64>(kfunc::IS_RETURN as usize)(
             context,
         )
     };
     result as u8 != 0
 }
 
-/// An address as a pointer whose type, one of those in [`session`], the verifier knows. A load from a bad one gives zero.
+/// An address as a pointer whose type, one of those in [`kfunc`], the verifier knows. A load from a bad one gives zero.
 #[inline(always)]
 fn cast<const TYPE: i32>(address: u64) -> u64 {
     // SAFETY: as in [`is_return`].
     unsafe {
-        core::mem::transmute::<usize, unsafe extern "C" fn(u64, u64) -> u64>(session::CAST as usize)(
+        core::mem::transmute::<usize, unsafe extern "C" fn(u64, u64) -> u64>(kfunc::CAST as usize)(
             address,
             TYPE as u64,
         )

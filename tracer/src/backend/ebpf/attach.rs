@@ -430,7 +430,7 @@ fn each_typed<T>(
             None => Err(typed::Error::NotDescribed(probe.symbol)),
         })
         .collect::<Result<_, _>>()?;
-    let typed = typed::Programs::of(object, programs, &kernel.layout.offsets)?;
+    let typed = typed::Programs::of(object, programs, kernel)?;
     wanted
         .into_iter()
         .map(|(probe, program, target)| {

@@ -2,9 +2,9 @@
 
 use super::ending::Reasons;
 use super::offsets::{self, Layout, Reason, Symbols, Unresolved};
-use super::session;
 use super::symbols::Functions;
 use super::{PRIVILEGES, not_permitted};
+use super::{kfunc, session};
 use crate::btf::{self, Btf};
 use crate::sys::kernel::LOAD_RULES;
 use crate::trace_line::LogStyle;
@@ -115,6 +115,8 @@ pub struct Kernel {
     pub typed: BTreeMap<&'static str, TypedTarget>,
     /// What programs of a kprobe.session need, or what of it this kernel lacks.
     pub session: Result<session::Ids, session::Absent>,
+    /// What programs that are not to be preempted call.
+    pub preemption: Option<kfunc::Preemption>,
 }
 
 /// A function as BTF describes it, with the arguments that the programs for it expect.
@@ -177,7 +179,8 @@ impl Kernel {
         let typed = typed(&vmlinux, names.zip(&modules), tables);
         let reasons = Reasons::of(&vmlinux);
         let session = session::Ids::of(&vmlinux, &symbols);
-        Ok(Self { layout, symbols, functions, reasons, log_style: log_style_of(&vmlinux), typed, session })
+        let (log_style, preemption) = (log_style_of(&vmlinux), kfunc::Preemption::of(&vmlinux));
+        Ok(Self { layout, symbols, functions, reasons, log_style, typed, session, preemption })
     }
 }
 

@@ -6,6 +6,7 @@ mod debug;
 pub mod decode;
 pub mod ending;
 pub mod kernel;
+pub mod kfunc;
 pub mod offsets;
 pub mod probes;
 mod room;

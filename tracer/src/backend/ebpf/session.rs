@@ -1,8 +1,9 @@
 //! One program at the entry and the return of the table functions: kprobe.session, in Linux since 6.10.
 //!
-//! What the object has in place of the kernel's own functions and types is in [`tracer_common::session`].
+//! What the object has in place of the kernel's own functions and types is in [`tracer_common::kfunc`].
 
 use super::kernel::Kernel;
+use super::kfunc;
 use super::offsets::Symbols;
 use super::probes::{Probe, Session};
 use super::typed::{self, Running};
@@ -14,7 +15,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use thiserror::Error;
-use tracer_common::session::{CAST, HOOK_STATE, IS_RETURN, SKB};
+use tracer_common::kfunc::{CAST, HOOK_STATE, IS_RETURN, SKB};
 
 /// What a kernel without kprobe.session lacks.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -151,7 +152,7 @@ pub fn load(
     if sessions.is_empty() {
         return Err(Error::NoTables);
     }
-    let programs = typed::Programs::of(object, loaded, &kernel.layout.offsets)?;
+    let programs = typed::Programs::of(object, loaded, kernel)?;
     let load = |&Wanted { name, .. }: &Wanted| {
         let function = programs.function(name)?;
         let instructions = function.instructions.iter().map(|instruction| with_id(*instruction, &ids));
@@ -173,24 +174,17 @@ pub fn load(
 
 /// An instruction, with the BTF id in it if it calls a function of the kernel or names a type.
 fn with_id(instruction: bpf_insn, ids: &Ids) -> bpf_insn {
-    /// `BPF_JMP | BPF_CALL`
-    const CALL: u8 = 0x85;
     /// `BPF_ALU64 | BPF_MOV | BPF_K`, and with `BPF_ALU`
     const MOVES: [u8; 2] = [0xb7, 0xb4];
-    /// `BPF_PSEUDO_KFUNC_CALL`
-    const KERNEL_FUNCTION: u8 = 2;
     let mut patched = instruction;
-    let id = match (instruction.code, instruction.src_reg(), instruction.imm) {
-        (CALL, 0, IS_RETURN) => ids.is_return,
-        (CALL, 0, CAST) => ids.cast,
-        (code, 0, SKB) if MOVES.contains(&code) => ids.skb,
-        (code, 0, HOOK_STATE) if MOVES.contains(&code) => ids.hook_state,
-        _ => return instruction,
-    };
-    if instruction.code == CALL {
-        patched.set_src_reg(KERNEL_FUNCTION);
+    let is_move = MOVES.contains(&instruction.code) && instruction.src_reg() == 0;
+    match (kfunc::called(&instruction), instruction.imm) {
+        (Some(IS_RETURN), _) => kfunc::set_call(&mut patched, ids.is_return),
+        (Some(CAST), _) => kfunc::set_call(&mut patched, ids.cast),
+        (None, SKB) if is_move => patched.imm = ids.skb.cast_signed(),
+        (None, HOOK_STATE) if is_move => patched.imm = ids.hook_state.cast_signed(),
+        _ => {}
     }
-    patched.imm = id.cast_signed();
     patched
 }
 

@@ -3,7 +3,8 @@
 //! aya looks for functions in the kernel's own BTF only, and the table functions are in modules. So the object is taken
 //! apart once more: its programs get the maps that aya has made, and are loaded here.
 
-use super::kernel::TypedTarget;
+use super::kernel::{Kernel, TypedTarget};
+use super::kfunc;
 use super::probes::Point;
 use crate::sys::bpf::{self, Attach, Program, Refused};
 use aya::maps::Map;
@@ -74,7 +75,7 @@ pub struct Programs {
 
 impl Programs {
     /// Takes the object apart. Before any map is taken out of `loaded`.
-    pub fn of(object: &[u8], loaded: &aya::Ebpf, offsets: &Offsets) -> Result<Self, Error> {
+    pub fn of(object: &[u8], loaded: &aya::Ebpf, kernel: &Kernel) -> Result<Self, Error> {
         let broken = |error: &dyn std::error::Error| Error::Object(error.to_string());
         let mut object = Object::parse(object).map_err(|error| broken(&error))?;
         let features = aya::features();
@@ -94,7 +95,8 @@ impl Programs {
         object.relocate_calls(&text).map_err(|error| broken(&error))?;
         object.sanitize_functions(features);
         for instruction in object.functions.values_mut().flat_map(|function| &mut function.instructions) {
-            place(instruction, offsets)?;
+            place(instruction, &kernel.layout.offsets)?;
+            kfunc::place(instruction, kernel.preemption.as_ref());
         }
         Ok(Self { object, btf })
     }
