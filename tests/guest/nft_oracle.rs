@@ -1,5 +1,6 @@
 //! nftracer against the kernel's own trace of nftables, packet by packet.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,7 +18,7 @@ use nftracer_tests::nftrace::{self, MARKER};
 use nftracer_tests::packet::{Packet as Sent, Transport};
 use nftracer_tests::reload::{self, Least};
 use nftracer_tests::ruleset::TABLES;
-use nftracer_tests::tracer::{Certainty, Packet, Step, Trace, Tracer};
+use nftracer_tests::tracer::{Certainty, Ended, Packet, Step, Trace, Tracer};
 use nftracer_tests::traffic::{OPEN, Planner, Senders, Server, Shot, connection, questions};
 use nftracer_tests::{corpus, monitored, wait};
 use rustix::process::Signal;
@@ -117,6 +118,8 @@ const NETLINK_RULESETS: u64 = 4;
 /// The same with chains of devices, and with those of a bridge.
 const NETLINK_FAMILY_RULESETS: u64 = 1;
 const SETTLES_WITHIN: Duration = Duration::from_secs(180);
+/// How often packets are sent again that one tracer missed something of.
+const MOST_AGAIN: u64 = 2;
 /// Looks without a change: enough when both sides agree, and enough for what never comes.
 const SILENCE: [u32; 2] = [60, 200];
 
@@ -126,6 +129,8 @@ struct Session {
     tracer: Option<Tracer>,
     /// There are legacy tables, with policies alone.
     legacy: bool,
+    /// How often packets were sent again.
+    again: Cell<u64>,
     _servers: Vec<Server>,
 }
 
@@ -142,7 +147,7 @@ impl Session {
         crate::load_modules();
         let lab = Lab::build("nft", Spread::SameCpu)?;
         let (senders, servers) = (Senders::open(&lab)?, Server::everywhere(&lab)?);
-        Ok(Self { senders, _servers: servers, lab, tracer: None, legacy: false })
+        Ok(Self { senders, _servers: servers, lab, tracer: None, legacy: false, again: Cell::new(0) })
     }
 
     /// Whether the kernel has the hook where packets leave a device.
@@ -181,12 +186,25 @@ impl Session {
     }
 
     /// Sends and compares.
-    fn judge(&self, send: impl FnOnce(&Self) -> Result<()>) -> Result<Verdict> {
+    fn judge(&self, send: impl Fn(&Self) -> Result<()>) -> Result<Verdict> {
         self.judge_traced(send).map(|(verdict, _)| verdict)
     }
 
-    /// The same, with what nftracer told.
-    fn judge_traced(&self, send: impl FnOnce(&Self) -> Result<()>) -> Result<(Verdict, Trace)> {
+    /// The same, with what nftracer told. Where it missed something, everything is sent once more.
+    fn judge_traced(&self, send: impl Fn(&Self) -> Result<()>) -> Result<(Verdict, Trace)> {
+        let mut again = 0;
+        loop {
+            let (mut verdict, trace) = self.judge_once(&send)?;
+            if !verdict.lacks() || self.again.get() == MOST_AGAIN {
+                verdict.figures.again = again;
+                return Ok((verdict, trace));
+            }
+            again += 1;
+            self.again.set(self.again.get() + 1);
+        }
+    }
+
+    fn judge_once(&self, send: impl Fn(&Self) -> Result<()>) -> Result<(Verdict, Trace)> {
         let Some(tracer) = &self.tracer else { bail!("no tracer runs") };
         let steady = wait::until_steady(SETTLES_WITHIN, 2, || tracer.seen());
         check(steady, format!("nftracer does not come to rest within {SETTLES_WITHIN:?}"))?;
@@ -224,6 +242,8 @@ impl Session {
     fn end(&mut self) -> Result<()> {
         let ended = self.tracer.take().context("a tracer runs")?.stop(Signal::TERM)?;
         check(ended.status.code() == Some(0), format!("ended with {}: {:?}", ended.status, ended.errors))?;
+        let is_told = self.again.take() == 0 || ended.missed() > 0;
+        check(is_told, format!("packets are missing: {:?}", ended.trace.end))?;
         check(ended.trace.odd.is_empty(), format!("rows that cannot be read: {:#?}", ended.trace.odd))
     }
 }
@@ -500,11 +520,13 @@ fn known_arp() -> Result<()> {
             session.lab.bridge()?;
         }
         session.load(&rules(device))?;
-        let tracer = Tracer::start(&["--backend", "ebpf", "--netns", &name, "-o", "json", filter], &[])?;
-        session.lab.a.command("ip", &["neigh", "del", &at.r.to_string(), "dev", "a0"], "")?;
-        connection(&session.lab.a, at.r, OPEN)?;
-        wait::until_steady(SETTLES_WITHIN, SILENCE[0], || tracer.seen());
-        let ended = tracer.stop(Signal::TERM)?;
+        let ended = trace_again(|| {
+            let tracer = Tracer::start(&["--backend", "ebpf", "--netns", &name, "-o", "json", filter], &[])?;
+            session.lab.a.command("ip", &["neigh", "del", &at.r.to_string(), "dev", "a0"], "")?;
+            connection(&session.lab.a, at.r, OPEN)?;
+            wait::until_steady(SETTLES_WITHIN, SILENCE[0], || tracer.seen());
+            tracer.stop(Signal::TERM)
+        })?;
         let others = ended
             .trace
             .packets
@@ -518,6 +540,18 @@ fn known_arp() -> Result<()> {
         }
     }
     tool_texts(&session)
+}
+
+/// Traces once more where something was missed.
+fn trace_again(trace: impl Fn() -> Result<Ended>) -> Result<Ended> {
+    for _ in 0..MOST_AGAIN {
+        let ended = trace()?;
+        if ended.missed() == 0 {
+            return Ok(ended);
+        }
+        println!("  traced once more: {:?}", ended.trace.end);
+    }
+    trace()
 }
 
 /// The rules of ebtables-nft and arptables-nft are shown as their save programs print them.

@@ -55,6 +55,8 @@ pub struct Figures {
     pub unjudged: u64,
     /// Lines of the kernel's that were lost.
     pub oracle_lost: u64,
+    /// How often packets were sent again because nftracer had missed some.
+    pub again: u64,
 }
 
 impl AddAssign for Figures {
@@ -69,6 +71,7 @@ impl AddAssign for Figures {
         self.together += other.together;
         self.unjudged += other.unjudged;
         self.oracle_lost += other.oracle_lost;
+        self.again += other.again;
     }
 }
 
@@ -82,6 +85,7 @@ impl fmt::Display for Figures {
             (self.together, "compared together"),
             (self.unjudged, "not judged"),
             (self.oracle_lost, "lines of the kernel lost"),
+            (self.again, "times sent again after a loss"),
         ] {
             if number > 0 {
                 write!(f, ", {number} {what}")?;
@@ -124,6 +128,12 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// Whether nftracer missed something, and nothing else is wrong.
+    pub fn lacks(&self) -> bool {
+        let is_told = self.reasons.keys().any(|reason| reason.contains("missed"));
+        self.wrong.is_empty() && (self.figures.unseen > 0 || is_told)
+    }
+
     /// Adds what another comparison found.
     pub fn add(&mut self, other: Self) {
         self.figures += other.figures;

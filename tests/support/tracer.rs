@@ -153,6 +153,13 @@ pub struct Ended {
     pub trace: Trace,
 }
 
+impl Ended {
+    /// How much it says it missed.
+    pub fn missed(&self) -> u64 {
+        self.trace.end.map_or(0, |totals| totals.missed)
+    }
+}
+
 /// A running `nftracer`.
 #[derive(Debug)]
 pub struct Tracer {
