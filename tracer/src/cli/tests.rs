@@ -134,6 +134,21 @@ fn backends_and_marks() {
         "nftracer trace --log-file /var/log/kern.log",
         TraceConfig { log_file: file, ..config(Backend::Log, Mark::Auto) },
     );
+    let attach = Method::Session;
+    check_trace(
+        "nftracer trace --attach session",
+        TraceConfig { attach, ..config(Backend::Ebpf, Mark::Auto) },
+    );
+    for other in ["--backend log", "--backend netlink", "--log-file x"] {
+        check_usage_error(
+            &format!("nftracer trace --attach session {other}"),
+            expect!["--attach session: only --backend ebpf probes functions"],
+        );
+    }
+    check_usage_error(
+        "nftracer trace --attach kprobe --mark nft",
+        expect!["--mark nft: the ebpf backend needs no mark; --backend netlink and log do"],
+    );
     check_usage_error(
         "nftracer trace --backend ebpf --mark rule",
         expect!["--mark rule: the ebpf backend needs no mark; --backend netlink and log do"],

@@ -190,7 +190,7 @@ enum BackendArg {
     Log,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum AttachArg {
     Auto,
     Fentry,
@@ -525,7 +525,20 @@ impl TraceArgs {
 impl SourceArgs {
     /// Everything else is as it is when nothing is said of it.
     pub(super) fn config(self) -> Result<TraceConfig, UsageError> {
-        let backend = self.backend.into();
+        // Who says how functions are probed wants them probed.
+        let backend = match (self.backend, self.attach) {
+            (BackendArg::Auto, attach) if attach != AttachArg::Auto && self.log_file.is_none() => {
+                Backend::Ebpf
+            }
+            (backend, _) => backend.into(),
+        };
+        if self.attach != AttachArg::Auto && backend != Backend::Ebpf {
+            return Err(UsageError::Value {
+                option: "--attach",
+                value: word(self.attach),
+                reason: "only --backend ebpf probes functions",
+            });
+        }
         let (mark, number) = marks(&self.mark)?;
         if backend == Backend::Ebpf && matches!(mark, Mark::Nft | Mark::Rule) {
             let reason = "the ebpf backend needs no mark; --backend netlink and log do";
