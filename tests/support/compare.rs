@@ -85,7 +85,7 @@ impl fmt::Display for Figures {
             (self.together, "compared together"),
             (self.unjudged, "not judged"),
             (self.oracle_lost, "lines of the kernel lost"),
-            (self.again, "times sent again after a loss"),
+            (self.again, "sent again after a loss"),
         ] {
             if number > 0 {
                 write!(f, ", {number} {what}")?;

@@ -45,6 +45,8 @@ pub struct Config {
     pub count_by: u32,
     /// Whether it is told how long packets were in tables and base chains.
     pub timed: u32,
+    /// Whether programs can call [`CAST`](crate::kfunc::CAST).
+    pub casts: u32,
     /// Field offsets.
     pub offsets: Offsets,
     /// Fills the structure to a multiple of eight.
@@ -54,6 +56,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// Numbers between `offsets` and `filter`.
-    pub const OFFSETS_PADDING: usize = (size_of::<Offsets>() % 8) / 4;
+    /// Numbers between `offsets` and `filter`. Those before `offsets` are odd in number, not counting the two long ones.
+    pub const OFFSETS_PADDING: usize = ((size_of::<u32>() + size_of::<Offsets>()) % 8) / 4;
 }

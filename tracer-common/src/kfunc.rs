@@ -21,3 +21,5 @@ pub const IRQ_RESTORE: i32 = 0x6e66_0006;
 pub const SKB: i32 = 0x6e66_0011;
 /// `struct nf_hook_state`
 pub const HOOK_STATE: i32 = 0x6e66_0012;
+/// `struct timespec64`, for a plain number that is part of nothing the verifier knows: it begins with one.
+pub const NUMBER: i32 = 0x6e66_0013;

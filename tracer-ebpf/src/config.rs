@@ -22,6 +22,7 @@ pub static CONFIG: Config = Config {
     throttled: 0,
     count_by: 0,
     timed: 0,
+    casts: 0,
     offsets: Offsets::UNRESOLVED,
     reserved_after_offsets: [0; Config::OFFSETS_PADDING],
     filter: Program::ANY,

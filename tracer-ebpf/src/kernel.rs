@@ -7,6 +7,7 @@ use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
+use tracer_common::kfunc;
 
 /// A value somewhere in kernel memory.
 #[inline(always)]
@@ -21,6 +22,18 @@ pub fn read<T: Copy>(address: u64) -> Option<T> {
             address as *const c_void,
         );
         if result == 0 { Some(value.assume_init()) } else { None }
+    }
+}
+
+/// An address as a pointer whose type, one of those in [`kfunc`], the verifier knows. A load from a bad one gives zero.
+#[inline(always)]
+pub fn cast<const TYPE: i32>(address: u64) -> u64 {
+    // SAFETY: the loader puts the kernel's function in place of the number.
+    unsafe {
+        core::mem::transmute::<usize, unsafe extern "C" fn(u64, u64) -> u64>(kfunc::CAST as usize)(
+            address,
+            TYPE as u64,
+        )
     }
 }
 
@@ -123,8 +136,8 @@ pub fn read_pair(address: u64, first: u64, second: u64) -> Option<(u32, u32)> {
 /// This CPU's `xt_recseq`: one for all tables of all families, moved once at the beginning and once at the end of
 /// each outermost traversal, and by every addition of saved counters.
 #[inline(always)]
-pub fn recseq(per_cpu: u64) -> Option<u32> {
-    read(config!(recseq).wrapping_add(per_cpu))
+pub fn recseq<A: Access>(per_cpu: u64) -> Option<u32> {
+    A::number(config!(recseq).wrapping_add(per_cpu))
 }
 
 /// Devices and namespace of a `struct nf_hook_state`.
@@ -183,6 +196,8 @@ pub trait Access {
 
     /// A field of a structure.
     fn field<T: Copy>(structure: u64, offset: u64) -> Option<T>;
+    /// A number, at an address that the verifier knows nothing of. Zero, or nothing, where there is none.
+    fn number<T: Copy>(address: u64) -> Option<T>;
     /// The name of a `struct net_device`.
     fn device_name(device: u64) -> Option<[u64; 2]>;
     /// Number of the input device of a `struct nf_hook_state`, where there is one.
@@ -215,6 +230,15 @@ impl Access for Typed {
         }
         // SAFETY: the kernel catches faults of such loads.
         Some(unsafe { core::ptr::read_volatile((structure + offset) as *const T) })
+    }
+
+    #[inline(always)]
+    fn number<T: Copy>(address: u64) -> Option<T> {
+        if config!(casts) == 0 {
+            return read(address);
+        }
+        // SAFETY: as for `field`.
+        Some(unsafe { core::ptr::read_volatile(cast::<{ kfunc::NUMBER }>(address) as *const T) })
     }
 
     #[inline(always)]
@@ -279,6 +303,11 @@ impl Access for Probed {
     #[inline(always)]
     fn field<T: Copy>(structure: u64, offset: u64) -> Option<T> {
         read(structure + offset)
+    }
+
+    #[inline(always)]
+    fn number<T: Copy>(address: u64) -> Option<T> {
+        read(address)
     }
 
     #[inline(always)]

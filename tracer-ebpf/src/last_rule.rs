@@ -26,7 +26,7 @@
 use crate::config::{config, offset};
 use crate::emit::count;
 use crate::frame::{Frame, Shared, cpu, cpu_number, state};
-use crate::kernel::{self, Access, read, read_pair};
+use crate::kernel::{self, Access, Probed, read, read_pair};
 use crate::legacy::{Call, begin, drop_none, identify, send_without_exit};
 use crate::maps::{CURRENT, LAST, MAX_BLOCKS, RECORDS, SNAPSHOTS, STRAYS, TOLD, replace_count, version};
 use crate::preemption::Unpreempted;
@@ -507,7 +507,7 @@ fn ask(table: u64) -> Option<()> {
     known.doubtful.set(last.doubtful.get());
     let per_cpu = kernel::per_cpu_offset(cpu())?;
     if last.recseq.get() == 0 {
-        let sequence = kernel::recseq(per_cpu)?;
+        let sequence = kernel::recseq::<Probed>(per_cpu)?;
         last.checked_sequence.set(sequence.wrapping_add(sequence & 1));
         last.checked_seen.set(last.seen.get());
         last.recseq.set(config!(recseq).wrapping_add(per_cpu));

@@ -96,11 +96,11 @@ fn look<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, call: F) {
 /// accounted for, so that [`checkpoint`] does not find it once more; those inside it do nothing to it, and nobody else
 /// would find them missing.
 #[inline(never)]
-fn leave_out() {
+fn leave_out<A: Access>() {
     let cpu = cpu();
     count(Counter::LeftOut, 1);
     cpu.left_out.add(1);
-    let sequence = kernel::per_cpu_offset(cpu).and_then(kernel::recseq);
+    let sequence = kernel::per_cpu_offset(cpu).and_then(kernel::recseq::<A>);
     if sequence.is_some_and(|sequence| sequence & 1 == 0) {
         cpu.outermost.add(1);
     }
@@ -121,7 +121,7 @@ fn follow<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, call: F) 
                 judge::<A>(cpu, &call, &question);
             }
         }
-        None => leave_out(),
+        None => leave_out::<A>(),
     }
 }
 
@@ -142,7 +142,7 @@ fn judge<A: Access>(cpu: &Cpu, call: &Call, question: &Question) {
     } else if cpu.is_quiet() && selected.is_some_and(|selected| !selected.first) {
         cpu.outermost.add(1);
     } else {
-        drop_none(pass(cpu));
+        drop_none(pass::<A>(cpu));
     }
 }
 
@@ -151,8 +151,10 @@ fn judge<A: Access>(cpu: &Cpu, call: &Call, question: &Question) {
 pub fn enter_unselected<A: Access>(call: &Call) {
     let cpu = cpu();
     match cpu.claim() {
-        Some(_alone) => drop_none(if cpu.depth.get() == 0 { pass(cpu) } else { push::<A>(cpu, call, None) }),
-        None => leave_out(),
+        Some(_alone) => {
+            drop_none(if cpu.depth.get() == 0 { pass::<A>(cpu) } else { push::<A>(cpu, call, None) })
+        }
+        None => leave_out::<A>(),
     }
 }
 
@@ -165,8 +167,8 @@ pub fn drop_none(_: Option<()>) {}
 /// Only targets that send packets have traversals there, and each of those packets begins there: as long as none does,
 /// nobody else has to look. Softirqs run behind the counted part.
 #[inline(always)]
-fn pass(cpu: &Cpu) -> Option<()> {
-    let nested = kernel::recseq(kernel::per_cpu_offset(cpu)?)? & 1;
+fn pass<A: Access>(cpu: &Cpu) -> Option<()> {
+    let nested = kernel::recseq::<A>(kernel::per_cpu_offset(cpu)?)? & 1;
     cpu.nested.set(nested);
     if nested == 0 {
         cpu.outermost.add(1);
@@ -276,7 +278,7 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
         outer.inner.set(outer.inner.get().wrapping_add(1));
         page = outer.page.get() + outer.blocks.get();
     }
-    let sequence = kernel::recseq(per_cpu)?;
+    let sequence = kernel::recseq::<A>(per_cpu)?;
     if depth > 0 {
         let outer = state.frame(depth - 1);
         let segment = sequence.wrapping_sub(outer.segment_sequence.get());
@@ -317,7 +319,7 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
         if counts::counts_by(by::VERDICT) {
             // As of a small table of which nothing can be met: no counters are read.
             frame.rules.set(Rules { first: 0, count: 0 });
-        } else if watch(state, frame, traversal, depth, per_cpu).is_none() {
+        } else if watch::<A>(state, frame, traversal, depth, per_cpu).is_none() {
             frame.doubt(doubt::UNREADABLE);
             put(&mut traversal.number, 0);
             put(&mut traversal.size, 0);
@@ -380,7 +382,7 @@ pub fn sweep() {
 
 /// Takes down which version of the table is current, and its counters.
 #[inline(always)]
-fn watch(
+fn watch<A: Access>(
     state: &'static State,
     frame: &Frame,
     traversal: &mut Traversal,
@@ -392,7 +394,7 @@ fn watch(
     frame.replace_count.set(count);
     // If another blob is current by the time that the counters are read, or that the function itself looks, this one
     // is not current any more at the exit, or the replace counter has moved.
-    let private: u64 = read(table + offset!(table_private))?;
+    let private: u64 = A::number(table + offset!(table_private))?;
     frame.private.set(private);
     let known = state.table(table);
     if known.table.get() != table || known.private.get() != private || known.replace_count.get() != count {
@@ -533,7 +535,7 @@ fn fill<A: Access>(
     let mut facts = 0;
     traversal.ctinfo = (skb.nfct & 7) as u8;
     if skb.nfct > 7
-        && let Some(status) = read::<u32>((skb.nfct & !7) + offset!(ct_status))
+        && let Some(status) = A::number::<u32>((skb.nfct & !7) + offset!(ct_status))
     {
         traversal.ct_status = status;
         facts |= fact::CONNTRACK;
@@ -761,9 +763,9 @@ fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
         let record = RECORDS.get_ptr_mut(depth)?;
         let by_verdict = counts::counts_by(by::VERDICT);
         let changed = !by_verdict && snapshot::compare(state, frame, record, depth);
-        let sequence = kernel::recseq(per_cpu)?;
+        let sequence = kernel::recseq::<A>(per_cpu)?;
         if !by_verdict {
-            check(cpu, frame, sequence);
+            check::<A>(cpu, frame, sequence);
         }
         if counts::counts() {
             counts::finish(state, frame, record, depth, end.verdict);
@@ -776,7 +778,7 @@ fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
         }
         sequence
     } else {
-        kernel::recseq(per_cpu)?
+        kernel::recseq::<A>(per_cpu)?
     };
     cpu.depth.set(depth);
     if depth > 0 {
@@ -806,14 +808,14 @@ fn orphan(cpu: &Cpu, top: &Frame) {
 /// The checks that prove that the counters tell of this packet alone. Size, number and place of the counters need no
 /// look: they change only with `private` or the replace counter.
 #[inline(always)]
-fn check(cpu: &Cpu, frame: &Frame, sequence: u32) {
+fn check<A: Access>(cpu: &Cpu, frame: &Frame, sequence: u32) {
     let segment = sequence.wrapping_sub(frame.segment_sequence.get());
     let advanced = frame.advanced.get().wrapping_add(segment);
     let expected = if frame.entry_sequence.get() & 1 == 0 { 2 } else { 0 };
     if advanced != expected {
         frame.doubt(doubt::SEQUENCE);
     }
-    if read::<u64>(frame.table.get() + offset!(table_private)) != Some(frame.private.get()) {
+    if A::number::<u64>(frame.table.get() + offset!(table_private)) != Some(frame.private.get()) {
         frame.doubt(doubt::REPLACED);
     }
     if replace_count(frame.table.get()) != Some(frame.replace_count.get()) {

@@ -238,7 +238,7 @@ fn known_chain<A: Access>(chain: u64, state: u64, hook: u8) -> Option<u64> {
     if known >> ADDRESS_FROM == 0 {
         return Some(known);
     }
-    let known = namespace::<A>(state)? | u64::from(rank(priority(chain, hook)?));
+    let known = namespace::<A>(state)? | u64::from(rank(priority::<A>(chain, hook)?));
     // SAFETY: as for the reading.
     unsafe { word.write_volatile(known ^ (chain << ADDRESS_SHIFT)) };
     Some(known)
@@ -246,13 +246,13 @@ fn known_chain<A: Access>(chain: u64, state: u64, hook: u8) -> Option<u64> {
 
 /// The priority of a base chain, as [`Run::priority`].
 #[inline(always)]
-fn priority(chain: u64, hook: u8) -> Option<i32> {
+fn priority<A: Access>(chain: u64, hook: u8) -> Option<i32> {
     let base = chain - nft_offset!(base_chain);
-    let chain_type: u64 = read(base + nft_offset!(base_type))?;
-    if read::<u32>(chain_type + nft_offset!(type_type))? == TYPE_NAT {
+    let chain_type: u64 = A::number(base + nft_offset!(base_type))?;
+    if A::number::<u32>(chain_type + nft_offset!(type_type))? == TYPE_NAT {
         Some(nat_priority(hook))
     } else {
-        read(base + nft_offset!(base_priority))
+        A::number(base + nft_offset!(base_priority))
     }
 }
 
@@ -272,7 +272,7 @@ fn begin<A: Access>(call: &Call) -> Option<()> {
     let place = place.blurred(known);
     let selected = question.decide::<A>(call)?;
     let open = open_run(call.key)?;
-    let identity = question.identity() | if place.is_at_device() { drops(call.table) } else { 0 };
+    let identity = question.identity() | if place.is_at_device() { drops::<A>(call.table) } else { 0 };
     // SAFETY: a map value.
     unsafe { ((*open).key, (*open).identity) = (0, identity) };
     let hook_state = A::hook_state(call.state)?;
@@ -341,9 +341,9 @@ fn begin_counted<A: Access>(
     let open = unsafe { &mut *open_run(call.key)? };
     (open.run, open.index, open.commit_slot) = (0, 0, 0);
     if counts::counts_by(by::RULE) {
-        let table: u64 = read(call.table + nft_offset!(chain_table))?;
-        open.table = read(table + nft_offset!(table_handle))?;
-        open.chain = read(call.table + nft_offset!(chain_handle))?;
+        let table: u64 = A::number(call.table + nft_offset!(chain_table))?;
+        open.table = A::number(table + nft_offset!(table_handle))?;
+        open.chain = A::number(call.table + nft_offset!(chain_handle))?;
         open.netns = u64::from(match config!(netns) {
             0 => A::field::<u32>(hook_state.net, offset!(net_inum))?,
             only => only,
@@ -355,8 +355,8 @@ fn begin_counted<A: Access>(
 
 /// Whether the policy of a base chain drops packets, as the lowest bit.
 #[inline(always)]
-fn drops(chain: u64) -> u64 {
-    let policy: Option<u8> = read(chain - nft_offset!(base_chain) + nft_offset!(base_policy));
+fn drops<A: Access>(chain: u64) -> u64 {
+    let policy: Option<u8> = A::number(chain - nft_offset!(base_chain) + nft_offset!(base_policy));
     u64::from(policy == Some(NF_DROP as u8))
 }
 
@@ -378,9 +378,10 @@ fn fill<A: Access>(state: &State, record: &mut Run, call: &Call, selected: Selec
         facts |= fact::GENERATIONS;
     }
     let chain = call.table;
-    record.priority = priority(chain, record.hook).unwrap_or(i32::MAX);
-    let table: u64 = read(chain + nft_offset!(chain_table)).unwrap_or(0);
-    let handles = (read(table + nft_offset!(table_handle)), read(chain + nft_offset!(chain_handle)));
+    record.priority = priority::<A>(chain, record.hook).unwrap_or(i32::MAX);
+    let table: u64 = A::number(chain + nft_offset!(chain_table)).unwrap_or(0);
+    let handle = |address| A::number(address).filter(|handle| *handle != 0);
+    let handles = (handle(table + nft_offset!(table_handle)), handle(chain + nft_offset!(chain_handle)));
     (record.table, record.chain) = if let (Some(table), Some(chain)) = handles {
         (table, chain)
     } else {
@@ -430,7 +431,7 @@ fn packet<A: Access>(state: &State, record: &mut Run, skb: &Skb, hook_state: &Ho
     let mut facts = 0;
     record.ctinfo = (skb.nfct & 7) as u8;
     if skb.nfct > 7
-        && let Some(status) = read::<u32>((skb.nfct & !7) + offset!(ct_status))
+        && let Some(status) = A::number::<u32>((skb.nfct & !7) + offset!(ct_status))
     {
         record.ct_status = status;
         facts |= fact::CONNTRACK;

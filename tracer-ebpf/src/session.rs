@@ -2,7 +2,7 @@
 //! wanted, which spares packets that nobody follows the dearer half of what a pair of probes costs.
 
 use crate::frame::cpu;
-use crate::kernel::{self, Probed, Typed};
+use crate::kernel::{self, Probed, Typed, cast};
 use crate::legacy::{self, Call, End};
 use crate::{last_rule, probed};
 use aya_ebpf::programs::RetProbeContext;
@@ -92,16 +92,4 @@ fn is_return(context: *mut c_void) -> bool {
         )
     };
     result as u8 != 0
-}
-
-/// An address as a pointer whose type, one of those in [`kfunc`], the verifier knows. A load from a bad one gives zero.
-#[inline(always)]
-fn cast<const TYPE: i32>(address: u64) -> u64 {
-    // SAFETY: as in [`is_return`].
-    unsafe {
-        core::mem::transmute::<usize, unsafe extern "C" fn(u64, u64) -> u64>(kfunc::CAST as usize)(
-            address,
-            TYPE as u64,
-        )
-    }
 }

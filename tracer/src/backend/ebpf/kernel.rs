@@ -115,8 +115,8 @@ pub struct Kernel {
     pub typed: BTreeMap<&'static str, TypedTarget>,
     /// What programs of a kprobe.session need, or what of it this kernel lacks.
     pub session: Result<session::Ids, session::Absent>,
-    /// What programs that are not to be preempted call.
-    pub preemption: Option<kfunc::Preemption>,
+    /// What programs call.
+    pub kfuncs: kfunc::Ids,
 }
 
 /// A function as BTF describes it, with the arguments that the programs for it expect.
@@ -178,9 +178,10 @@ impl Kernel {
         let tables = layout.argument_order == ArgumentOrder::TableSkbState;
         let typed = typed(&vmlinux, names.zip(&modules), tables);
         let reasons = Reasons::of(&vmlinux);
-        let session = session::Ids::of(&vmlinux, &symbols);
-        let (log_style, preemption) = (log_style_of(&vmlinux), kfunc::Preemption::of(&vmlinux));
-        Ok(Self { layout, symbols, functions, reasons, log_style, typed, session, preemption })
+        let kfuncs = kfunc::Ids::of(&vmlinux);
+        let session = session::Ids::of(&vmlinux, &symbols, &kfuncs);
+        let log_style = log_style_of(&vmlinux);
+        Ok(Self { layout, symbols, functions, reasons, log_style, typed, session, kfuncs })
     }
 }
 

@@ -355,6 +355,7 @@ impl Loaded {
             throttled: u32::from(options.throttle.is_some()),
             count_by: options.counts.map_or(by::NOTHING, |counts| counts.by),
             timed: u32::from(options.timed),
+            casts: u32::from(kernel.kfuncs.cast.is_some()),
             offsets: layout.offsets,
             reserved_after_offsets: [0; Config::OFFSETS_PADDING],
             filter: *filter.program,

@@ -15,7 +15,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use thiserror::Error;
-use tracer_common::kfunc::{CAST, HOOK_STATE, IS_RETURN, SKB};
+use tracer_common::kfunc::{HOOK_STATE, IS_RETURN, SKB};
 
 /// What a kernel without kprobe.session lacks.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -32,21 +32,22 @@ pub enum Absent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ids {
     is_return: u32,
-    cast: u32,
     skb: u32,
     hook_state: u32,
 }
 
 impl Ids {
     /// Looks for them.
-    pub fn of(vmlinux: &Btf<'_>, symbols: &Symbols) -> Result<Self, Absent> {
+    pub fn of(vmlinux: &Btf<'_>, symbols: &Symbols, kfuncs: &kfunc::Ids) -> Result<Self, Absent> {
         if !symbols.fprobe {
             return Err(Absent::Fprobe);
+        }
+        if kfuncs.cast.is_none() {
+            return Err(Absent::NotDescribed("bpf_rdonly_cast"));
         }
         let id = |kind, name| Ok(vmlinux.find(kind, name).map_err(|_| Absent::NotDescribed(name))?.0);
         Ok(Self {
             is_return: id(Kind::Func, "bpf_session_is_return")?,
-            cast: id(Kind::Func, "bpf_rdonly_cast")?,
             skb: id(Kind::Struct, "sk_buff")?,
             hook_state: id(Kind::Struct, "nf_hook_state")?,
         })
@@ -172,17 +173,13 @@ pub fn load(
     sessions.iter().map(load).collect()
 }
 
-/// An instruction, with the BTF id in it if it calls a function of the kernel or names a type.
+/// An instruction, with the BTF id in it if it calls a function or names a type that only these programs have.
 fn with_id(instruction: bpf_insn, ids: &Ids) -> bpf_insn {
-    /// `BPF_ALU64 | BPF_MOV | BPF_K`, and with `BPF_ALU`
-    const MOVES: [u8; 2] = [0xb7, 0xb4];
     let mut patched = instruction;
-    let is_move = MOVES.contains(&instruction.code) && instruction.src_reg() == 0;
-    match (kfunc::called(&instruction), instruction.imm) {
+    match (kfunc::called(&instruction), kfunc::moved(&instruction)) {
         (Some(IS_RETURN), _) => kfunc::set_call(&mut patched, ids.is_return),
-        (Some(CAST), _) => kfunc::set_call(&mut patched, ids.cast),
-        (None, SKB) if is_move => patched.imm = ids.skb.cast_signed(),
-        (None, HOOK_STATE) if is_move => patched.imm = ids.hook_state.cast_signed(),
+        (_, Some(SKB)) => patched.imm = ids.skb.cast_signed(),
+        (_, Some(HOOK_STATE)) => patched.imm = ids.hook_state.cast_signed(),
         _ => {}
     }
     patched
@@ -199,7 +196,7 @@ mod tests {
     use super::super::probes::{PROBES, SESSIONS};
     use super::*;
 
-    const IDS: Ids = Ids { is_return: 70_001, cast: 70_002, skb: 1, hook_state: 2 };
+    const IDS: Ids = Ids { is_return: 70_001, skb: 1, hook_state: 2 };
     const CALL: u8 = 0x85;
     const MOVE: u8 = 0xb7;
     const ADD: u8 = 0x07;
@@ -222,12 +219,11 @@ mod tests {
             assert_eq!(typed::instruction_bytes(&patched), typed::instruction_bytes(&expected));
         };
         check((CALL, 0, IS_RETURN), (2, 70_001));
-        check((CALL, 0, CAST), (2, 70_002));
         check((MOVE, 0, SKB), (0, 1));
         check((MOVE, 0, HOOK_STATE), (0, 2));
         // A helper, a function of the program that lies that far away, and another number.
         check((CALL, 0, 113), (0, 113));
-        check((CALL, 1, CAST), (1, CAST));
+        check((CALL, 1, IS_RETURN), (1, IS_RETURN));
         check((ADD, 0, SKB), (0, SKB));
     }
 

@@ -4,7 +4,6 @@
 //! apart once more: its programs get the maps that aya has made, and are loaded here.
 
 use super::kernel::{Kernel, TypedTarget};
-use super::kfunc;
 use super::probes::Point;
 use crate::sys::bpf::{self, Attach, Program, Refused};
 use aya::maps::Map;
@@ -96,7 +95,7 @@ impl Programs {
         object.sanitize_functions(features);
         for instruction in object.functions.values_mut().flat_map(|function| &mut function.instructions) {
             place(instruction, &kernel.layout.offsets)?;
-            kfunc::place(instruction, kernel.preemption.as_ref());
+            kernel.kfuncs.place(instruction);
         }
         Ok(Self { object, btf })
     }
