@@ -8,6 +8,7 @@ use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_p
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use tracer_common::kfunc;
+use tracer_common::offsets::ABSENT;
 
 /// A value somewhere in kernel memory.
 #[inline(always)]
@@ -138,6 +139,15 @@ pub fn read_pair(address: u64, first: u64, second: u64) -> Option<(u32, u32)> {
 #[inline(always)]
 pub fn recseq<A: Access>(per_cpu: u64) -> Option<u32> {
     A::number(config!(recseq).wrapping_add(per_cpu))
+}
+
+/// The status of a packet's connection. `None` where it has none, or where nobody knows where that would be.
+#[inline(always)]
+pub fn ct_status<A: Access>(nfct: u64) -> Option<u32> {
+    if nfct <= 7 || offset!(ct_status) == u64::from(ABSENT) {
+        return None;
+    }
+    A::number((nfct & !7) + offset!(ct_status))
 }
 
 /// Devices and namespace of a `struct nf_hook_state`.

@@ -534,9 +534,7 @@ fn fill<A: Access>(
 ) -> u32 {
     let mut facts = 0;
     traversal.ctinfo = (skb.nfct & 7) as u8;
-    if skb.nfct > 7
-        && let Some(status) = A::number::<u32>((skb.nfct & !7) + offset!(ct_status))
-    {
+    if let Some(status) = kernel::ct_status::<A>(skb.nfct) {
         traversal.ct_status = status;
         facts |= fact::CONNTRACK;
     }

@@ -430,9 +430,7 @@ fn clear<const N: usize>(bytes: &mut [u8; N]) {
 fn packet<A: Access>(state: &State, record: &mut Run, skb: &Skb, hook_state: &HookState) -> u32 {
     let mut facts = 0;
     record.ctinfo = (skb.nfct & 7) as u8;
-    if skb.nfct > 7
-        && let Some(status) = A::number::<u32>((skb.nfct & !7) + offset!(ct_status))
-    {
+    if let Some(status) = kernel::ct_status::<A>(skb.nfct) {
         record.ct_status = status;
         facts |= fact::CONNTRACK;
     }
