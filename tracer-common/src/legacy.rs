@@ -130,6 +130,9 @@ pub mod fact {
     /// Only the rule that dropped the packet was looked for: it is the one match, or there is none. The packet was copied
     /// at exit.
     pub const LAST_RULE: u32 = 1 << 9;
+    /// The exit was not seen, and the counters tell of this packet alone all the same: what began later shows that it is
+    /// over. There is no `verdict`, and nothing is known of the packet at exit.
+    pub const UNSEEN_END: u32 = 1 << 10;
 }
 
 /// What of an skb can change while it is in a table.
@@ -169,7 +172,7 @@ pub struct Traversal {
     pub checkpoint_ns: u64,
     /// Replace counter of the table at entry.
     pub replace_count: u32,
-    /// What the function returned: verdict in the low byte.
+    /// What the function returned: verdict in the low byte. Not filled with [`fact::UNSEEN_END`].
     pub verdict: u32,
     /// Bits of [`doubt`].
     pub doubts: u32,

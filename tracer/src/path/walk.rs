@@ -67,6 +67,10 @@ pub enum Reason {
     NoWay(Verdict),
     /// More than one walk uses every count and ends in a match that drops, and none ends in a rule that does.
     ManyCuts,
+    /// The verdict was not seen, and the counts leave it open.
+    ManyEnds,
+    /// The verdict was not seen, and no walk uses every count.
+    NoEnd,
     /// The search was given up.
     TooMany,
 }
@@ -92,6 +96,13 @@ impl Reason {
             Self::ManyCuts => {
                 format!("dropped by a match in table {} (hotdrop), in more than one way", table.name)
             }
+            Self::ManyEnds => {
+                format!("its end was not seen, and the counted rules of table {} leave it open", table.name)
+            }
+            Self::NoEnd => format!(
+                "its end was not seen, and no way through table {} meets exactly the counted rules",
+                table.name
+            ),
             Self::TooMany => format!("too many ways to order the counted rules of table {}", table.name),
         }
     }

@@ -286,8 +286,8 @@ impl Interpreter {
                 }),
                 generation: None,
                 outcome: None,
-                verdict: verdict_of(traversal),
-                queue: queue_of(traversal.verdict),
+                verdict: returned(traversal).map(Verdict::from_return),
+                queue: returned(traversal).and_then(queue_of),
                 sighting: None,
             },
         };
@@ -528,9 +528,10 @@ impl Interpreter {
         let mut outcome = None;
         let last_rule = is_last_rule(traversal);
         let known = (why.is_none() && !last_rule).then(|| {
-            let verdict = traversal.verdict;
-            walks.borrow_mut().walk(&mut self.walker, (table, graph), hook, matches, verdict)
+            let returned = returned(traversal);
+            walks.borrow_mut().walk(&mut self.walker, (table, graph), hook, matches, returned)
         });
+        let verdict = known.as_ref().map_or_else(|| returned(traversal), |known| known.verdict);
         let (entries, mut certainty) = match known.as_deref().map(|known| &known.walk) {
             Some(Walk::Ordered(entries)) => (Cow::from(entries), Certainty::Complete),
             Some(Walk::Unordered(entries)) => {
@@ -589,7 +590,7 @@ impl Interpreter {
                 names.push(Rc::clone(name));
             }
             let (state, view_doubt) = views.at(index);
-            let ended = (index == last && outcome.is_none()).then_some(traversal.verdict);
+            let ended = if index == last && outcome.is_none() { verdict } else { None };
             let step = Step {
                 packet: number,
                 time_ns: Some(self.epoch_ns.wrapping_add(traversal.entry_ns)),
@@ -614,8 +615,8 @@ impl Interpreter {
             why,
             generation: named.then(|| Rc::clone(&version.tag)),
             outcome,
-            verdict: verdict_of(traversal),
-            queue: queue_of(traversal.verdict),
+            verdict: verdict.map(Verdict::from_return),
+            queue: verdict.and_then(queue_of),
             sighting: (last_rule && entries.is_empty())
                 .then(|| sighting(self.epoch_ns.wrapping_add(traversal.entry_ns), view(traversal, entry))),
         }
@@ -727,10 +728,12 @@ fn plausible(table: &Table, matches: &[Match]) -> Vec<usize> {
     matches.iter().filter(|entry| entry.count <= 0x7fff_ffff).filter_map(known).collect()
 }
 
-/// `None` when the end of the traversal was not seen.
-fn verdict_of(traversal: &Traversal) -> Option<Verdict> {
-    (traversal.doubts & (doubt::NO_EXIT | doubt::TOO_DEEP) == 0)
-        .then(|| Verdict::from_return(traversal.verdict))
+/// What the function returned; `None` when the end of the traversal was not seen.
+#[inline]
+fn returned(traversal: &Traversal) -> Option<u32> {
+    let seen =
+        traversal.doubts & (doubt::NO_EXIT | doubt::TOO_DEEP) == 0 && traversal.facts & fact::UNSEEN_END == 0;
+    seen.then_some(traversal.verdict)
 }
 
 /// The number of the queue in a verdict that sends a packet to one.

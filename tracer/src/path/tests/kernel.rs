@@ -392,7 +392,7 @@ proptest! {
             let truth = send(&table, luck);
             let verdict = if luck % 8 == 0 { lie } else { truth.verdict };
             let found = matches(&counts(&truth.path));
-            let known = walks.walk(&mut walker, (&table, &graph), Hook::Prerouting, &found, verdict);
+            let known = walks.walk(&mut walker, (&table, &graph), Hook::Prerouting, &found, Some(verdict));
             prop_assert_eq!(&known.walk, &walker.walk(&graph, Hook::Prerouting, &found, verdict));
             let state = State { mark: 1, len: 20, bytes: &[0x45; 20] };
             let views = match &known.walk {
@@ -401,6 +401,25 @@ proptest! {
                 Walk::Inexact(_) => continue,
             };
             prop_assert!(known.can_change || views == Views::Unchanged(state));
+        }
+    }
+
+    /// An end that was not seen is told as it was, or not at all.
+    #[test]
+    fn implied_verdicts(ruleset in rulesets(8, 6), luck in 1..u64::MAX) {
+        let table = ruleset.table();
+        let truth = send(&table, luck);
+        let counts = counts(&truth.path);
+        let (mut walks, mut walker) = (Walks::default(), Walker::default());
+        let graph = Graph::new(&table);
+        let known = walks.walk(&mut walker, (&table, &graph), Hook::Prerouting, &matches(&counts), None);
+        match (&known.walk, known.verdict) {
+            (Walk::Ordered(path), Some(verdict)) => prop_assert_eq!((path, verdict), (&truth.path, truth.verdict)),
+            (Walk::Unordered(set), Some(verdict)) => {
+                prop_assert_eq!((set, verdict), (&multiset(&counts), truth.verdict));
+            }
+            (Walk::Inexact(_), None) => {}
+            other => prop_assert!(false, "{:?} for {:?}", other, truth),
         }
     }
 

@@ -7,6 +7,7 @@
 use crate::netfilter::{Family, Hook, StepKind, Verdict};
 use crate::path::attribute::{State, Views, attribute, attribute_unordered};
 use crate::path::walk::{Graph, Walk, Walker};
+use crate::path::walks::Walks;
 use crate::ruleset::{Chain, Entry, Extension, Table, Target};
 use serde::Deserialize;
 use std::fmt::Write as _;
@@ -23,10 +24,12 @@ struct Scenario {
     hook: String,
     /// Counted entries, `CHAIN:kind:number`, with ` x2` or ` x-1` for a count that is not 1.
     counted: Vec<String>,
-    /// What the kernel function returned.
-    verdict: u32,
+    /// What the kernel function returned; nothing where its end was not seen.
+    verdict: Option<u32>,
     /// `ordered`, `unordered`, `cut` or `inexact`, and why.
     walk: String,
+    /// The verdict that it must have had, where that was not seen.
+    implied: Option<String>,
     #[serde(default)]
     path: Vec<String>,
     entry: Option<Packet>,
@@ -61,6 +64,9 @@ fn check(file: &Path) -> Result<(), String> {
     let text = std::fs::read_to_string(file).unwrap();
     let scenario: Scenario = toml::from_str(&text).map_err(|error| format!("{name}: {error}"))?;
     let mut expected = format!("{}\n", scenario.walk);
+    if let Some(verdict) = &scenario.implied {
+        writeln!(expected, "ends in {verdict}").unwrap();
+    }
     for line in scenario.path.iter().chain(&scenario.views) {
         writeln!(expected, "{line}").unwrap();
     }
@@ -73,14 +79,18 @@ impl Scenario {
         let table = parse(&self.rules);
         let hook = Hook::ALL.into_iter().find(|hook| hook.chain() == self.hook).expect("a hook");
         let counted: Vec<Match> = self.counted.iter().map(|line| counted(&table, line)).collect();
-        let walk = Walker::default().walk(&Graph::new(&table), hook, &counted, self.verdict);
-        let (heading, path) = match walk {
-            Walk::Ordered(path) => ("ordered".to_owned(), path),
-            Walk::Unordered(path) => ("unordered".to_owned(), path),
-            Walk::Cut(path, cut) => (format!("cut: {}", cut.text()), path),
+        let (mut walker, graph) = (Walker::default(), Graph::new(&table));
+        let known = Walks::default().walk(&mut walker, (&table, &graph), hook, &counted, self.verdict);
+        let (heading, path) = match &known.walk {
+            Walk::Ordered(path) => ("ordered".to_owned(), path.clone()),
+            Walk::Unordered(path) => ("unordered".to_owned(), path.clone()),
+            Walk::Cut(path, cut) => (format!("cut: {}", cut.text()), path.clone()),
             Walk::Inexact(reason) => (format!("inexact: {}", reason.text(&table)), Vec::new()),
         };
         let mut found = format!("{heading}\n");
+        if let (None, Some(verdict)) = (self.verdict, known.verdict) {
+            writeln!(found, "ends in {}", Verdict::from_return(verdict)).unwrap();
+        }
         for step in &path {
             writeln!(found, "{}", table.step_name(*step)).unwrap();
         }
