@@ -165,12 +165,15 @@ pub fn copy_block(frame: &Frame, depth: u32, block: u32, destination: *mut Block
     unsafe { copy(destination.cast::<u8>(), bytes, address) }
 }
 
-/// Takes the snapshot of one block. Returns 0, or 1 when it could not be read.
+/// Takes the snapshot of one block, if the traversal can meet any rule of it. Returns 0, or 1 when it could not be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn snapshot_block(depth: u32, block: u32) -> u32 {
     let Some(state) = state() else { return 1 };
     let frame = state.frame(depth);
+    if !can_meet(frame, block) {
+        return 0;
+    }
     let Some(page) = SNAPSHOTS.get_ptr_mut(frame.page.get().wrapping_add(block)) else { return 1 };
     if copy_block(frame, depth, block, page) { 0 } else { 1 }
 }
@@ -181,12 +184,15 @@ fn sign(resume: u32) -> u64 {
     u64::from(resume).wrapping_mul(2).wrapping_sub(1)
 }
 
-/// Subtracts (`resume` 0) or adds (1) the counters of a block to its snapshot.
+/// Subtracts (`resume` 0) or adds (1) the counters of a block to its snapshot, where it has one.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn adjust_block(depth: u32, block: u32, resume: u32) -> u32 {
     let Some(state) = state() else { return 1 };
     let frame = state.frame(depth);
+    if !can_meet(frame, block) {
+        return 0;
+    }
     let Some(page) = SNAPSHOTS.get_ptr_mut(frame.page.get().wrapping_add(block)) else { return 1 };
     let Some(current) = CURRENT.get_ptr_mut(0) else { return 1 };
     if !copy_block(frame, depth, block, current) {
@@ -388,14 +394,6 @@ pub fn reach(frame: &Frame, hook: u8) -> Option<()> {
     Some(())
 }
 
-/// What [`for_each_block`] does. None is zero: the compiler would use the operation's register as the loop counter, whose
-/// upper half the verifier does not know.
-mod operation {
-    pub const TAKE: u32 = 10;
-    pub const SUSPEND: u32 = 11;
-    pub const RESUME: u32 = 12;
-}
-
 /// Whether the frame's traversal can meet a rule of this block.
 #[inline(always)]
 fn can_meet(frame: &Frame, block: u32) -> bool {
@@ -403,48 +401,37 @@ fn can_meet(frame: &Frame, block: u32) -> bool {
     in_chain || block >= frame.user_first.get()
 }
 
-/// Does something with a block of a frame's table. Returns 0, or 1 when it could not be read.
+/// [`snapshot_block`] for every block of a frame's table.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn on_block(depth: u32, operation: u32, block: u32) -> u32 {
-    let Some(state) = state() else { return 1 };
-    if !can_meet(state.frame(depth), block) {
-        return 0;
-    }
-    match operation {
-        operation::TAKE => snapshot_block(depth, block),
-        operation => adjust_block(depth, block, operation - operation::SUSPEND),
-    }
+pub extern "C" fn take_blocks(depth: u32) -> u32 {
+    for_each_block(depth, |block| snapshot_block(depth, block))
 }
 
-/// Does something with every block of a frame's table. Returns 0, or 1 when a block could not be read.
+/// [`adjust_block`] for every block of a frame's table.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn for_each_block(depth: u32, operation: u32) -> u32 {
-    let Some(state) = state() else { return 1 };
-    let count = state.frame(depth).blocks.get();
-    for block in 0..MAX_BLOCKS {
-        if block >= opaque(count) {
-            break;
-        }
-        if on_block(depth, operation, block) != 0 {
-            return 1;
-        }
-    }
-    0
+pub extern "C" fn adjust_blocks(depth: u32, resume: u32) -> u32 {
+    for_each_block(depth, |block| adjust_block(depth, block, resume))
 }
 
-/// Compares every block of a frame's table: [`for_each_block`] of the programs at the exit alone.
+/// [`compare_block`] for every block of a frame's table.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn compare_blocks(depth: u32) -> u32 {
+    for_each_block(depth, |block| compare_block(depth, block))
+}
+
+/// Does something with every block of a frame's table. Returns 0, or 1 when it failed for one.
+#[inline(always)]
+fn for_each_block(depth: u32, does: impl Fn(u32) -> u32) -> u32 {
     let Some(state) = state() else { return 1 };
     let count = state.frame(depth).blocks.get();
     for block in 0..MAX_BLOCKS {
         if block >= opaque(count) {
             break;
         }
-        if compare_block(depth, block) != 0 {
+        if does(block) != 0 {
             return 1;
         }
     }
@@ -454,7 +441,7 @@ pub extern "C" fn compare_blocks(depth: u32) -> u32 {
 /// Takes the snapshot of the frame's table.
 #[inline(always)]
 pub fn take(frame: &Frame, depth: u32) {
-    apply(frame, depth, operation::TAKE);
+    check(frame, take_blocks(depth));
 }
 
 /// What [`survey`] keeps in memory: what is in registers the verifier knows something about, other things on each way
@@ -685,23 +672,23 @@ pub extern "C" fn adjust_small(depth: u32, resume: u32) -> u32 {
     0
 }
 
-/// An inner traversal begins: what the frame's own packet did so far is kept.
+/// Another traversal begins above this one: what the frame's own packet did so far is kept.
 #[inline(always)]
 pub fn suspend(frame: &Frame, depth: u32) {
     if frame.number.get() <= SMALL {
         check(frame, adjust_small(depth, 0));
     } else {
-        apply(frame, depth, operation::SUSPEND);
+        check(frame, adjust_blocks(depth, 0));
     }
 }
 
-/// The inner traversal has ended.
+/// Those above it have ended, or the frame itself does.
 #[inline(always)]
 pub fn resume(frame: &Frame, depth: u32) {
     if frame.number.get() <= SMALL {
         check(frame, adjust_small(depth, 1));
     } else {
-        apply(frame, depth, operation::RESUME);
+        check(frame, adjust_blocks(depth, 1));
     }
 }
 
@@ -719,11 +706,6 @@ pub fn compare(state: &'static State, frame: &Frame, record: *mut Record, depth:
         frame.doubt(doubt::TOO_MANY);
     }
     true
-}
-
-#[inline(always)]
-fn apply(frame: &Frame, depth: u32, operation: u32) {
-    check(frame, for_each_block(depth, operation));
 }
 
 #[inline(always)]
