@@ -7,7 +7,7 @@ use crate::snapshot::Policies;
 use core::cell::{Cell, UnsafeCell};
 use core::mem::offset_of;
 use tracer_common::count;
-use tracer_common::legacy::{TABLE_SLOTS, table_slot};
+use tracer_common::legacy::{TABLE_SLOTS, doubt, table_slot};
 
 /// Traversals that can be open on one CPU at once.
 pub const DEPTH: u32 = 8;
@@ -80,7 +80,8 @@ const _: () = assert!(size_of::<Cpu>() == 64 && offset_of!(Cpu, nested) == offse
 /// One open traversal that is followed: one that is traced, or one inside another that is.
 #[repr(C, align(128))]
 pub struct Frame {
-    /// Where on the stack the traversal was entered: the key that entry and exit share.
+    /// Where on the stack the traversal was entered: the key that entry and exit share. 0 where it has ended, and others
+    /// that began later have not.
     pub key: Cell<u64>,
     pub task: Cell<u64>,
     pub entry_ns: Cell<u64>,
@@ -89,6 +90,7 @@ pub struct Frame {
     pub skb: Cell<u64>,
     /// Address of this CPU's first counter block.
     pub first_block: Cell<u64>,
+    /// 0, [`TRACED`] or [`ALONE`].
     pub traced: Cell<u32>,
     pub number: Cell<u32>,
     /// First page of the snapshot, and how many; none for a small table.
@@ -115,6 +117,11 @@ pub struct Frame {
 }
 
 const _: () = assert!(size_of::<Frame>() == 128);
+
+/// It is told of.
+pub const TRACED: u32 = 1;
+/// The same, and at its entry no other outermost traversal was under way that had still to be counted.
+pub const ALONE: u32 = 2;
 
 /// Rules of a small table that follow one another.
 #[repr(C)]
@@ -171,7 +178,10 @@ pub struct State {
     pub owner: Cell<u64>,
     /// The frame whose exit this is, while it is looked for.
     pub found: Cell<u32>,
-    reserved: u32,
+    /// Whether there is an early one, likewise.
+    pub early: Cell<u32>,
+    /// When something used the tables on this CPU last that no frame stands for.
+    pub disturbed_ns: Cell<u64>,
     /// Where the link-layer header lay that was copied last, with the hook and the depth of the frame in whose record it is;
     /// 0 for none. And whose it was.
     pub mac_at: Cell<u64>,
@@ -313,6 +323,26 @@ impl KnownTable {
 }
 
 impl Frame {
+    /// Whether it is open and had perhaps not come to its counted part when another one began above it: what the sequence
+    /// count moved by since may be its doing.
+    #[inline(always)]
+    pub fn is_early(&self) -> bool {
+        let has_counted = self.advanced.get() != 0 && self.doubts.get() & doubt::SEQUENCE == 0;
+        self.key.get() != 0 && self.entry_sequence.get() & 1 == 0 && !has_counted
+    }
+
+    /// How far its own segments have moved the sequence count, the running one included.
+    #[inline(always)]
+    pub fn advanced_to(&self, sequence: u32) -> u32 {
+        self.advanced.get().wrapping_add(sequence.wrapping_sub(self.segment_sequence.get()))
+    }
+
+    /// How far its traversal moves it: inside the counted part of another one, not at all.
+    #[inline(always)]
+    pub fn advances(&self) -> u32 {
+        if self.entry_sequence.get() & 1 == 0 { 2 } else { 0 }
+    }
+
     /// Casts doubt on the traversal.
     #[inline(always)]
     pub fn doubt(&self, doubt: u32) {

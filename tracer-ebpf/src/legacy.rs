@@ -10,8 +10,8 @@
 use crate::config::{config, offset};
 use crate::counts;
 use crate::emit::{count, send, send_traversal};
-use crate::frame::{Cpu, DEPTH, Frame, KnownTable, Rules, SMALL, State, cpu, distance, state};
-use crate::kernel::{self, Access, HookState, Packet, Skb, copy, read, read_pair};
+use crate::frame::{ALONE, Cpu, DEPTH, Frame, KnownTable, Rules, SMALL, State, TRACED, cpu, distance, state};
+use crate::kernel::{self, Access, HookState, Packet, Probed, Skb, Typed, copy, read, read_pair};
 use crate::maps::{RECORDS, Record, replace_count};
 use crate::nft::nft;
 use crate::preemption::Unpreempted;
@@ -76,6 +76,9 @@ pub fn enter<A: Access>(context: *mut c_void, call: impl Fn(*mut c_void) -> Call
         cpu.outermost.add(1);
         return false;
     }
+    if cpu.depth.get() != 0 {
+        end_returned::<A, _>(context, &call);
+    }
     follow::<A, _>(context, call);
     cpu.depth.get() != 0
 }
@@ -89,6 +92,9 @@ fn look<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, call: F) {
         cpu.outermost.add(1);
         return;
     }
+    if cpu.depth.get() != 0 {
+        end_returned::<A, _>(context, &call);
+    }
     follow::<A, _>(context, call);
 }
 
@@ -100,6 +106,7 @@ fn leave_out<A: Access>() {
     let cpu = cpu();
     count(Counter::LeftOut, 1);
     cpu.left_out.add(1);
+    drop_none(disturb());
     let sequence = kernel::per_cpu_offset(cpu).and_then(kernel::recseq::<A>);
     if sequence.is_some_and(|sequence| sequence & 1 == 0) {
         cpu.outermost.add(1);
@@ -176,22 +183,45 @@ fn pass<A: Access>(cpu: &Cpu) -> Option<()> {
     Some(())
 }
 
-/// Saved counts are about to be added to a table's counters, which moves `xt_recseq` as a traversal does.
+/// Something uses the tables on this CPU that no frame stands for.
 #[inline(always)]
-pub fn counters_added() {
-    cpu().outermost.add(1);
+fn disturb() -> Option<()> {
+    state()?.disturbed_ns.set(kernel::now_ns());
+    Some(())
+}
+
+/// Saved counts are about to be added to a table's counters, which moves `xt_recseq` as a traversal does. Of the frames it
+/// is one inside the others, until it has done so. `key` as of a traversal.
+#[inline(always)]
+pub fn counters_added(key: u64) {
+    let cpu = cpu();
+    if cpu.depth.get() != 0
+        && let Some(_alone) = cpu.claim()
+    {
+        let call = Call { skb: 0, skb_number: 0, state: 0, table: 0, key };
+        drop_none(push::<Probed>(cpu, &call, None));
+    } else {
+        cpu.outermost.add(1);
+        drop_none(disturb());
+    }
+}
+
+/// How many outermost traversals moved `xt_recseq` since the checkpoint.
+#[inline(always)]
+fn moved(cpu: &Cpu, sequence: u32) -> u64 {
+    u64::from(sequence.wrapping_sub(cpu.checkpoint_sequence.get()) / 2)
 }
 
 /// An outermost traversal begins: compares how far `xt_recseq` moved with the traversals seen since the last time. The
 /// rest was missed. One that was seen and has not moved it yet stays in the account.
 /// Returns the number missed or left out and the time of the checkpoint before.
 #[inline(always)]
-fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
+fn checkpoint(cpu: &Cpu, state: &State, sequence: u32, now_ns: u64) -> (u32, u64) {
     let seen = cpu.outermost.get();
     let mut missed = 0;
     let mut pending = 0;
     if cpu.checkpoint_valid.get() != 0 {
-        let moved = u64::from(sequence.wrapping_sub(cpu.checkpoint_sequence.get()) / 2);
+        let moved = moved(cpu, sequence);
         if moved > seen {
             missed = (moved - seen) as u32;
         } else {
@@ -206,6 +236,8 @@ fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
     cpu.checkpoint_ns.set(now_ns);
     if missed != 0 {
         count(Counter::Missed, u64::from(missed));
+        // Before what begins now.
+        state.disturbed_ns.set(now_ns.wrapping_sub(1));
     }
     let left_out = cpu.left_out.get();
     if left_out != 0 {
@@ -214,7 +246,7 @@ fn checkpoint(cpu: &Cpu, sequence: u32, now_ns: u64) -> (u32, u64) {
     (missed.wrapping_add(left_out as u32), since_ns)
 }
 
-/// Gives up the frame at `depth`, whose exit will not come. A global function to the verifier, like those of
+/// Gives up what the frame at `depth` tells, whose exit will not come. A global function to the verifier, like those of
 /// [`snapshot`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -223,9 +255,8 @@ pub extern "C" fn abandon(depth: u32, why: u32) -> u32 {
         return 1;
     };
     let cpu = cpu();
-    cpu.depth.set(depth);
     let frame = state.frame(depth);
-    if frame.traced.get() != 0 {
+    if frame.key.get() != 0 && frame.traced.get() != 0 {
         count(Counter::Unended, 1);
         if counts::counts() {
             return 0;
@@ -261,13 +292,13 @@ pub fn identify(cpu: &Cpu, traversal: &mut Traversal, frame: &Frame) {
 #[inline(always)]
 fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Option<()> {
     let state = state()?;
-    cpu.generation.set(cpu.generation.get().wrapping_add(1));
     let task = kernel::task();
     let now_ns = kernel::now_ns();
-    if cpu.depth.get() != 0 {
-        drop_stale(state, call.key, task, now_ns);
-    }
     let depth = cpu.depth.get();
+    if depth >= DEPTH {
+        return disturb();
+    }
+    cpu.generation.set(cpu.generation.get().wrapping_add(1));
     let per_cpu = kernel::per_cpu_offset(cpu)?;
     let mut page = 0;
     if depth > 0 {
@@ -281,11 +312,10 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
     let sequence = kernel::recseq::<A>(per_cpu)?;
     if depth > 0 {
         let outer = state.frame(depth - 1);
-        let segment = sequence.wrapping_sub(outer.segment_sequence.get());
-        outer.advanced.set(outer.advanced.get().wrapping_add(segment));
+        outer.advanced.set(outer.advanced_to(sequence));
     }
     // Inside the counted part of another one, a traversal does not move the sequence count.
-    let missed = if sequence & 1 == 0 { checkpoint(cpu, sequence, now_ns) } else { (0, 0) };
+    let missed = if sequence & 1 == 0 { checkpoint(cpu, state, sequence, now_ns) } else { (0, 0) };
 
     let frame = state.frame(depth);
     frame.key.set(call.key);
@@ -307,6 +337,7 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
         let record = RECORDS.get_ptr_mut(depth)?;
         // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
         let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
+        frame.traced.set(if cpu.outermost.get() == 1 { ALONE } else { TRACED });
         if counts::counts() {
             begin_counted::<A>(traversal, call, traced);
         } else {
@@ -315,7 +346,6 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
                 traversal.facts |= fact::NESTED;
             }
         }
-        frame.traced.set(1);
         if counts::counts_by(by::VERDICT) {
             // As of a small table of which nothing can be met: no counters are read.
             frame.rules.set(Rules { first: 0, count: 0 });
@@ -333,29 +363,209 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
     Some(())
 }
 
-/// Gives up frames that a traversal that begins shows to be over. The same task cannot be deeper in its stack than a
-/// call it made before: such a frame's exit was lost. One that is very old has ended on another CPU.
+/// Ends the frames that a traversal that begins shows to be over. The same task cannot be deeper in its stack than a call
+/// it made before, and a packet is in one place at a time. A frame that is very old has ended on another CPU.
 #[inline(never)]
-fn drop_stale(state: &'static State, key: u64, task: u64, now_ns: u64) {
+fn end_returned<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, call: &F) {
+    let _unpreempted = Unpreempted::<A>::new();
     let cpu = cpu();
-    for _ in 0..DEPTH {
-        let depth = cpu.depth.get();
-        if depth == 0 {
-            break;
+    let (Some(_alone), Some(state)) = (cpu.claim(), state()) else { return };
+    let Call { skb_number, key, .. } = call(context);
+    let (task, now_ns) = (kernel::task(), kernel::now_ns());
+    for candidate in 0..DEPTH {
+        let depth = DEPTH - 1 - candidate;
+        if depth >= cpu.depth.get() {
+            continue;
         }
-        let top = state.frame(depth - 1);
-        let returned = top.task.get() == task && key.wrapping_sub(top.key.get()) < STACK_BYTES;
-        if returned || now_ns.wrapping_sub(top.entry_ns.get()) > FORGOTTEN_NS {
-            abandon(depth - 1, doubt::NO_EXIT);
-        } else {
-            break;
+        let frame = state.frame(depth);
+        let returned = frame.task.get() == task && key.wrapping_sub(frame.key.get()) < STACK_BYTES;
+        let elsewhere = frame.traced.get() != 0 && frame.skb.get() == skb_number;
+        let forgotten = now_ns.wrapping_sub(frame.entry_ns.get()) > FORGOTTEN_NS;
+        if frame.key.get() != 0
+            && (returned || elsewhere || forgotten || has_added::<A>(cpu, state, frame, depth))
+        {
+            end_unseen::<A>(depth);
         }
     }
     if cpu.depth.get() >= DEPTH {
         for above in 0..DEPTH {
             abandon(DEPTH - 1 - above, doubt::TOO_DEEP);
         }
+        cpu.depth.set(0);
         count(Counter::Overflowed, u64::from(DEPTH));
+    }
+}
+
+/// Whether a frame stands for [`counters_added`], and they have been.
+#[inline(always)]
+fn has_added<A: Access>(cpu: &Cpu, state: &'static State, frame: &Frame, depth: u32) -> bool {
+    if frame.table.get() != 0 || has_early(state, depth) {
+        return false;
+    }
+    let is_top = cpu.depth.get() == depth + 1;
+    let sequence = kernel::per_cpu_offset(cpu).and_then(kernel::recseq::<A>);
+    frame.advanced.get() != 0 || (is_top && sequence != Some(frame.segment_sequence.get()))
+}
+
+/// Ends a frame whose exit was not seen.
+#[inline(always)]
+fn end_unseen<A: Access>(depth: u32) {
+    if A::TYPED {
+        end_unseen_typed(depth)
+    } else {
+        end_unseen_probed(depth)
+    };
+}
+
+/// [`end_unseen`] in programs at fentry and fexit. Global functions to the verifier, like those of [`snapshot`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn end_unseen_typed(depth: u32) -> u32 {
+    u32::from(end_without_exit::<Typed>(depth).is_none())
+}
+
+/// [`end_unseen`] in programs at kprobes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn end_unseen_probed(depth: u32) -> u32 {
+    u32::from(end_without_exit::<Probed>(depth).is_none())
+}
+
+/// Ends a frame whose exit was not seen. Its counters are those of its packet all the same if nothing else moved any since:
+/// that takes the same proof as at an exit, and that no traversal went by unseen, which could stand for this one. Programs
+/// at kprobes miss entry and exit alike, and have no use for it.
+#[inline(always)]
+fn end_without_exit<A: Access>(depth: u32) -> Option<()> {
+    let (cpu, state) = (cpu(), state()?);
+    // What would have been seen.
+    cpu.generation.set(cpu.generation.get().wrapping_add(1));
+    let frame = state.frame(depth);
+    let per_cpu = kernel::per_cpu_offset(cpu)?;
+    let is_top = cpu.depth.get() == depth + 1;
+    if !is_top {
+        uncover::<A>(cpu, state, frame, depth, per_cpu)?;
+    }
+    // Inside the counted part of another one, nothing would tell that this one's has begun.
+    let is_counted = frame.entry_sequence.get() & 1 == 0;
+    if A::TYPED && is_counted && frame.traced.get() != 0 && !counts::counts() {
+        let record = RECORDS.get_ptr_mut(depth)?;
+        snapshot::compare(state, frame, record, depth);
+        let sequence = kernel::recseq::<A>(per_cpu)?;
+        check::<A>(cpu, frame, sequence);
+        if frame.doubts.get() == 0 && is_alone(cpu, state, frame, depth, sequence) {
+            // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
+            let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
+            identify(cpu, traversal, frame);
+            traversal.facts |= fact::UNSEEN_END;
+            traversal.verdict = 0;
+            send_without_exit(state, record);
+            // Nothing more to tell.
+            frame.traced.set(0);
+        }
+    }
+    abandon(depth, doubt::NO_EXIT);
+    remove(cpu, state, depth, kernel::recseq::<A>(per_cpu)?);
+    Some(())
+}
+
+/// A frame ends below others. Its snapshot is one again, and what began later does not count what it does now. Counts that
+/// moved before others began are its own, unless one below it was early; if it was early itself, its counts are among those
+/// of the others.
+#[inline(always)]
+fn uncover<A: Access>(
+    cpu: &Cpu,
+    state: &'static State,
+    frame: &Frame,
+    depth: u32,
+    per_cpu: u64,
+) -> Option<()> {
+    let sequence = kernel::recseq::<A>(per_cpu)?;
+    let is_early = frame.is_early();
+    if is_early || !is_alone(cpu, state, frame, depth, sequence) {
+        frame.doubt(doubt::SEQUENCE);
+    }
+    frame.segment_sequence.set(sequence);
+    if frame.traced.get() != 0 {
+        snapshot::resume(frame, depth);
+    }
+    for candidate in 0..DEPTH {
+        if candidate > depth && candidate < cpu.depth.get() {
+            let above = state.frame(candidate);
+            above.generation.set(above.generation.get().wrapping_add(1));
+            // What came and went inside of those; they themselves came, and have not gone if they are open.
+            let events = above.inner.get().wrapping_mul(2).wrapping_sub(u32::from(above.key.get() != 0));
+            frame.generation.set(frame.generation.get().wrapping_add(events));
+            let is_top = candidate + 1 == cpu.depth.get();
+            if is_early && (above.advanced.get() != 0 || (is_top && above.segment_sequence.get() != sequence))
+            {
+                above.doubt(doubt::SEQUENCE);
+            }
+        }
+    }
+    Some(())
+}
+
+/// Whether one of the lowest `depth` frames is early.
+#[inline(always)]
+fn has_early(state: &'static State, depth: u32) -> bool {
+    // In memory, for the reason that `found` is.
+    state.early.set(0);
+    for candidate in 0..DEPTH {
+        if candidate < depth && state.frame(candidate).is_early() {
+            state.early.set(1);
+        }
+    }
+    state.early.get() != 0
+}
+
+/// Whether nothing that no frame stands for can have moved the sequence count in place of a frame since that was made, nor a
+/// frame below it.
+#[inline(always)]
+fn is_alone(cpu: &Cpu, state: &'static State, frame: &Frame, depth: u32, sequence: u32) -> bool {
+    let is_disturbed =
+        state.disturbed_ns.get() >= frame.entry_ns.get() || moved(cpu, sequence) > cpu.outermost.get();
+    frame.traced.get() == ALONE && !is_disturbed && !has_early(state, depth)
+}
+
+/// Takes a frame away that has ended: at once where it is the top one, with those below it that ended before; the next one
+/// goes on. Otherwise it stays until those above it have ended.
+#[inline(always)]
+fn remove(cpu: &Cpu, state: &'static State, depth: u32, sequence: u32) {
+    let frame = state.frame(depth);
+    if cpu.depth.get() != depth + 1 {
+        frame.key.set(0);
+        return;
+    }
+    cpu.depth.set(depth);
+    if depth == 0 {
+        return;
+    }
+    if frame.advanced_to(sequence) != frame.advances() {
+        // What it has too much, or has not, an early one below has or had.
+        for candidate in 0..DEPTH {
+            let below = state.frame(candidate);
+            if candidate < depth && below.is_early() {
+                below.doubt(doubt::SEQUENCE);
+            }
+        }
+    }
+    for _ in 0..DEPTH {
+        let depth = cpu.depth.get();
+        if depth == 0 || depth > DEPTH {
+            return;
+        }
+        let (frame, outer) = (state.frame(depth), state.frame(depth - 1));
+        outer.inner.set(outer.inner.get().wrapping_add(frame.inner.get()));
+        if outer.key.get() != 0 {
+            break;
+        }
+        cpu.depth.set(depth - 1);
+    }
+    let depth = cpu.depth.get().wrapping_sub(1);
+    let outer = state.frame(depth);
+    outer.segment_sequence.set(sequence);
+    if outer.traced.get() != 0 {
+        snapshot::resume(outer, depth);
     }
 }
 
@@ -377,6 +587,7 @@ pub fn sweep() {
             break;
         }
         abandon(depth - 1, doubt::NO_EXIT);
+        cpu.depth.set(depth - 1);
     }
 }
 
@@ -729,34 +940,28 @@ fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
     if config!(timed) != 0 {
         state.left_ns.set(kernel::now_ns());
     }
-    cpu.generation.set(cpu.generation.get().wrapping_add(1));
     let top = cpu.depth.get();
-    let mut depth = top.wrapping_sub(1);
-    if state.frame(depth).key.get() != end.key {
-        // Kept in memory: where a register has one of eight known numbers, the verifier looks at what follows eight times.
-        state.found.set(DEPTH);
-        for candidate in 0..DEPTH {
-            if candidate < top && state.frame(candidate).key.get() == end.key {
-                state.found.set(candidate);
-            }
-        }
-        depth = state.found.get();
+    if top == 0 {
+        return None;
+    }
+    let mut depth = top - 1;
+    let per_cpu = kernel::per_cpu_offset(cpu)?;
+    let is_top = state.frame(depth).key.get() == end.key;
+    if !is_top {
+        depth = find::<A>(cpu, state, end.key);
+    }
+    cpu.generation.set(cpu.generation.get().wrapping_add(1));
+    if !is_top {
         if depth >= DEPTH {
-            orphan(cpu, state.frame(top.wrapping_sub(1)));
+            orphan(cpu, state);
             return Some(());
         }
-        for _ in 0..DEPTH {
-            let above = cpu.depth.get().wrapping_sub(1);
-            if above <= depth || above >= DEPTH {
-                break;
-            }
-            abandon(above, doubt::NO_EXIT);
-            state.frame(depth).doubt(doubt::NO_EXIT);
+        if cpu.depth.get() != depth + 1 {
+            uncover::<A>(cpu, state, state.frame(depth), depth, per_cpu)?;
         }
     }
     let depth = snapshot::mask::<{ DEPTH - 1 }>(u64::from(depth)) as u32;
     let frame = state.frame(depth);
-    let per_cpu = kernel::per_cpu_offset(cpu)?;
     let sequence = if frame.traced.get() != 0 {
         let record = RECORDS.get_ptr_mut(depth)?;
         let by_verdict = counts::counts_by(by::VERDICT);
@@ -778,22 +983,45 @@ fn pop<A: Access>(cpu: &Cpu, end: &End) -> Option<()> {
     } else {
         kernel::recseq::<A>(per_cpu)?
     };
-    cpu.depth.set(depth);
-    if depth > 0 {
-        let outer = state.frame(depth - 1);
-        outer.inner.set(outer.inner.get().wrapping_add(frame.inner.get()));
-        outer.segment_sequence.set(sequence);
-        if outer.traced.get() != 0 {
-            snapshot::resume(outer, depth - 1);
+    remove(cpu, state, depth, sequence);
+    Some(())
+}
+
+/// The frame whose exit this is, or [`DEPTH`]. Those of the same task above it are inside of it, and over. Those of other
+/// tasks are not: a task may lose its CPU at the end of a table function, and come back before others.
+#[inline(never)]
+fn find<A: Access>(cpu: &Cpu, state: &'static State, key: u64) -> u32 {
+    // Kept in memory: where a register has one of eight known numbers, the verifier looks at what follows eight times.
+    state.found.set(DEPTH);
+    for candidate in 0..DEPTH {
+        if candidate < cpu.depth.get() && state.frame(candidate).key.get() == key {
+            state.found.set(candidate);
         }
     }
-    Some(())
+    if state.found.get() >= DEPTH {
+        return DEPTH;
+    }
+    let task = kernel::task();
+    for candidate in 0..DEPTH {
+        let depth = DEPTH - 1 - candidate;
+        let frame = state.frame(depth);
+        if depth > state.found.get()
+            && depth < cpu.depth.get()
+            && frame.key.get() != 0
+            && frame.task.get() == task
+        {
+            end_unseen::<A>(depth);
+        }
+    }
+    state.found.get()
 }
 
 /// An exit without a frame: its frame is on the CPU where it entered, or was never made.
 #[inline(always)]
-fn orphan(cpu: &Cpu, top: &Frame) {
+fn orphan(cpu: &Cpu, state: &'static State) {
     count(Counter::OrphanExits, 1);
+    state.disturbed_ns.set(kernel::now_ns());
+    let top = state.frame(cpu.depth.get().wrapping_sub(1));
     if top.task.get() == kernel::task() {
         top.doubt(doubt::ORPHAN);
     } else {
@@ -807,10 +1035,7 @@ fn orphan(cpu: &Cpu, top: &Frame) {
 /// look: they change only with `private` or the replace counter.
 #[inline(always)]
 fn check<A: Access>(cpu: &Cpu, frame: &Frame, sequence: u32) {
-    let segment = sequence.wrapping_sub(frame.segment_sequence.get());
-    let advanced = frame.advanced.get().wrapping_add(segment);
-    let expected = if frame.entry_sequence.get() & 1 == 0 { 2 } else { 0 };
-    if advanced != expected {
+    if frame.advanced_to(sequence) != frame.advances() {
         frame.doubt(doubt::SEQUENCE);
     }
     if A::number::<u64>(frame.table.get() + offset!(table_private)) != Some(frame.private.get()) {

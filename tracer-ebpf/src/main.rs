@@ -199,8 +199,8 @@ pub fn table_replaced(ctx: ProbeContext) -> u32 {
 
 /// Entry of `xt_copy_counters`: an edited table gets its saved counts back, on the CPU where the tool runs.
 #[kprobe]
-pub fn counters_added(_ctx: ProbeContext) -> u32 {
-    legacy::counters_added();
+pub fn counters_added(ctx: ProbeContext) -> u32 {
+    legacy::counters_added(kernel::stack_pointer(ctx.as_ptr()));
     0
 }
 
