@@ -35,7 +35,7 @@ const RULESETS: &[&str] = &[
     "names of builtins, odd names and comments",
 ];
 /// How often the packets of a ruleset are sent again.
-const REPEATS: u32 = 2;
+const REPEATS: u32 = 4;
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 /// Looks without a new line, after which none will come.
 const LONG_SILENCE: u32 = 200;

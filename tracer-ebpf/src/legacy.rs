@@ -374,7 +374,8 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
 }
 
 /// Ends the frames that a traversal that begins shows to be over. The same task cannot be deeper in its stack than a call
-/// it made before, and a packet is in one place at a time. A frame that is very old has ended on another CPU.
+/// it made before, and a packet is in one place at a time. A frame that is very old has ended on another CPU; nobody waits
+/// any more for what it could tell.
 #[inline(never)]
 fn end_returned<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, call: &F) {
     let _unpreempted = Unpreempted::<A>::new();
@@ -391,6 +392,9 @@ fn end_returned<A: Access, F: Fn(*mut c_void) -> Call>(context: *mut c_void, cal
         let returned = frame.task.get() == task && key.wrapping_sub(frame.key.get()) < STACK_BYTES;
         let elsewhere = frame.traced.get() != 0 && frame.skb.get() == skb_number;
         let forgotten = now_ns.wrapping_sub(frame.entry_ns.get()) > FORGOTTEN_NS;
+        if forgotten {
+            frame.doubt(doubt::NO_EXIT);
+        }
         if frame.key.get() != 0
             && (returned || elsewhere || forgotten || has_added::<A>(cpu, state, frame, depth))
         {
