@@ -218,6 +218,12 @@ impl Cpu {
         unsafe { self.depth.as_ptr().cast::<u64>().read_volatile() == 0 }
     }
 
+    /// How many outermost traversals moved `xt_recseq` since the checkpoint.
+    #[inline(always)]
+    pub fn moved(&self, sequence: u32) -> u64 {
+        u64::from(sequence.wrapping_sub(self.checkpoint_sequence.get()) / 2)
+    }
+
     /// Makes this the only program at work on this CPU for as long as the claim is kept; `None` where another one is.
     #[inline(always)]
     pub fn claim(&self) -> Option<Alone<'_>> {

@@ -18,6 +18,7 @@ mod legacy;
 mod maps;
 mod nft;
 mod preemption;
+mod record;
 mod replace;
 mod select;
 mod sender;
@@ -25,6 +26,7 @@ mod session;
 mod snapshot;
 mod throttle;
 mod translated;
+mod unwind;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint};
@@ -44,7 +46,7 @@ pub fn ip_enter(ctx: ProbeContext) -> u32 {
 /// Entry of `arpt_do_table`: never traced, but it moves the same sequence count.
 #[kprobe]
 pub fn arp_enter(ctx: ProbeContext) -> u32 {
-    legacy::enter_unselected::<Probed>(&probed(ctx.as_ptr()));
+    legacy::enter_unselected::<Probed>(ctx.as_ptr(), probed);
     0
 }
 
@@ -69,7 +71,7 @@ pub fn ip_enter_typed(ctx: FEntryContext) -> i32 {
 /// As [`arp_enter`].
 #[fentry]
 pub fn arp_enter_typed(ctx: FEntryContext) -> i32 {
-    legacy::enter_unselected::<Typed>(&typed(ctx.as_ptr()));
+    legacy::enter_unselected::<Typed>(ctx.as_ptr(), typed);
     0
 }
 
@@ -358,7 +360,7 @@ pub fn list_hooks(ctx: RawTracePointContext) -> i32 {
 /// Placed nowhere: user space runs it on each CPU at the end, for traversals whose exit was never seen.
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub fn sweep(_ctx: RawTracePointContext) -> i32 {
-    legacy::sweep();
+    unwind::sweep();
     0
 }
 

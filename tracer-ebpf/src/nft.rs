@@ -13,9 +13,10 @@ use crate::emit::{count, wake};
 use crate::frame::{State, cpu, cpu_number, state};
 use crate::kernel::{self, Access, HookState, Probed, Skb, copy, read};
 use crate::last_rule;
-use crate::legacy::{Call, NO_OWNER, device, drop_none, known_owner};
+use crate::legacy::{Call, drop_none};
 use crate::maps::{COMMITS, COMMITTING, EVENTS, OPEN_RUNS, Words};
 use crate::preemption::Unpreempted;
+use crate::record::{NO_OWNER, device, known_owner};
 use crate::select::{
     ADDRESS_FROM, ADDRESS_SHIFT, Layout, Question, Selected, blurred, forget, is_wanted, namespace,
 };

@@ -41,7 +41,7 @@ pub extern "C" fn arp_session(context: *mut c_void) -> i32 {
         legacy::leave::<Probed>(context, end);
         return RETURN_TOO;
     }
-    legacy::enter_unselected::<Probed>(&probed(context));
+    legacy::enter_unselected::<Probed>(context, probed);
     if cpu().depth.get() != 0 { RETURN_TOO } else { ENTRY_ONLY }
 }
 
