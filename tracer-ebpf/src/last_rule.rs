@@ -328,9 +328,7 @@ fn tell<A: Access>(end: &End) -> Option<()> {
     if !is_wanted::<A>(&call, Layout::IP) {
         return None;
     }
-    begin::<A>(state, traversal, 0, &call, (hook, next_packet()?), kernel::now_ns());
-    traversal.missed = 0;
-    traversal.checkpoint_ns = 0;
+    begin::<A>(state, traversal, 0, &call, (hook, next_packet()?), kernel::now_ns(), (0, 0));
     traversal.facts |= fact::LAST_RULE;
     identify(cpu(), traversal, frame);
     traversal.verdict = end.verdict;

@@ -249,62 +249,52 @@ fn push<A: Access>(cpu: &Cpu, call: &Call, traced: Option<(u8, Selected)>) -> Op
     }
     cpu.generation.set(cpu.generation.get().wrapping_add(1));
     let per_cpu = kernel::per_cpu_offset(cpu)?;
-    let frame = state.frame(depth);
-    frame.key.set(call.key);
-    frame.task.set(task);
-    frame.table.set(call.table);
-    frame.skb.set(call.skb_number);
-    frame.advanced.set(0);
-    frame.entry_ns.set(now_ns);
-    frame.generation.set(cpu.generation.get());
-    frame.inner.set(0);
-    frame.doubts.set(0);
-    frame.page.set(0);
-    frame.blocks.set(0);
-    frame.number.set(0);
-    frame.traced.set(0);
-    // Softirqs may come in here, and their traversals are left out. So what takes long comes before the counts are looked
-    // at.
-    let mut traversal = None;
-    if let Some(traced) = traced {
-        let record = RECORDS.get_ptr_mut(depth)?;
-        // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
-        let record = unsafe { &mut *(&raw mut (*record).traversal) };
-        if counts::counts() {
-            begin_counted::<A>(record, call, traced);
-        } else {
-            begin::<A>(state, record, depth, call, traced, now_ns);
-            if depth > 0 {
-                record.facts |= fact::NESTED;
-            }
-        }
-        frame.traced.set(TRACED);
-        traversal = Some(record);
-    }
+    let mut page = 0;
     if depth > 0 {
         let outer = state.frame(depth - 1);
         if outer.traced.get() != 0 {
             snapshot::suspend(outer, depth - 1);
         }
         outer.inner.set(outer.inner.get().wrapping_add(1));
-        frame.page.set(outer.page.get() + outer.blocks.get());
+        page = outer.page.get() + outer.blocks.get();
     }
     let sequence = kernel::recseq::<A>(per_cpu)?;
     if depth > 0 {
         let outer = state.frame(depth - 1);
         outer.advanced.set(outer.advanced_to(sequence));
     }
+    // Inside the counted part of another one, a traversal does not move the sequence count.
+    let missed = if sequence & 1 == 0 { checkpoint(cpu, state, sequence, now_ns) } else { (0, 0) };
+
+    let frame = state.frame(depth);
+    frame.key.set(call.key);
+    frame.task.set(task);
+    frame.table.set(call.table);
+    frame.skb.set(call.skb_number);
     frame.entry_sequence.set(sequence);
     frame.segment_sequence.set(sequence);
-    // Inside the counted part of another one, a traversal does not move the sequence count.
-    let (missed, since_ns) =
-        if sequence & 1 == 0 { checkpoint(cpu, state, sequence, now_ns) } else { (0, 0) };
-    if let Some(traversal) = traversal {
-        if cpu.outermost.get() == 1 {
-            frame.traced.set(ALONE);
+    frame.advanced.set(0);
+    frame.entry_ns.set(now_ns);
+    frame.generation.set(cpu.generation.get());
+    frame.inner.set(0);
+    frame.doubts.set(0);
+    frame.page.set(page);
+    frame.blocks.set(0);
+    frame.number.set(0);
+    frame.traced.set(0);
+    if let Some(traced) = traced {
+        let record = RECORDS.get_ptr_mut(depth)?;
+        // SAFETY: a per-CPU map value of this program's own; nothing else refers to it now.
+        let traversal = unsafe { &mut *(&raw mut (*record).traversal) };
+        frame.traced.set(if cpu.outermost.get() == 1 { ALONE } else { TRACED });
+        if counts::counts() {
+            begin_counted::<A>(traversal, call, traced);
+        } else {
+            begin::<A>(state, traversal, depth, call, traced, now_ns, missed);
+            if depth > 0 {
+                traversal.facts |= fact::NESTED;
+            }
         }
-        traversal.missed = missed;
-        traversal.checkpoint_ns = since_ns;
         if counts::counts_by(by::VERDICT) {
             // As of a small table of which nothing can be met: no counters are read.
             frame.rules.set(Rules { first: 0, count: 0 });

@@ -47,7 +47,7 @@ pub fn begin_counted<A: Access>(traversal: &mut Traversal, call: &Call, (hook, s
     }
 }
 
-/// Fills the entry half of a record, apart from what was missed.
+/// Fills the entry half of a record.
 #[inline(always)]
 pub fn begin<A: Access>(
     state: &State,
@@ -56,12 +56,15 @@ pub fn begin<A: Access>(
     call: &Call,
     (hook, selected): (u8, Selected),
     now_ns: u64,
+    (missed, checkpoint_ns): (u32, u64),
 ) {
     let mut facts = if selected.first { fact::FIRST } else { 0 };
     traversal.packet = selected.packet;
     traversal.entry_ns = now_ns;
     traversal.skb = call.skb_number;
     traversal.table = call.table;
+    traversal.missed = missed;
+    traversal.checkpoint_ns = checkpoint_ns;
     traversal.hook = hook;
     traversal.family = A::field::<u8>(call.state, offset!(state_pf)).unwrap_or(0);
     traversal.netns = config!(netns);
