@@ -51,7 +51,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 200)]
     rulesets: usize,
     /// How many packets a test sends at least
-    #[arg(long, default_value_t = 8_000)]
+    #[arg(long, default_value_t = 7_200)]
     packets: usize,
     /// Where randomness begins
     #[arg(long, default_value_t = 1)]
@@ -134,7 +134,6 @@ const OF_THE_KERNEL: &[&str] = &[
     "nft_oracle_generated",
     "nft_oracle_handwritten",
     "nft_oracle_iptables",
-    "nft_oracle_monitors",
     "nft_oracle_nat",
     "nft_oracle_netlink",
     "nft_oracle_netlink_devices",

@@ -153,7 +153,7 @@ pub fn handwritten() -> Result<String> {
 /// Rules of iptables-nft by the probes, which see what others have marked as well: alone beside legacy tables, and without them
 /// beside a device's. Says what was compared.
 pub fn iptables_by_probes() -> Result<String> {
-    let mut session = Session { backend: "ebpf", ..session(6, BOTH)? };
+    let mut session = Session { backend: "ebpf", shots: SHOTS / 2, ..session(6, BOTH)? };
     let mut total = Figures::default();
     let all: Vec<Rules> =
         of_iptables().filter(|rules| rules.mark == "none" && rules.legacy == rules.nft.is_empty()).collect();
