@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use crate::process::cargo;
 use crate::{bench, build, places, process, setup, tidy, vm};
@@ -26,15 +27,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     step(&["fmt", "--all", "--check"])?;
     let object = build::Options { object_only: true, ..options.build.clone() };
     timed("the kernel programs", || build::run(&object).map(drop))?;
-    step(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])?;
-    step(&["test", "--quiet"])?;
-    native(&options.build)?;
+    let check = || {
+        step(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])?;
+        step(&["test", "--quiet"])
+    };
     if options.no_vm {
+        check()?;
+        native(&options.build)?;
         return Ok(ExitCode::SUCCESS);
     }
     // Emulated, an unoptimised reader falls behind.
     let release = build::Options { release: true, ..options.build.clone() };
-    let built = timed("the programs for the guests", || build::run(&release))?;
+    let ((), built) = at_once(check, || timed("the programs for the guests", || build::run(&release)))?;
+    native(&options.build)?;
     // The same program without a shared library is another program to the kernel.
     let old_kernel = ["test", "--quiet", "--package", "nftracer", "--test", "old_kernel"];
     step_with(&old_kernel, &[("NFTRACER", built.program("nftracer"))])?;
@@ -42,12 +47,26 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if passed != ExitCode::SUCCESS {
         return Ok(passed);
     }
+    // One after the other: what else keeps this machine busy is seen in the figures.
     let passed =
         timed("a guest that counts instructions", || vm::run(&vm::Options::counted_tests(&release)))?;
     if passed != ExitCode::SUCCESS {
         return Ok(passed);
     }
     timed("bench", || bench::run(&bench::Options::quick_check()))
+}
+
+/// Does two things, of which each leaves CPUs idle, at the same time.
+fn at_once<A: Send, B>(
+    first: impl FnOnce() -> Result<A> + Send,
+    second: impl FnOnce() -> Result<B>,
+) -> Result<(A, B)> {
+    thread::scope(|scope| {
+        let first = scope.spawn(first);
+        let second = second();
+        let first = first.join().map_err(|_| anyhow!("a thread panicked"))?;
+        Ok((first?, second?))
+    })
 }
 
 /// What needs no probes, and network namespaces of this machine, for which one has to be root.
