@@ -51,7 +51,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 200)]
     rulesets: usize,
     /// How many packets a test sends at least
-    #[arg(long, default_value_t = 7_200)]
+    #[arg(long, default_value_t = 8_000)]
     packets: usize,
     /// Where randomness begins
     #[arg(long, default_value_t = 1)]

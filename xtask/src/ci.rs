@@ -27,19 +27,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     step(&["fmt", "--all", "--check"])?;
     let object = build::Options { object_only: true, ..options.build.clone() };
     timed("the kernel programs", || build::run(&object).map(drop))?;
-    let check = || {
-        step(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])?;
-        step(&["test", "--quiet"])
-    };
-    if options.no_vm {
-        check()?;
-        native(&options.build)?;
-        return Ok(ExitCode::SUCCESS);
-    }
     // Emulated, an unoptimised reader falls behind.
     let release = build::Options { release: true, ..options.build.clone() };
-    let ((), built) = at_once(check, || timed("the programs for the guests", || build::run(&release)))?;
+    let built = thread::scope(|scope| -> Result<_> {
+        // Most of it is one crate in one piece, which leaves a CPU for what else has to be compiled.
+        let build = || timed("the programs for the guests", || build::run(&release));
+        let building = (!options.no_vm).then(|| scope.spawn(build));
+        step(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])?;
+        step(&["test", "--quiet"])?;
+        let Some(building) = building else { return Ok(None) };
+        building.join().map_err(|_| anyhow!("the build's thread panicked"))?.map(Some)
+    })?;
     native(&options.build)?;
+    let Some(built) = built else { return Ok(ExitCode::SUCCESS) };
     // The same program without a shared library is another program to the kernel.
     let old_kernel = ["test", "--quiet", "--package", "nftracer", "--test", "old_kernel"];
     step_with(&old_kernel, &[("NFTRACER", built.program("nftracer"))])?;
@@ -54,19 +54,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         return Ok(passed);
     }
     timed("bench", || bench::run(&bench::Options::quick_check()))
-}
-
-/// Does two things, of which each leaves CPUs idle, at the same time.
-fn at_once<A: Send, B>(
-    first: impl FnOnce() -> Result<A> + Send,
-    second: impl FnOnce() -> Result<B>,
-) -> Result<(A, B)> {
-    thread::scope(|scope| {
-        let first = scope.spawn(first);
-        let second = second();
-        let first = first.join().map_err(|_| anyhow!("a thread panicked"))?;
-        Ok((first?, second?))
-    })
 }
 
 /// What needs no probes, and network namespaces of this machine, for which one has to be root.
